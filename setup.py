@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parent
 
 
 def read_version() -> str:
-    """The version written in fastmeta/__init__.py, read as text: importing it would need torch at build time."""
+    """The version written in fastmeta/__init__.py, as text: an import would need torch to build."""
     text = (ROOT / "fastmeta" / "__init__.py").read_text(encoding="utf-8")
     match = re.search(r'^__version__ = "([^"]+)"$', text, re.MULTILINE)
     if match is None:

@@ -1,1 +1,1 @@
-"""Triton kernels, one file per op, under the names of `fastmeta/ops`. README.md holds naming and derivations."""
+"""Triton kernels, one file per op, named as in `fastmeta/ops`; README.md holds naming and derivations."""
