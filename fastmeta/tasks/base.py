@@ -1,0 +1,48 @@
+"""What every family of tasks offers: batches of episodes, sampled on one device."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Episodes(NamedTuple):
+    """A meta-batch in the order the algorithms take it: `maml(*family.sample(tasks, generator))`.
+
+    Support tensors are [T, N, ...], query tensors [T, M, ...], all on one device.
+    """
+
+    support_x: Tensor
+    support_y: Tensor
+    query_x: Tensor
+    query_y: Tensor
+
+
+class TaskFamily(Protocol):
+    """A distribution over tasks. Training and evaluation need nothing else of it."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the episodes are sampled and where they lie."""
+        ...
+
+    def sample(self, tasks: int, generator: torch.Generator) -> Episodes:
+        """Draw `tasks` independent episodes. The same generator state gives the same episodes."""
+        ...
+
+
+def check_count(name: str, value: int, *, minimum: int = 1) -> None:
+    """Raise ValueError unless `value` is an integer of at least `minimum`."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}")
+
+
+def check_generator(generator: torch.Generator, device: torch.device) -> None:
+    """Raise ValueError unless `generator` draws on `device`."""
+    if generator.device.type != device.type:
+        raise ValueError(
+            f"generator must live on the family's device {device}, got one on {generator.device}; "
+            f"make it with torch.Generator(device={str(device)!r})"
+        )
