@@ -1,0 +1,295 @@
+"""MAML, first-order MAML and Reptile over all tasks of a meta-batch at once: thin modules over the engine."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from . import reference
+from .autograd import Adapt, Apply, MetaStep
+from .batch import TaskBatch, check_batch, check_options, check_query, finite_tasks, warn_running_statistics
+from .engine import MetaGradient
+from .explain import explain
+from .inner import SGD, InnerOptimizer
+from .losses import Loss
+from .session import Session, Sessions
+
+Tree = Any  # a tensor, or a tuple or dict of tensors
+
+
+@dataclass(frozen=True)
+class MetaOutput:
+    """What a meta-step gives.
+
+    Attributes:
+        loss: mean of `task_losses` over the tasks that stayed finite; `loss.backward()` gives the meta-gradient.
+        task_losses: [T] query losses after adaptation, differentiable.
+        outputs: the module's query outputs [T, M, ...], for metrics; not differentiable (use `adapt` for that).
+        finite: [T] bool. False: the task's support data, inner loop or loss holds a NaN or infinity; the task is
+            left out of `loss` and of the meta-gradient. On a CPU a RuntimeWarning names it.
+    """
+
+    loss: Tensor
+    task_losses: Tensor
+    outputs: Tree
+    finite: Tensor
+
+
+class Learners:
+    """All tasks' adapted networks. Call them on query inputs [T, M, ...]; differentiable in the meta-parameters."""
+
+    def __init__(self, run: Callable[[Tree], Tree], params: dict[str, Tensor], finite: Tensor, module: nn.Module) -> None:
+        self._run = run
+        self._params = params
+        self._module = module
+        self.finite = finite  # [T] bool, as MetaOutput.finite
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Fast weights φ_K: {name: [T, *shape]}, differentiable in the meta-parameters."""
+        return dict(self._params)
+
+    def __call__(self, query_x: Tree) -> Tree:
+        """The module's outputs [T, M, ...] at each task's fast weights."""
+        check_query(query_x, tasks=self.finite.shape[0], module=self._module)
+        return self._run(query_x)
+
+
+class MetaLearner(nn.Module):
+    """Common part of MAML, FOMAML and Reptile.
+
+    Args:
+        model: the network θ; its own parameters receive the gradients. Inputs may be a tensor, a tuple (positional
+            arguments) or a dict (keyword arguments) of tensors; so may outputs.
+        inner_loss: (outputs, targets) of one task → scalar, a mean over the task's samples.
+        inner_optimizer: `fastmeta.SGD` or `fastmeta.Adam`.
+        inner_steps: K ≥ 0.
+        outer_loss: the query loss; None takes the inner loss.
+        inner_batch_size: step k sees the k-th slice of so many support samples, cyclically. None: all of them.
+        backend: "torch" (plain ops, any device), "triton" (kernels, or an error), "reference" (one task at a time by
+            autograd), or "auto", which chooses and says why in `explain()`.
+        compile: send the whole meta-step, second order included, through `torch.compile(fullgraph=True)`.
+        memory: "save" keeps each inner step's activations for the adjoint, "recompute" only the fast weights.
+        task_chunk: tasks that run at once; None chooses. Results do not depend on it.
+        bn_statistics: batch norm normalises query samples by the statistics of the query batch ("batch", as the MAML
+            paper does: transductive) or of the task's support batch ("support").
+        precision: of matrix products. "float32" is IEEE single (and float64 in a float64 module); "tf32" lets a GPU's
+            tensor cores round operands to 10 bits; "bfloat16" to 7. Sums and fast weights stay in float32.
+
+    Raises:
+        TypeError, ValueError: an option out of range; the message lists what is legal.
+    """
+
+    order: ClassVar[Literal["exact", "first", "reptile"]]
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        inner_loss: Loss = F.cross_entropy,
+        inner_optimizer: InnerOptimizer = SGD(lr=0.01),  # noqa: B008  frozen
+        inner_steps: int = 1,
+        outer_loss: Loss | None = None,
+        inner_batch_size: int | None = None,
+        backend: Literal["auto", "torch", "triton", "reference"] = "auto",
+        compile: bool = False,  # noqa: A002  the name torch uses
+        memory: Literal["save", "recompute"] = "save",
+        task_chunk: int | None = None,
+        bn_statistics: Literal["batch", "support"] = "batch",
+        precision: Literal["float32", "tf32", "bfloat16"] = "float32",
+    ) -> None:
+        check_options(
+            module=model, inner_loss=inner_loss, outer_loss=outer_loss, inner_optimizer=inner_optimizer,
+            inner_steps=inner_steps, inner_batch_size=inner_batch_size, backend=backend, compile=compile,
+            memory=memory, task_chunk=task_chunk, bn_statistics=bn_statistics, precision=precision,
+        )  # fmt: skip
+        super().__init__()
+        self.module = model
+        self.inner_loss = inner_loss
+        self.inner_optimizer = inner_optimizer
+        self.inner_steps = inner_steps
+        self.outer_loss = inner_loss if outer_loss is None else outer_loss
+        self.inner_batch_size = inner_batch_size
+        self.backend = backend
+        self.compile_step = compile
+        self.memory = memory
+        self.task_chunk = task_chunk
+        self.bn_statistics = bn_statistics
+        self.precision = precision
+        self._sessions = Sessions()
+
+    def forward(
+        self, support_x: Tree, support_y: Tree = None, query_x: Tree = None, query_y: Tree = None
+    ) -> MetaOutput:
+        """One meta-step over all tasks: adapt on the support sets, evaluate on the query sets.
+
+        Args:
+            support_x, support_y: inputs and targets [T, N, ...]; targets may be None.
+            query_x, query_y: inputs and targets [T, M, ...]. Reptile runs without them, on the support set.
+
+        Raises:
+            TypeError, ValueError: shapes, dtypes, devices or labels that do not fit; the message names the argument.
+        """
+        batch = self._check(TaskBatch(support_x, support_y, query_x, query_y), query_required=self.order != "reptile")
+        if batch.query_x is None:
+            batch = TaskBatch(batch.support_x, batch.support_y, batch.support_x, batch.support_y)
+        if self.backend == "reference":
+            return self._reference_step(batch)
+        session = self._session(batch)
+        params = self._trainable()
+        finite: list[Tensor] = []
+
+        def run() -> MetaGradient:
+            result = session.meta_step(keep=True)
+            assert result.lam is not None
+            finite.append(finite_tasks(batch.support_x, result.losses, result.lam))
+            return result._replace(lam=torch.where(finite[0].unsqueeze(1), result.lam, 0.0))
+
+        with session.numerics():
+            if torch.is_grad_enabled():
+                losses, *outputs = MetaStep.apply(run, session.layout, *params)  # pyright: ignore[reportGeneralTypeIssues]
+            else:
+                losses, outputs, _ = session.meta_step(keep=False)
+                finite.append(finite_tasks(batch.support_x, losses))
+        return self._output(losses, session.output_tree(outputs), finite[0])
+
+    def adapt(self, support_x: Tree, support_y: Tree = None, *, steps: int | None = None) -> Learners:
+        """Adapts the network to every task's support set; the learners can be called, differentiably in θ.
+
+        Args:
+            support_x, support_y: inputs and targets [T, N, ...].
+            steps: inner steps; None takes `inner_steps`.
+
+        First-order MAML's and Reptile's learners pass gradients on to θ as they are: ∂φ_K/∂θ is the identity.
+        """
+        if steps is not None and (not isinstance(steps, int) or steps < 0):
+            raise ValueError(f"steps must be an integer of at least 0 or None (inner_steps), got {steps!r}")
+        steps = self.inner_steps if steps is None else steps
+        batch = self._check(TaskBatch(support_x, support_y), query_required=False)
+        if self.backend == "reference":
+            return self._reference_learners(batch, steps)
+        session = self._session(batch, steps=steps)
+        with session.numerics():
+            if torch.is_grad_enabled():
+                phi = Adapt.apply(lambda: session.adapt(keep=True), session.layout, *self._trainable())
+                assert isinstance(phi, Tensor)
+            else:
+                phi, _ = session.adapt(keep=False)
+        finite = finite_tasks(batch.support_x, phi)
+        self._warn(finite)
+        return Learners(lambda x: self._run(session, phi, x), session.layout.named(phi), finite, self.module)
+
+    def _run(self, session: Session, phi: Tensor, query_x: Tree) -> Tree:
+        session = session.on(query_x)
+        with session.numerics():
+            if torch.is_grad_enabled() and phi.requires_grad:
+                outputs = Apply.apply(lambda: session.apply(phi.detach()), phi)
+            else:
+                outputs, _ = session.apply(phi)
+        return session.output_tree(outputs)
+
+    def explain(self) -> str:
+        """How the model runs and why: the backend, then op by op what has its own sweeps and what is opaque."""
+        return explain(self)
+
+    # ----------------------------------------------------------------------------------------------------------------
+
+    def _check(self, batch: TaskBatch, *, query_required: bool) -> TaskBatch:
+        check_batch(
+            batch, module=self.module, inner_loss=self.inner_loss, outer_loss=self.outer_loss,
+            inner_batch_size=self.inner_batch_size, query_required=query_required,
+        )  # fmt: skip
+        warn_running_statistics(self.module, stacklevel=4)
+        return batch
+
+    def _session(self, batch: TaskBatch, *, steps: int | None = None) -> Session:
+        return self._sessions.open(self, batch, self.inner_steps if steps is None else steps)
+
+    def _trainable(self) -> list[nn.Parameter]:
+        return [p for p in self.module.parameters() if p.requires_grad]
+
+    def _output(self, losses: Tensor, outputs: Tree, finite: Tensor) -> MetaOutput:
+        self._warn(finite)
+        # where, not a product: 0 · NaN is NaN. Without any finite task 0 / 0 makes the loss NaN, for all to see.
+        loss = torch.where(finite, losses, 0.0).sum() / finite.sum()
+        return MetaOutput(loss, losses, outputs, finite)
+
+    @staticmethod
+    def _warn(finite: Tensor) -> None:
+        """Names the tasks that diverged, where looking does not make a device wait."""
+        if finite.device.type == "cpu" and not bool(finite.all()):
+            tasks = (~finite).nonzero().flatten().tolist()
+            warnings.warn(
+                f"non-finite values in task(s) {tasks}: their support data holds NaN or infinity, or their inner loop "
+                "diverged. They are left out of the loss and of the meta-gradient (see `finite`); lower the inner "
+                "learning rate, or check the data",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+
+    # The reference: the same results by autograd, one task at a time. ---------------------------------------------
+
+    def _reference_learners(self, batch: TaskBatch, steps: int) -> Learners:
+        params = reference.adapt(
+            self.module, inner_loss=self.inner_loss, inner_optimizer=self.inner_optimizer, steps=steps,
+            support_x=batch.support_x, support_y=batch.support_y, inner_batch_size=self.inner_batch_size,
+            first_order=self.order != "exact",
+        )  # fmt: skip
+        finite = finite_tasks(batch.support_x, params)
+
+        def run(query_x: Tree) -> Tree:
+            return reference.apply(
+                self.module, params, query_x, support_x=batch.support_x, bn_statistics=self.bn_statistics
+            )
+
+        return Learners(run, params, finite, self.module)
+
+    def _reference_step(self, batch: TaskBatch) -> MetaOutput:
+        learners = self._reference_learners(batch, self.inner_steps)
+        outputs = learners(batch.query_x)
+        losses = reference.task_losses(self.outer_loss, outputs, batch.query_y)
+        if self.order == "reptile" and torch.is_grad_enabled():
+            losses = losses.detach() + _pull(dict(self.module.named_parameters()), learners.parameters())
+        outputs = pytree.tree_map(lambda y: y.detach(), outputs)
+        finite = learners.finite & finite_tasks(losses)
+        return self._output(losses, outputs, finite)
+
+
+def _pull(theta: dict[str, nn.Parameter], phi: dict[str, Tensor]) -> Tensor:
+    """Zero [T] whose gradient with respect to θ is θ − φ_K of each task."""
+    terms = []
+    for name, fast in phi.items():
+        distance = (theta[name] - fast).detach()
+        terms.append(((theta[name] - theta[name].detach()) * distance).flatten(1).sum(1))
+    return torch.stack(terms).sum(0)
+
+
+class MAML(MetaLearner):
+    """Model-agnostic meta-learning with the exact meta-gradient, through every inner step (Finn et al. 2017, eq. 1).
+
+    The arguments are those of `MetaLearner`.
+    """
+
+    order = "exact"
+
+
+class FOMAML(MetaLearner):
+    """First-order MAML: the query gradient at φ_K stands for the meta-gradient (Finn et al. 2017, section 5.2)."""
+
+    order = "first"
+
+
+class Reptile(MetaLearner):
+    """Reptile (Nichol et al. 2018): the loss carries θ − mean φ_K as its gradient, by definition.
+
+    With `torch.optim.SGD(lr=ε)` outside this is θ ← θ + ε mean(φ_K − θ), classic Reptile; Adam works as well. The
+    query set serves `outputs` and the loss's value only; without one the support set does.
+    """
+
+    order = "reptile"

@@ -1,0 +1,96 @@
+"""The engine as differentiable PyTorch operations: adapt, apply, and the two with a loss between them in one.
+
+Gradients reach `.grad` of the module's own parameters, so optimisers, gradient clipping, schedulers, DDP and loggers
+need no change. The meta-gradient itself cannot be differentiated again, which raises.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from .layout import Layout
+
+_ONCE = (
+    "fastmeta's meta-gradient is computed, not recorded, and cannot be differentiated again. "
+    'Use backend="reference" for derivatives of the meta-gradient'
+)
+
+
+class _OnlyOnce(Function):
+    """Identity whose backward says why there is none."""
+
+    @staticmethod
+    def forward(ctx: Any, *tensors: Tensor) -> tuple[Tensor, ...]:
+        return tuple(t.view_as(t) for t in tensors)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        raise RuntimeError(_ONCE)
+
+
+def _only_once(values: tuple[Tensor, ...], sources: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """`values` (computed without a graph) with a graph to `sources` that raises, where create_graph=True asks for one."""
+    if not torch.is_grad_enabled():
+        return values
+    return _OnlyOnce.apply(*values, *sources)[: len(values)]  # pyright: ignore[reportReturnType, reportOptionalSubscript]
+
+
+class MetaStep(Function):
+    """(θ) → task losses [T], outputs: the meta-gradient of every task is already there when forward returns."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Callable[[], Any], layout: Layout, *params: Tensor) -> tuple[Tensor, ...]:
+        result = run()
+        ctx.layout = layout
+        ctx.save_for_backward(result.lam, *params)
+        ctx.mark_non_differentiable(*result.outputs)
+        return (result.losses, *result.outputs)
+
+    @staticmethod
+    def backward(ctx: Any, d_losses: Tensor, *_: Any) -> Any:
+        lam, *params = ctx.saved_tensors
+        with torch.no_grad():
+            flat = (d_losses @ lam).unsqueeze(0)
+            grads = tuple(g.squeeze(0) for g in ctx.layout.views(flat))
+        return (None, None, *_only_once(grads, (d_losses, *params)))
+
+
+class Adapt(Function):
+    """(θ) → φ_K [T, P]; the backward is the adjoint recursion. `run` gives φ_K and a function λ_K → λ_0."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Callable[[], Any], layout: Layout, *params: Tensor) -> Tensor:
+        phi, ctx.adjoint = run()
+        ctx.layout = layout
+        ctx.save_for_backward(*params)
+        return phi
+
+    @staticmethod
+    def backward(ctx: Any, lam: Tensor) -> Any:
+        with torch.no_grad():
+            flat = ctx.adjoint(lam).sum(0, keepdim=True)
+            grads = tuple(g.squeeze(0) for g in ctx.layout.views(flat))
+        return (None, None, *_only_once(grads, (lam, *ctx.saved_tensors)))
+
+
+class Apply(Function):
+    """(φ [T, P]) → outputs [T, M, ...]; the backward is one sweep. `run` gives outputs and a function d outputs → dφ."""
+
+    @staticmethod
+    def forward(ctx: Any, run: Callable[[], Any], phi: Tensor) -> tuple[Tensor, ...]:
+        outputs, ctx.pullback = run()
+        ctx.save_for_backward(phi)
+        ctx.mark_non_differentiable(*(y for y in outputs if not y.dtype.is_floating_point))
+        return tuple(outputs)
+
+    @staticmethod
+    def backward(ctx: Any, *d_outputs: Tensor) -> Any:
+        with torch.no_grad():
+            d_phi = ctx.pullback(list(d_outputs))
+        (d_phi,) = _only_once((d_phi,), (*(d for d in d_outputs if d is not None), *ctx.saved_tensors))
+        return None, d_phi

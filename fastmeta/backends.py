@@ -1,0 +1,133 @@
+"""Which implementation runs a program, and why: plain torch ops, eager or compiled, or Triton kernels.
+
+A backend runs the engine's functions on slices of the tasks and puts the results together. The slices bound memory,
+and on a CPU they keep a slice's activations in the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .compiled import Compiled
+from .engine import Context, Data, Engine, MetaGradient
+
+BACKENDS = ("auto", "torch", "triton", "reference")
+
+# Bytes of activations that a slice of tasks may hold on a CPU. On 2 cores with 32 MiB of shared cache, sinusoid
+# MLPs run fastest at 8 to 32 MiB a slice and Conv4 with one task at a time; one task is always allowed.
+_CPU_SLICE_BYTES = 8 * 2**20
+
+
+def choose(requested: str, device: torch.device) -> tuple[str, str]:
+    """(backend, why) for what the user asked for.
+
+    Raises:
+        RuntimeError: "triton" was asked for and no kernel takes the program.
+    """
+    if requested == "triton":
+        import triton
+
+        interpreted = triton.knobs.runtime.interpret
+        if device.type != "cuda" and not interpreted:
+            raise RuntimeError(
+                f'backend="triton" needs a CUDA device or Triton\'s interpreter mode; the module is on {device} and '
+                'TRITON_INTERPRET is not set. Move the module to a GPU, or use backend="auto" or "torch"'
+            )
+        raise RuntimeError(
+            'backend="triton": this version has no kernel that takes this program. Use backend="auto" or "torch"'
+        )
+    if requested == "auto":
+        return "torch", "no Triton kernel takes this program"
+    return requested, "asked for"
+
+
+class TorchBackend:
+    """The engine on torch ops, on any device.
+
+    Args:
+        engine: the engine for one set of shapes.
+        chunk: tasks a slice; None chooses.
+        compiled: send each whole function through `torch.compile(fullgraph=True)`.
+    """
+
+    def __init__(self, engine: Engine, *, chunk: int | None, compiled: bool) -> None:
+        self.chunk = chunk
+        if compiled:  # between two compiled functions only the trajectory travels
+            engine = replace(engine, loop=replace(engine.loop, recompute=True))
+        self.engine = engine
+
+        def ready(function: Callable[..., Any]) -> Callable[..., Any]:
+            return Compiled(function) if compiled else function
+
+        self._evaluate = ready(partial(engine.meta_step, keep=False))
+        self._meta_step = ready(partial(engine.meta_step, keep=True))
+        self._adapt_only = ready(partial(engine.adapt, keep=False))
+        self._adapt = ready(partial(engine.adapt, keep=True))
+        self._adjoint = ready(engine.loop.adjoint)
+        self._forward = ready(engine.outer.outputs)
+        self._pullback = ready(engine.outer.pullback)
+
+    def slices(self, tasks: int, device: torch.device) -> list[slice]:
+        """Slices of the tasks, of at most two different sizes."""
+        chunk = self.chunk
+        if chunk is None:
+            chunk = tasks if device.type != "cpu" else self._cache_chunk(tasks)
+        count = -(-tasks // min(chunk, tasks))
+        bounds = [i * tasks // count for i in range(count + 1)]
+        return [slice(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
+
+    def _cache_chunk(self, tasks: int) -> int:
+        plans = (self.engine.loop.objective.plan, self.engine.outer.plan)
+        return max(1, min(tasks, _CPU_SLICE_BYTES // max(plan.bytes_per_task for plan in plans)))
+
+    def meta_step(self, theta: Tensor, support: Data, query: Data, context: Context, *, keep: bool) -> MetaGradient:
+        """Losses [T], outputs and, where `keep` says so, λ_0 [T, P] of all tasks."""
+        run = self._meta_step if keep else self._evaluate
+        slices = self.slices(context.keys.shape[0], theta.device)
+        parts = [run(theta, support.take(s, 0), query.take(s, 0), context.take(s)) for s in slices]
+        if len(parts) == 1:
+            return parts[0]
+        losses, outputs, lams = zip(*parts, strict=True)
+        return MetaGradient(
+            torch.cat(losses), [torch.cat(ys) for ys in zip(*outputs, strict=True)], torch.cat(lams) if keep else None
+        )
+
+    def adapt(
+        self, theta: Tensor, support: Data, context: Context, *, keep: bool
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """φ_K [T, P], and the function λ_K → λ_0, which may be called again."""
+        slices = self.slices(context.keys.shape[0], theta.device)
+        data = [(support.take(s, 0), context.take(s)) for s in slices]
+        run = self._adapt if keep else self._adapt_only
+        results = [run(theta, *given) for given in data]
+
+        def adjoint(lam: Tensor) -> Tensor:
+            if self.engine.order != "exact":
+                return lam
+            parts = zip(results, data, slices, strict=True)
+            return torch.cat([self._adjoint(trajectory, *given, lam[s]) for (_, trajectory), given, s in parts])
+
+        return torch.cat([phi for phi, _ in results]), adjoint
+
+    def apply(
+        self, phi: Tensor, inputs: tuple[Tensor, ...], context: Context
+    ) -> tuple[list[Tensor], Callable[[list[Tensor | None]], Tensor]]:
+        """Outputs [T, M, ...] at φ [T, P], and the function of their cotangents to φ's, which computes them again."""
+        slices = self.slices(context.keys.shape[0], phi.device)
+
+        def given(s: slice) -> tuple[Any, ...]:
+            return phi[s], tuple(x[s] for x in inputs), context.take(s)
+
+        parts = [self._forward(*given(s)) for s in slices]
+
+        def pullback(d_outputs: list[Tensor | None]) -> Tensor:
+            ds = [[None if d is None else d[s] for d in d_outputs] for s in slices]
+            return torch.cat([self._pullback(*given(s), d) for s, d in zip(slices, ds, strict=True)])
+
+        return [torch.cat(ys) for ys in zip(*parts, strict=True)], pullback

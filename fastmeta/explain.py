@@ -1,0 +1,54 @@
+"""What `explain()` says: which backend runs a model and why, and op by op how."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from .backends import choose
+from .ops.opaque import Opaque
+from .plan import Plan
+
+if TYPE_CHECKING:
+    from .algorithms import MetaLearner
+
+
+def explain(learner: MetaLearner) -> str:
+    """A report of a meta-learner: a line per op after the first call, a line on tracing before it."""
+    program = learner._sessions.program(learner)
+    backend, why = choose(learner.backend, program.layout.device)
+    lines = [
+        f"{type(learner).__name__}, {learner.inner_steps} inner step(s), {learner.inner_optimizer}",
+        f"backend: {backend} ({why})" + (", compiled whole" if learner.compile_step else ""),
+        f"parameters: {sum(s.numel() for s in program.layout.shapes):,} trainable, in one buffer of "
+        f"{program.layout.size:,} a task",
+    ]
+    if backend == "reference":
+        return "\n".join([*lines, "one task at a time, autograd through the unrolled loop"])
+    if program.untraceable:
+        lines.append(f"the whole module is one opaque op: {program.untraceable}")
+    last = learner._sessions.last
+    if last is None:
+        return "\n".join([*lines, "the plan is made for the shapes of the first batch: call explain() after it"])
+    lines += [f"memory: {learner.memory}" + ("" if last.chunk is None else f", {last.chunk} task(s) at a time")]
+    lines += ["inner loop:", *_table(last.engine.loop.objective.plan), f"  loss: {_loss(last.engine.loop.objective.loss)}"]
+    if last.engine.outer.loss is not None:
+        lines += ["query pass:", *_table(last.engine.outer.plan), f"  loss: {_loss(last.engine.outer.loss)}"]
+    return "\n".join(lines)
+
+
+def _table(plan: Plan) -> list[str]:
+    width = max((len(node.label) for node in plan.nodes), default=0)
+    rows = []
+    for node in plan.nodes:
+        opaque = isinstance(node.op, Opaque)
+        how = f"opaque through torch.func: {node.why}" if opaque else "own sweeps"
+        if not node.active:
+            how += ", constant (no trainable parameter before it)"
+        rows.append(f"  {node.label:<{width}}  {node.op.name:<14} {how}")
+    return rows
+
+
+def _loss(op: object) -> str:
+    if isinstance(op, Opaque):
+        return f"{op.title}, opaque through torch.func"
+    return f"{type(op).__name__}, own sweeps"

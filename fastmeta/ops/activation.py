@@ -1,0 +1,166 @@
+"""Pointwise activations: value, first and second derivative. Any shape [T, ...].
+
+y_dot = f'(x) x_dot;  dx = f'(x) dy;  dx_dot = f'(x) dy_dot + f''(x) x_dot dy. Where f is piecewise linear f'' is zero,
+also at its kinks, as PyTorch has it: relu'(0) = 0.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .base import MaybeTensors, Needs, Op, Saved
+
+_aten = torch.ops.aten
+
+
+@dataclass(frozen=True)
+class Kind:
+    """value(x, *args) = f; slope = f'; curvature = f'', or None where f is piecewise linear."""
+
+    value: Callable[..., Tensor]
+    slope: Callable[..., Tensor]
+    curvature: Callable[..., Tensor] | None
+    monotone: bool  # non-decreasing: commutes with max-pooling
+
+
+def _elu_slope(x: Tensor, alpha: float) -> Tensor:
+    return torch.where(x > 0, 1.0, alpha * x.clamp(max=0).exp())
+
+
+def _elu_curvature(x: Tensor, alpha: float) -> Tensor:
+    return torch.where(x > 0, 0.0, alpha * x.clamp(max=0).exp())
+
+
+def _normal_cdf(x: Tensor) -> Tensor:
+    return 0.5 * (1.0 + torch.erf(x * math.sqrt(0.5)))
+
+
+def _normal_pdf(x: Tensor) -> Tensor:
+    return torch.exp(-0.5 * x * x) * (1.0 / math.sqrt(2.0 * math.pi))
+
+
+_GELU_SCALE, _GELU_CUBE = math.sqrt(2.0 / math.pi), 0.044715  # Hendrycks & Gimpel 2016, tanh form
+
+
+def _gelu_tanh_slope(x: Tensor) -> Tensor:
+    t = torch.tanh(_GELU_SCALE * (x + _GELU_CUBE * x**3))
+    u1 = _GELU_SCALE * (1.0 + 3.0 * _GELU_CUBE * x * x)
+    return 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * u1
+
+
+def _gelu_tanh_curvature(x: Tensor) -> Tensor:
+    t = torch.tanh(_GELU_SCALE * (x + _GELU_CUBE * x**3))
+    u1 = _GELU_SCALE * (1.0 + 3.0 * _GELU_CUBE * x * x)
+    u2 = _GELU_SCALE * 6.0 * _GELU_CUBE * x
+    return (1.0 - t * t) * (u1 + 0.5 * x * (u2 - 2.0 * t * u1 * u1))
+
+
+def _silu_slope(x: Tensor) -> Tensor:
+    s = torch.sigmoid(x)
+    return s * (1.0 + x * (1.0 - s))
+
+
+def _silu_curvature(x: Tensor) -> Tensor:
+    s = torch.sigmoid(x)
+    return s * (1.0 - s) * (2.0 + x * (1.0 - 2.0 * s))
+
+
+def _tanh_slope(x: Tensor) -> Tensor:
+    return 1.0 - torch.tanh(x).square()
+
+
+def _tanh_curvature(x: Tensor) -> Tensor:
+    t = torch.tanh(x)
+    return -2.0 * t * (1.0 - t * t)
+
+
+def _sigmoid_slope(x: Tensor) -> Tensor:
+    s = torch.sigmoid(x)
+    return s * (1.0 - s)
+
+
+def _sigmoid_curvature(x: Tensor) -> Tensor:
+    s = torch.sigmoid(x)
+    return s * (1.0 - s) * (1.0 - 2.0 * s)
+
+
+def _softplus_slope(x: Tensor, beta: float, threshold: float) -> Tensor:
+    return torch.where(beta * x > threshold, 1.0, torch.sigmoid(beta * x))
+
+
+def _softplus_curvature(x: Tensor, beta: float, threshold: float) -> Tensor:
+    s = torch.sigmoid(beta * x)
+    return torch.where(beta * x > threshold, 0.0, beta * s * (1.0 - s))
+
+
+KINDS: dict[str, Kind] = {
+    "identity": Kind(lambda x: x, torch.ones_like, None, True),
+    "relu": Kind(torch.relu, lambda x: (x > 0).to(x.dtype), None, True),
+    "leaky_relu": Kind(F.leaky_relu, lambda x, a: torch.where(x > 0, 1.0, a).to(x.dtype), None, True),
+    "elu": Kind(F.elu, _elu_slope, _elu_curvature, True),
+    "gelu": Kind(F.gelu, lambda x: _normal_cdf(x) + x * _normal_pdf(x), lambda x: _normal_pdf(x) * (2.0 - x * x), False),
+    "gelu_tanh": Kind(lambda x: F.gelu(x, approximate="tanh"), _gelu_tanh_slope, _gelu_tanh_curvature, False),
+    "silu": Kind(F.silu, _silu_slope, _silu_curvature, False),
+    "tanh": Kind(torch.tanh, _tanh_slope, _tanh_curvature, True),
+    "sigmoid": Kind(torch.sigmoid, _sigmoid_slope, _sigmoid_curvature, True),
+    "softplus": Kind(F.softplus, _softplus_slope, _softplus_curvature, True),
+    "sin": Kind(torch.sin, torch.cos, lambda x: -torch.sin(x), False),
+}
+
+
+@dataclass(frozen=True)
+class Activation(Op):
+    """f applied to every element; `kind` is a key of `KINDS`, `args` its parameters (slope, alpha, ...)."""
+
+    kind: str
+    args: tuple[float, ...] = ()
+
+    @property
+    def monotone(self) -> bool:
+        """Whether f commutes with max-pooling (a negative leaky slope would break it)."""
+        return KINDS[self.kind].monotone and (not self.args or self.args[0] > 0)
+
+    @property
+    def curved(self) -> bool:
+        return KINDS[self.kind].curvature is not None
+
+    def value(self, x: Tensor) -> Tensor:
+        return KINDS[self.kind].value(x, *self.args)
+
+    def times_slope(self, x: Tensor, d: Tensor) -> Tensor:
+        """f'(x) d."""
+        if self.kind == "relu":  # one fused pass instead of a comparison, a cast and a product
+            return _aten.threshold_backward(d, x, 0.0)
+        if self.kind == "identity":
+            return d
+        return KINDS[self.kind].slope(x, *self.args) * d
+
+    def times_curvature(self, x: Tensor, d: Tensor) -> Tensor | None:
+        """f''(x) d, `None` where f is piecewise linear."""
+        curvature = KINDS[self.kind].curvature
+        return None if curvature is None else curvature(x, *self.args) * d
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Saved]:
+        (x,) = inputs
+        y = self.value(x)
+        # relu's slope reads from its output as well as from its input, and the output lives on in the next op
+        return y, y if self.kind == "relu" else x
+
+    def backward(self, saved: Saved, dy: Tensor, needs: Needs) -> MaybeTensors:
+        return (self.times_slope(saved, dy),)
+
+    def forward_dot(self, saved: Saved, inputs_dot: MaybeTensors) -> tuple[Tensor, Saved]:
+        (x_dot,) = inputs_dot
+        assert x_dot is not None, "an op without any tangent is not swept"
+        return self.times_slope(saved, x_dot), x_dot
+
+    def backward_dot(self, saved: Saved, saved_dot: Saved, dy: Tensor, dy_dot: Tensor, needs: Needs) -> MaybeTensors:
+        dx_dot = self.times_slope(saved, dy_dot)
+        bend = self.times_curvature(saved, saved_dot * dy) if self.curved else None
+        return (dx_dot if bend is None else dx_dot + bend,)

@@ -1,0 +1,142 @@
+"""The contract of every operation: four sweeps, batched over tasks.
+
+A sweep takes and gives tensors whose first dimension is the task. Parameters are inputs like any other, so a
+computed weight (weight standardisation, a hypernetwork) or a tied one needs nothing special. A tangent that is
+identically zero is `None`, which lets a first layer skip half of its work.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+Saved = Any  # what a sweep keeps for the next one: private to each op
+Needs = tuple[bool, ...]  # which inputs depend on a trainable parameter and so want a cotangent
+MaybeTensors = tuple[Tensor | None, ...]
+
+
+class Op:
+    """One differentiable operation. Subclasses are stateless: every tensor is an argument.
+
+    Shapes below are per task; every tensor carries the task dimension T in front of them.
+    """
+
+    @property
+    def name(self) -> str:
+        """The op's file in `fastmeta/ops`, `kernels` and `tests`."""
+        return type(self).__module__.rsplit(".", 1)[-1]
+
+    def forward(self, *inputs: Tensor) -> tuple[Any, Saved]:
+        """Value of the op, and what the other sweeps need."""
+        raise NotImplementedError
+
+    def backward(self, saved: Saved, dy: Any, needs: Needs) -> MaybeTensors:
+        """Cotangent of each input, `None` where `needs` is false."""
+        raise NotImplementedError
+
+    def forward_dot(self, saved: Saved, inputs_dot: MaybeTensors) -> tuple[Any, Saved]:
+        """Tangent of the output along the inputs' tangents, and what `backward_dot` needs of it."""
+        raise NotImplementedError
+
+    def backward_dot(self, saved: Saved, saved_dot: Saved, dy: Any, dy_dot: Any, needs: Needs) -> MaybeTensors:
+        """Tangent of what `backward` gives: of each input's cotangent."""
+        raise NotImplementedError
+
+
+class LinearMap(Op):
+    """An op linear in its one input: all four sweeps are the map or its transpose."""
+
+    def apply(self, x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def transpose(self, shape: tuple[int, ...], dy: Tensor) -> Tensor:
+        """The transposed map, from the output's space to an input of `shape` ([T, ...])."""
+        raise NotImplementedError
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Saved]:
+        (x,) = inputs
+        return self.apply(x), tuple(x.shape)
+
+    def backward(self, saved: Saved, dy: Tensor, needs: Needs) -> MaybeTensors:
+        return (self.transpose(saved, dy),)
+
+    def forward_dot(self, saved: Saved, inputs_dot: MaybeTensors) -> tuple[Tensor, Saved]:
+        (x_dot,) = inputs_dot
+        assert x_dot is not None, "an op without any tangent is not swept"
+        return self.apply(x_dot), None
+
+    def backward_dot(self, saved: Saved, saved_dot: Saved, dy: Tensor, dy_dot: Tensor, needs: Needs) -> MaybeTensors:
+        return (self.transpose(saved, dy_dot),)
+
+
+class Bilinear(Op):
+    """y = B(x, w) + b with B linear in each argument: linear, convolution, product, embedding.
+
+    The product rule gives the dual sweeps: y_dot = B(x_dot, w) + B(x, w_dot), and `product_backward` is itself
+    linear in (dy), x and w, so its tangent is product_backward(dy_dot, x, w) + product_backward(dy, x_dot, w_dot).
+    """
+
+    def product(self, x: Tensor, w: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def product_backward(
+        self, dy: Tensor, x: Tensor | None, w: Tensor | None, need_x: bool, need_w: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """(dx, dw): dx is linear in dy and w, dw in dy and x; `x` may be absent where dw is not needed, and vice versa."""
+        raise NotImplementedError
+
+    def add_bias(self, y: Tensor, b: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def bias_backward(self, dy: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Saved]:
+        x, w, *bias = inputs
+        y = self.product(x, w)
+        if bias:
+            y = self.add_bias(y, bias[0])
+        return y, (x, w)
+
+    def backward(self, saved: Saved, dy: Tensor, needs: Needs) -> MaybeTensors:
+        x, w = saved
+        dx, dw = self.product_backward(dy, x, w, needs[0], needs[1])
+        return (dx, dw, *(self.bias_backward(dy) if need else None for need in needs[2:]))
+
+    def forward_dot(self, saved: Saved, inputs_dot: MaybeTensors) -> tuple[Tensor, Saved]:
+        x, w = saved
+        x_dot, w_dot, *bias_dot = inputs_dot
+        y_dot = None if x_dot is None else self.product(x_dot, w)
+        if w_dot is not None:
+            term = self.product(x, w_dot)
+            y_dot = term if y_dot is None else y_dot + term
+        if bias_dot and bias_dot[0] is not None:
+            if y_dot is None:  # a frozen weight under a trainable bias, on an input without tangent
+                y_dot = self.product(x, w).mul(0.0)
+            y_dot = self.add_bias(y_dot, bias_dot[0])
+        assert y_dot is not None, "an op without any tangent is not swept"
+        return y_dot, (x_dot, w_dot)
+
+    def backward_dot(self, saved: Saved, saved_dot: Saved, dy: Tensor, dy_dot: Tensor, needs: Needs) -> MaybeTensors:
+        x, w = saved
+        x_dot, w_dot = saved_dot
+        dx_dot, dw_dot = self.product_backward(dy_dot, x, w, needs[0], needs[1])
+        need_x, need_w = needs[0] and w_dot is not None, needs[1] and x_dot is not None
+        if need_x or need_w:
+            dx_term, dw_term = self.product_backward(dy, x_dot, w_dot, need_x, need_w)
+            dx_dot = total(dx_dot, dx_term)
+            dw_dot = total(dw_dot, dw_term)
+        return (dx_dot, dw_dot, *(self.bias_backward(dy_dot) if need else None for need in needs[2:]))
+
+
+def total(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """a + b, where `None` is zero."""
+    if a is None:
+        return b
+    return a if b is None else a + b
+
+
+def shared(x: Tensor) -> bool:
+    """Whether all tasks read the same values through stride 0, as θ does at the first inner step."""
+    return x.shape[0] > 1 and x.stride(0) == 0

@@ -1,0 +1,44 @@
+"""Linear layer: y = x Wᵀ + b, per task. Shapes: x [T, N, ..., D], W [T, O, D], b [T, O], y [T, N, ..., O]."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .base import Bilinear, Saved, shared
+
+
+def _rows(x: Tensor) -> Tensor:
+    """[T, ..., D] as [T, rows, D]."""
+    return x if x.dim() == 3 else x.reshape(x.shape[0], -1, x.shape[-1])
+
+
+class Linear(Bilinear):
+    def product(self, x: Tensor, w: Tensor) -> Tensor:
+        if shared(w):  # θ at the first step: one product for all tasks
+            return x.matmul(w[0].t())
+        y = torch.bmm(_rows(x), w.transpose(1, 2))
+        return y if x.dim() == 3 else y.view(*x.shape[:-1], w.shape[1])
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Saved]:
+        x, w, *bias = inputs
+        if bias and x.dim() == 3 and not shared(w):  # bias and product in one call
+            return torch.baddbmm(bias[0].unsqueeze(1), x, w.transpose(1, 2)), (x, w)
+        return super().forward(*inputs)
+
+    def product_backward(
+        self, dy: Tensor, x: Tensor | None, w: Tensor | None, need_x: bool, need_w: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        dx = dw = None
+        if need_x and w is not None:
+            dx = dy.matmul(w[0]) if shared(w) else torch.bmm(_rows(dy), w)
+            dx = dx.view(*dy.shape[:-1], w.shape[2])
+        if need_w and x is not None:
+            dw = torch.bmm(_rows(dy).transpose(1, 2), _rows(x))
+        return dx, dw
+
+    def add_bias(self, y: Tensor, b: Tensor) -> Tensor:
+        return y + b.view(b.shape[0], *(1,) * (y.dim() - 2), b.shape[1])
+
+    def bias_backward(self, dy: Tensor) -> Tensor:
+        return _rows(dy).sum(1)

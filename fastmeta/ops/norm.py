@@ -1,0 +1,153 @@
+"""Normalisation: x̂ = (x − μ) r, r = (var + ε)^−½, y = γ x̂ + β; the shared mathematics of batch, layer and group norm.
+
+With m(·) the mean over the normalised elements and dx̂ = γ dy (research notes D3, Ioffe & Szegedy 2015):
+
+    dx     = r u,  u = dx̂ − m(dx̂) − x̂ m(dx̂ x̂)
+    x̂_dot = r (x_dot − m(x_dot) − x̂ m(x̂ x_dot)),  r_dot = −r² m(x̂ x_dot)
+    dx_dot = r_dot u + r (dx̂_dot − m(dx̂_dot) − x̂_dot m(dx̂ x̂) − x̂ m(dx̂_dot x̂ + dx̂ x̂_dot))
+    dγ_dot = Σ dy_dot x̂ + dy x̂_dot,  dβ_dot = Σ dy_dot
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .base import MaybeTensors, Needs, Op, Saved, total
+
+
+@dataclass(frozen=True)
+class Norm(Op):
+    """Inputs: x [T, ...], then γ and β where `affine`, then fixed mean and variance where `fixed`.
+
+    Args:
+        dims: dimensions that are normalised over, counted with the task dimension.
+        affine_shape: γ's and β's shape for broadcasting against x, without the task dimension.
+        eps: ε.
+        affine: whether γ and β are inputs.
+        fixed: mean and variance (shaped like γ) are given and constant: batch norm in eval mode.
+        rows: statistics come from the first `rows` samples only (the support set), for all samples behind them too.
+    """
+
+    dims: tuple[int, ...]
+    affine_shape: tuple[int, ...]
+    eps: float
+    affine: bool
+    fixed: bool = False
+    rows: int | None = None
+
+    def _wide(self, p: Tensor) -> Tensor:
+        return p.reshape(p.shape[0], *self.affine_shape)
+
+    def _narrow(self, d: Tensor, shape: tuple[int, ...]) -> Tensor:
+        dims = [i + 1 for i, n in enumerate(self.affine_shape) if n == 1]
+        return (d.sum(dims) if dims else d).reshape(shape)
+
+    def _mean(self, x: Tensor) -> Tensor:
+        """m(·) of a value: over the rows that the statistics come from."""
+        return (x if self.rows is None else x[:, : self.rows]).mean(self.dims, keepdim=True)
+
+    def _adjoint_mean(self, d: Tensor) -> Tensor:
+        """m(·) of a cotangent: all samples lean on the statistics, the rows behind them share the blame."""
+        if self.rows is None:
+            return d.mean(self.dims, keepdim=True)
+        return d.sum(self.dims, keepdim=True) * (d.shape[1] / (self.rows * _count(d, self.dims)))
+
+    def _spread(self, x: Tensor) -> Tensor:
+        """Only the rows that made the statistics receive what flows back through them."""
+        if self.rows is None:
+            return x
+        return torch.cat([x[:, : self.rows], torch.zeros_like(x[:, self.rows :])], 1)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Saved]:
+        x, *rest = inputs
+        gamma = self._wide(rest[0]) if self.affine else None
+        if self.fixed:
+            mean, var = (self._wide(s) for s in rest[-2:])
+        else:
+            seen = x if self.rows is None else x[:, : self.rows]
+            var, mean = torch.var_mean(seen, self.dims, correction=0, keepdim=True)
+        r = (var + self.eps).rsqrt()
+        xh = (x - mean) * r
+        y = xh if gamma is None else torch.addcmul(self._wide(rest[1]), xh, gamma)
+        return y, (xh, r, gamma, tuple(rest[0].shape) if self.affine else ())
+
+    def _residual(self, dxh: Tensor, xh: Tensor) -> tuple[Tensor, Tensor | None]:
+        """u and m(dx̂ x̂)."""
+        if self.fixed:
+            return dxh, None
+        slope = self._adjoint_mean(dxh * xh)
+        return dxh - self._spread(self._adjoint_mean(dxh) + xh * slope), slope
+
+    def _affine_backward(self, terms: Tensor, dy: Tensor, shape: tuple[int, ...], needs: Needs) -> list[Tensor | None]:
+        if not self.affine:
+            return []
+        return [
+            self._narrow(terms, shape) if needs[1] else None,
+            self._narrow(dy, shape) if needs[2] else None,
+        ]
+
+    def backward(self, saved: Saved, dy: Tensor, needs: Needs) -> MaybeTensors:
+        xh, r, gamma, shape = saved
+        dx = None
+        if needs[0]:
+            u, _ = self._residual(dy if gamma is None else dy * gamma, xh)
+            dx = u * r
+        return (dx, *self._affine_backward(dy * xh, dy, shape, needs), *self._statistics())
+
+    def _statistics(self) -> tuple[None, ...]:
+        return (None, None) if self.fixed else ()
+
+    def forward_dot(self, saved: Saved, inputs_dot: MaybeTensors) -> tuple[Tensor, Saved]:
+        xh, r, gamma, _ = saved
+        x_dot, *rest = inputs_dot
+        gamma_dot = self._wide(rest[0]) if self.affine and rest[0] is not None else None
+        beta_dot = self._wide(rest[1]) if self.affine and rest[1] is not None else None
+        xh_dot = r_dot = y_dot = None
+        if x_dot is not None:
+            if self.fixed:
+                xh_dot = x_dot * r
+            else:
+                slope = self._mean(xh * x_dot)
+                xh_dot = r * (x_dot - self._mean(x_dot) - xh * slope)
+                r_dot = -r.square() * slope
+            y_dot = xh_dot if gamma is None else xh_dot * gamma
+        if gamma_dot is not None:
+            y_dot = total(y_dot, gamma_dot * xh)
+        if beta_dot is not None:
+            y_dot = beta_dot.expand_as(xh) if y_dot is None else y_dot + beta_dot
+        assert y_dot is not None, "an op without any tangent is not swept"
+        return y_dot, (xh_dot, r_dot, gamma_dot)
+
+    def backward_dot(self, saved: Saved, saved_dot: Saved, dy: Tensor, dy_dot: Tensor, needs: Needs) -> MaybeTensors:
+        xh, r, gamma, shape = saved
+        xh_dot, r_dot, gamma_dot = saved_dot
+        dx_dot = None
+        if needs[0]:
+            dxh, dxh_dot = (dy, dy_dot) if gamma is None else (dy * gamma, dy_dot * gamma)
+            if gamma_dot is not None:
+                dxh_dot = dxh_dot + dy * gamma_dot
+            dx_dot = self._input_backward_dot(xh, r, xh_dot, r_dot, dxh, dxh_dot)
+        terms = dy_dot * xh if xh_dot is None else dy_dot * xh + dy * xh_dot
+        return (dx_dot, *self._affine_backward(terms, dy_dot, shape, needs), *self._statistics())
+
+    def _input_backward_dot(
+        self, xh: Tensor, r: Tensor, xh_dot: Tensor | None, r_dot: Tensor | None, dxh: Tensor, dxh_dot: Tensor
+    ) -> Tensor:
+        if self.fixed:
+            return dxh_dot * r
+        u, slope = self._residual(dxh, xh)
+        assert slope is not None and xh_dot is not None and r_dot is not None
+        bend = self._adjoint_mean(dxh_dot * xh + dxh * xh_dot)
+        flow = self._adjoint_mean(dxh_dot) + xh_dot * slope + xh * bend
+        return r_dot * u + r * (dxh_dot - self._spread(flow))
+
+
+def _count(x: Tensor, dims: tuple[int, ...]) -> int:
+    """Elements that a mean over `dims` averages."""
+    n = 1
+    for dim in dims:
+        n *= x.shape[dim]
+    return n

@@ -1,0 +1,135 @@
+"""Any function of tensors as an op: its four sweeps come from torch.func, vmapped over tasks.
+
+Slower than an op with sweeps of its own, and always available. `fn` sees one task and must be functional: nothing
+it is given may be changed in place. Attention inside runs PyTorch's "math" form, the only one that can be
+differentiated twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import jvp, vjp, vmap
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from .base import MaybeTensors, Needs, Op, Saved, shared
+
+Outputs = tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Opaque(Op):
+    """`fn(*tensors) → tuple of tensors`, all without the task dimension.
+
+    Args:
+        fn: the function.
+        title: what `explain()` calls it.
+        random: it draws random numbers; its last input is then the step's keys [T], which seed every sweep alike.
+    """
+
+    fn: Callable[..., Outputs]
+    title: str
+    random: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.title
+
+    def _mapped(self, f: Callable[..., Any], groups: tuple[tuple[Tensor | None, ...], ...]) -> Any:
+        """f over the tasks; what all tasks share is handed over once."""
+        dims = tuple(tuple(None if x is None or shared(x) else 0 for x in group) for group in groups)
+        args = tuple(tuple(x[0] if x is not None and shared(x) else x for x in group) for group in groups)
+        flat = [d for group in dims for d in group]
+        if all(d is None for d in flat):  # nothing to map over: hand over copies of one tensor per task
+            dims = tuple(tuple(None if x is None else 0 for x in group) for group in groups)
+            args = groups
+        with ExitStack() as stack:
+            for context in self._contexts(groups):
+                stack.enter_context(context)
+            return vmap(f, dims, randomness="different")(*args)
+
+    def _contexts(self, groups: tuple[tuple[Tensor | None, ...], ...]) -> list[AbstractContextManager[Any]]:
+        contexts: list[AbstractContextManager[Any]] = [sdpa_kernel(SDPBackend.MATH)]
+        if self.random:
+            keys = groups[0][-1]
+            assert keys is not None
+            contexts.append(_seeded(int(keys[0])))
+        return contexts
+
+    def _call(self, inputs: tuple[Tensor, ...]) -> Outputs:
+        return self.fn(*(inputs[:-1] if self.random else inputs))
+
+    def forward(self, *inputs: Tensor) -> tuple[Any, Saved]:
+        ys = self._mapped(self._call, (inputs,))
+        return (ys if len(ys) > 1 else ys[0]), inputs
+
+    def _pullback(self, xs: tuple[Tensor, ...], dys: tuple[Tensor | None, ...], needs: Needs) -> tuple[Tensor, ...]:
+        """Cotangents of the needed inputs, for one task."""
+        wanted = tuple(x for x, need in zip(xs, needs, strict=True) if need)
+
+        def of(*some: Tensor) -> Outputs:
+            it = iter(some)
+            ys = self._call(tuple(next(it) if need else x for x, need in zip(xs, needs, strict=True)))
+            return tuple(y for y, dy in zip(ys, dys, strict=True) if dy is not None)
+
+        _, pull = vjp(of, *wanted)
+        return pull(tuple(dy for dy in dys if dy is not None))
+
+    def backward(self, saved: Saved, dy: Any, needs: Needs) -> MaybeTensors:
+        dys = dy if isinstance(dy, tuple) else (dy,)
+        ds = self._mapped(lambda xs, dys: self._pullback(xs, dys, needs), (saved, dys))
+        return _scatter(ds, needs)
+
+    def forward_dot(self, saved: Saved, inputs_dot: MaybeTensors) -> tuple[Any, Saved]:
+        def one(xs: tuple[Tensor, ...], dots: MaybeTensors) -> Outputs:
+            moving = tuple(d is not None for d in dots)
+
+            def of(*some: Tensor) -> Outputs:
+                it = iter(some)
+                return self._call(tuple(next(it) if m else x for x, m in zip(xs, moving, strict=True)))
+
+            primals = tuple(x for x, m in zip(xs, moving, strict=True) if m)
+            return jvp(of, primals, tuple(d for d in dots if d is not None))[1]
+
+        ys_dot = self._mapped(one, (saved, inputs_dot))
+        return (ys_dot if len(ys_dot) > 1 else ys_dot[0]), inputs_dot
+
+    def backward_dot(self, saved: Saved, saved_dot: Saved, dy: Any, dy_dot: Any, needs: Needs) -> MaybeTensors:
+        dys = dy if isinstance(dy, tuple) else (dy,)
+        dys_dot = dy_dot if isinstance(dy_dot, tuple) else (dy_dot,)
+        dys_dot = tuple(
+            torch.zeros_like(d) if d is not None and dot is None else dot for d, dot in zip(dys, dys_dot, strict=True)
+        )
+
+        def one(xs: tuple[Tensor, ...], dots: MaybeTensors, dys: MaybeTensors, dys_dot: MaybeTensors) -> Outputs:
+            values, tangents = (*xs, *dys), (*dots, *dys_dot)
+            moving = tuple(t is not None for t in tangents)
+
+            def of(*some: Tensor) -> tuple[Tensor, ...]:
+                it = iter(some)
+                full = [next(it) if m else v for v, m in zip(values, moving, strict=True)]
+                return self._pullback(tuple(full[: len(xs)]), tuple(full[len(xs) :]), needs)  # pyright: ignore
+
+            primals = tuple(v for v, m in zip(values, moving, strict=True) if m)
+            return jvp(of, primals, tuple(t for t in tangents if t is not None))[1]  # pyright: ignore
+
+        ds = self._mapped(one, (saved, saved_dot, dys, dys_dot))
+        return _scatter(ds, needs)
+
+
+def _scatter(ds: tuple[Tensor, ...], needs: Needs) -> MaybeTensors:
+    it = iter(ds)
+    return tuple(next(it) if need else None for need in needs)
+
+
+@contextmanager
+def _seeded(seed: int):
+    """Random numbers from `seed` inside; the caller's stream is left as it was."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield

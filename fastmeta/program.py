@@ -1,0 +1,423 @@
+"""nn.Module → Program: a torch.fx trace, lowered to a plan of ops for each set of input shapes.
+
+Known calls become ops (lowering.py), chains that have a fused op are grouped (grouping.py), everything else becomes
+an opaque op whose sweeps come from torch.func, and a module that cannot be traced becomes one opaque op as a whole.
+"""
+
+from __future__ import annotations
+
+import operator
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
+from torch.utils import _pytree as pytree
+
+from .grouping import group
+from .layout import Layout
+from .lowering import FUNCTIONS, INPLACE_FUNCTIONS, METHODS, MODULES, NotKnown, Slot
+from .ops.base import Op
+from .ops.opaque import Opaque
+from .plan import Node, Plan
+
+# Calls without a tensor input whose result is the same every time: evaluated once, when the plan is made.
+_CREATORS = frozenset(
+    {torch.arange, torch.zeros, torch.ones, torch.full, torch.eye, torch.linspace, torch.tensor, torch.tril, torch.triu}
+)
+_MUTATING_FUNCTIONS = frozenset({operator.setitem, operator.delitem})
+
+
+class Untraceable(Exception):
+    """The module must run as one opaque op; the message says why."""
+
+
+def call_with(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A user's input tree as call arguments: a tuple or list is unpacked, a dict becomes keywords."""
+    if isinstance(inputs, dict):
+        return (), dict(inputs)
+    if isinstance(inputs, tuple | list):
+        return tuple(inputs), {}
+    return (inputs,), {}
+
+
+def leaves_of(tree: Any) -> tuple[Tensor, ...]:
+    """The tensors of a user's tree."""
+    return tuple(leaf for leaf in pytree.tree_leaves(tree) if leaf is not None)
+
+
+class _Recorder(fx.Interpreter):
+    """Runs a traced module on data-free tensors and keeps every node's value: all shapes, all plain numbers."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__(module, garbage_collect_values=False)
+        self.extra_traceback = False
+        self.values: dict[fx.Node, Any] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        self.values[n] = value = super().run_node(n)
+        return value
+
+
+class _Recorded(nn.Module):
+    """A module's forward under `_Recorder`, so that `functional_call` can put data-free parameters in its place."""
+
+    def __init__(self, module: fx.GraphModule) -> None:
+        super().__init__()
+        self.module = module
+        self.values: dict[fx.Node, Any] = {}
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        recorder = _Recorder(self.module)
+        placeholders = [n for n in self.module.graph.nodes if n.op == "placeholder"]
+        given = list(args)
+        for n in placeholders[len(args) :]:
+            if n.target in kwargs:
+                given.append(kwargs[n.target])
+            elif n.args:
+                given.append(n.args[0])
+            else:
+                raise TypeError(f"the module's forward needs an argument {n.target!r} that the inputs do not hold")
+        out = recorder.run(*given)
+        self.values = recorder.values
+        return out
+
+
+class Program:
+    """A user's module, traced once per train/eval mode and planned once per set of input shapes.
+
+    Args:
+        module: any module that `torch.func.functional_call` can run on one task.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.layout = Layout.of(module)
+        trainable = set(self.layout.names)
+        named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        self.constant_names = tuple(name for name in named if name not in trainable)
+        # every name of a tied tensor leads to the one slot of its first name
+        first = {id(t): name for name, t in reversed(list(named.items()))}
+        every = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+        self.canonical = {name: first[id(t)] for name, t in every}
+        self.graph: fx.GraphModule | None = None
+        self.untraceable = ""
+        try:
+            self.graph = _trace(module)
+        except Exception as error:  # noqa: BLE001  whatever user code raises under tracing, it can run opaquely
+            self.untraceable = f"torch.fx cannot trace it: {_first_line(error)}"
+
+    def constants(self) -> tuple[Tensor, ...]:
+        """Frozen parameters and buffers as they are now."""
+        named = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
+        return tuple(named[name].detach() for name in self.constant_names)
+
+    def plan(self, inputs: Any, *, rows: int | None = None) -> Plan:
+        """The plan for inputs like these: a tree of [T, N, ...] tensors, of which only shapes and dtypes are read.
+
+        With `rows` batch norm takes its statistics from the first so many samples of a task, the support set.
+        """
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        with mode, torch.no_grad():
+            one_task = pytree.tree_map(lambda x: torch.empty(x.shape[1:], dtype=x.dtype, device=x.device), inputs)
+            named = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
+            state = {n: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device) for n, t in named.items()}
+        if self.graph is not None:
+            try:
+                return self._lower_graph(self.graph, one_task, state, mode, rows)
+            except Untraceable as error:
+                self.untraceable = str(error)
+        return self._lower_whole(one_task, state, mode, rows)
+
+    def _lower_graph(
+        self, graph: fx.GraphModule, one_task: Any, state: dict[str, Tensor], mode: FakeTensorMode, rows: int | None
+    ) -> Plan:
+        args, kwargs = call_with(one_task)
+        recorded = _Recorded(graph)
+        traced = {**dict(graph.named_parameters()), **dict(graph.named_buffers())}
+        fakes = {f"module.{name}": state[self.canonical[name]] for name in traced}
+        with mode, torch.no_grad():
+            try:
+                functional_call(recorded, fakes, args, kwargs, tie_weights=True)
+            except TypeError:
+                raise
+            except Exception as error:  # noqa: BLE001  a real shape error shows when the module itself is run below
+                raise Untraceable(f"its trace does not run on data-free tensors: {_first_line(error)}") from error
+        builder = _Builder(self, one_task, state, rows)
+        return builder.lower(graph, recorded.values)
+
+    def _lower_whole(self, one_task: Any, state: dict[str, Tensor], mode: FakeTensorMode, rows: int | None) -> Plan:
+        if rows is not None:
+            raise ValueError(
+                'bn_statistics="support" needs a module that torch.fx can trace, so that its batch norms are known; '
+                f'{self.untraceable}. Use bn_statistics="batch", or backend="reference"'
+            )
+        builder = _Builder(self, one_task, state, rows)
+        names = [*self.layout.names, *self.constant_names]
+        slots = [builder.named[name] for name in names]
+        leaves, spec = pytree.tree_flatten(one_task)
+        buffers = {name for name, _ in self.module.named_buffers()}
+
+        def run(*tensors: Tensor) -> tuple[tuple[Tensor, ...], pytree.TreeSpec]:
+            values = dict(zip(names, tensors[len(leaves) :], strict=True))
+            # a buffer that the module updates (running statistics) is a copy, thrown away after the step
+            values = {n: v.clone() if n in buffers else v for n, v in values.items()}
+            args, kwargs = call_with(pytree.tree_unflatten(list(tensors[: len(leaves)]), spec))
+            out, out_spec = pytree.tree_flatten(functional_call(self.module, values, args, kwargs))
+            return tuple(out), out_spec
+
+        with mode, torch.no_grad():
+            ys, out_spec = run(*leaves, *(state[name] for name in names))
+        op_inputs = [*builder.inputs, *slots]
+        outputs = builder.emit_opaque(
+            lambda *tensors: run(*tensors)[0], op_inputs, ys, type(self.module).__name__, self.untraceable,
+            random=_draws(self.module),
+        )  # fmt: skip
+        return builder.finish(outputs, out_spec)
+
+
+def _trace(module: nn.Module) -> fx.GraphModule:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # fx warns of calls it replays, such as a shape check: all are replayed below
+        return fx.symbolic_trace(module)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {text[0] if text else ''}"
+
+
+def _draws(module: nn.Module) -> bool:
+    """Whether a module's forward draws random numbers: a dropout of any kind in training mode."""
+    dropouts = (nn.modules.dropout._DropoutNd, nn.MultiheadAttention, nn.RNNBase)
+    return any(
+        m.training and isinstance(m, dropouts) and float(getattr(m, "p", getattr(m, "dropout", 0.0))) > 0
+        for m in module.modules()
+    )
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+class _Builder:
+    """A plan under construction; what the rules of lowering.py are given as `to`."""
+
+    def __init__(self, program: Program, one_task: Any, state: dict[str, Tensor], rows: int | None) -> None:
+        self.program = program
+        self.rows = rows
+        self.nodes: list[Node] = []
+        self.count = 0
+        self.active: list[bool] = []
+        self.sizes: list[int] = []
+        self.stored: dict[int, Tensor] = {}
+        self.label = ""
+        self._layers = 0
+        self._paths = {id(m): path for path, m in program.module.named_modules()}
+        self.inputs = [self._slot(x, False) for x in pytree.tree_leaves(one_task)]
+        self._keys = self._slot(torch.empty((), dtype=torch.int64, device="meta"), False)
+        self.params = [self._slot(state[n], True) for n in program.layout.names]
+        self.constants = [self._slot(state[n], False) for n in program.constant_names]
+        names = (*program.layout.names, *program.constant_names)
+        self.named = dict(zip(names, (*self.params, *self.constants), strict=True))
+
+    def _slot(self, like: Tensor, active: bool) -> Slot:
+        self.active.append(active)
+        self.sizes.append(like.numel() * like.element_size())
+        self.count += 1
+        return Slot(self.count - 1, like)
+
+    # what rules use -------------------------------------------------------------------------------------------------
+
+    def emit(self, op: Op, *inputs: Slot) -> Slot:
+        with torch.no_grad():
+            like = self._like(op, inputs)
+        needs = self._needs(inputs)
+        out = self._slot(like, any(needs))
+        self.nodes.append(Node(op, tuple(s.index for s in inputs), (out.index,), needs, self.label))
+        return out
+
+    def tensor(self, module: nn.Module, name: str) -> Slot | None:
+        if getattr(module, name) is None:
+            return None
+        path = self._paths[id(module)]
+        return self.named[self.program.canonical[f"{path}.{name}" if path else name]]
+
+    def keys(self) -> Slot:
+        return self._keys
+
+    def next_layer(self) -> int:
+        self._layers += 1
+        return self._layers - 1
+
+    # --------------------------------------------------------------------------------------------------------------
+
+    def _needs(self, inputs: Sequence[Slot]) -> tuple[bool, ...]:
+        return tuple(self.active[s.index] and s.like.dtype.is_floating_point for s in inputs)
+
+    @staticmethod
+    def _like(op: Op, inputs: Sequence[Slot]) -> Tensor:
+        """The op's output for one task, on data-free tensors."""
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            one = [torch.empty((1, *s.shape), dtype=s.like.dtype, device=s.like.device) for s in inputs]
+            y, _ = op.forward(*one)
+            return y[0]
+
+    def emit_opaque(
+        self, fn: Any, inputs: list[Slot], ys: Sequence[Tensor], label: str, why: str, *, random: bool
+    ) -> list[Slot]:
+        op = Opaque(fn, label, random)
+        needs = self._needs(inputs)
+        outs = [self._slot(y, any(needs) and y.dtype.is_floating_point) for y in ys]
+        slots = [*inputs, self._keys] if random else inputs
+        needs = (*needs, False) if random else needs
+        node = Node(op, tuple(s.index for s in slots), tuple(s.index for s in outs), needs, self.label or label, why)
+        self.nodes.append(node)
+        return outs
+
+    def lower(self, graph: fx.GraphModule, values: dict[fx.Node, Any]) -> Plan:
+        env: dict[fx.Node, Any] = {}
+        modules = dict(graph.named_modules())
+        given = iter(self.inputs)
+        for node in graph.graph.nodes:
+            if node.op == "output":
+                leaves, spec = pytree.tree_flatten(fx.map_arg(node.args[0], env.__getitem__))
+                if not all(isinstance(leaf, Slot) for leaf in leaves):
+                    raise Untraceable("it returns something that is not a tensor")
+                return self.finish(leaves, spec)
+            if not any(isinstance(v, Tensor) for v in pytree.tree_leaves(values[node])):
+                env[node] = values[node]  # a size, a flag: the same for every task
+            elif node.op == "placeholder":
+                env[node] = next(given)
+            elif node.op == "get_attr":
+                env[node] = self._attribute(graph, node)
+            else:
+                env[node] = self._call(node, env, modules, values[node])
+        raise AssertionError("an fx graph ends in an output node")
+
+    def _attribute(self, graph: fx.GraphModule, node: fx.Node) -> Slot:
+        name = str(node.target)
+        if name in self.program.canonical:
+            return self.named[self.program.canonical[name]]
+        owner, _, leaf = name.rpartition(".")
+        value = getattr(graph.get_submodule(owner), leaf)
+        return self._store(value)
+
+    def _store(self, value: Tensor) -> Slot:
+        slot = self._slot(value, False)
+        self.stored[slot.index] = value
+        return slot
+
+    def _call(self, node: fx.Node, env: dict[fx.Node, Any], modules: dict[str, nn.Module], value: Any) -> Any:
+        args = fx.map_arg(node.args, env.__getitem__)
+        kwargs = fx.map_arg(node.kwargs, env.__getitem__)
+        target: Any = node.target
+        inplace = target in INPLACE_FUNCTIONS or kwargs.get("inplace", False)
+        if node.op == "call_module":
+            module = modules[target]
+            rule, first, self.label = MODULES.get(type(module)), (self._original(module, target),), target
+            if rule is not None and _has_hooks(module):
+                rule = None
+            inplace = getattr(module, "inplace", False)
+        else:
+            table: Any = FUNCTIONS if node.op == "call_function" else METHODS
+            rule, first, self.label = table.get(target), (), getattr(target, "__name__", str(target))
+            inplace = inplace or (node.op == "call_method" and target.endswith("_") and not target.endswith("__"))
+        try:
+            if rule is None:
+                raise NotKnown("no op of its own")
+            out = rule(self, *first, *args, **kwargs)
+        except NotKnown as reason:
+            if inplace or target in _MUTATING_FUNCTIONS:
+                raise Untraceable(f"{self.label} changes a value in place and has no op of its own") from reason
+            out = self._opaque(node, args, kwargs, modules, value, str(reason))
+        except TypeError as error:  # arguments that the rule does not have
+            out = self._opaque(node, args, kwargs, modules, value, f"called with unusual arguments ({error})")
+        if inplace:  # whoever reads the argument from here on sees what was written into it
+            changed: Any = node.args[0]
+            if isinstance(changed, fx.Node):
+                env[changed] = out
+        return out
+
+    def _original(self, module: nn.Module, path: str) -> nn.Module:
+        """The user's own submodule behind one of the trace's, for looking up its parameters."""
+        original = self.program.module.get_submodule(path)
+        assert type(original) is type(module)
+        return original
+
+    def _opaque(
+        self, node: fx.Node, args: Any, kwargs: Any, modules: dict[str, nn.Module], value: Any, why: str
+    ) -> Any:
+        target: Any = node.target
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        inputs = [leaf for leaf in leaves if isinstance(leaf, Slot)]
+        where = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Slot)]
+        ys, out_spec = pytree.tree_flatten(value)
+        if not all(isinstance(y, Tensor) for y in ys):
+            raise Untraceable(f"{self.label} returns something that is not a tensor")
+        names: list[str] = []
+        module = None
+        if node.op == "call_module":
+            module = self._original(modules[target], target)
+            names = [name for name, _ in (*module.named_parameters(), *module.named_buffers())]
+            inputs = [*inputs, *(self._owned(target, name) for name in names)]
+        elif not inputs:
+            if target not in _CREATORS:
+                raise Untraceable(f"{self.label} makes a tensor from nothing, perhaps another one every time")
+            return pytree.tree_unflatten([self._store(y) for y in pytree.tree_leaves(target(*args, **kwargs))], out_spec)
+        buffers = set() if module is None else {name for name, _ in module.named_buffers()}
+
+        def run(*tensors: Tensor) -> tuple[Tensor, ...]:
+            filled = list(leaves)
+            for i, x in zip(where, tensors, strict=False):
+                filled[i] = x
+            a, k = pytree.tree_unflatten(filled, spec)
+            if module is not None:
+                state = dict(zip(names, tensors[len(where) :], strict=True))
+                state = {n: v.clone() if n in buffers else v for n, v in state.items()}
+                out = functional_call(module, state, a, k)
+            elif node.op == "call_method":
+                out = getattr(a[0], target)(*a[1:], **k)
+            else:
+                out = target(*a, **k)
+            return tuple(pytree.tree_leaves(out))
+
+        title = type(module).__name__ if module is not None else self.label
+        random = module is not None and _draws(module)
+        outs = self.emit_opaque(run, inputs, ys, title, why, random=random)
+        return pytree.tree_unflatten(outs, out_spec)
+
+    def _owned(self, path: str, name: str) -> Slot:
+        return self.named[self.program.canonical[f"{path}.{name}" if path else name]]
+
+    def finish(self, outputs: Sequence[Slot], spec: pytree.TreeSpec) -> Plan:
+        nodes = group(self.nodes, {s.index for s in outputs}, rows=self.rows)
+        pinned = {s.index for s in (*outputs, *self.params, *self.constants)} | set(self.stored)
+        return Plan(
+            nodes=_with_last_use(nodes, pinned),
+            slots=self.count,
+            input_slots=[s.index for s in self.inputs],
+            keys_slot=self._keys.index,
+            param_slots=[s.index for s in self.params],
+            constant_slots=[s.index for s in self.constants],
+            output_slots=[s.index for s in outputs],
+            output_spec=spec,
+            output_active=tuple(self.active[s.index] for s in outputs),
+            output_shapes=[s.shape for s in outputs],
+            stored=self.stored,
+            bytes_per_task=sum(self.sizes),
+        )
+
+
+def _with_last_use(nodes: list[Node], pinned: set[int]) -> list[Node]:
+    """Marks after which node each intermediate value may be released."""
+    seen: set[int] = set(pinned)
+    marked: list[Node] = []
+    for node in reversed(nodes):
+        last = tuple({i for i in (*node.inputs, *node.outputs)} - seen)
+        seen.update(last)
+        marked.append(Node(node.op, node.inputs, node.outputs, node.needs, node.label, node.why, last))
+    return marked[::-1]

@@ -1,0 +1,186 @@
+"""One call on one meta-batch: the user's trees in, the backend's functions with everything they need out.
+
+A session binds a batch to the engine planned for its shapes. Plans are made once per (shapes, train/eval mode,
+trainable parameters) and kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from .backends import TorchBackend, choose
+from .batch import TaskBatch
+from .engine import Context, Data, Engine, InnerLoop, MetaGradient, Objective
+from .layout import Layout
+from .losses import check_labels_of, loss_op
+from .ops.dropout import task_keys
+from .program import Program, leaves_of
+
+if TYPE_CHECKING:
+    from .algorithms import MetaLearner
+
+Tree = Any
+
+
+@dataclass(frozen=True)
+class Session:
+    """A meta-batch on its way through a backend."""
+
+    learner: MetaLearner
+    program: Program
+    backend: TorchBackend
+    batch: TaskBatch
+    context: Context
+    steps: int
+
+    @property
+    def layout(self) -> Layout:
+        return self.program.layout
+
+    def _theta(self) -> Tensor:
+        named = dict(self.program.module.named_parameters())
+        values = [named[name].detach().unsqueeze(0) for name in self.layout.names]
+        return self.layout.pack(values, 1).squeeze(0)
+
+    def _support(self) -> Data:
+        return Data(leaves_of(self.batch.support_x), leaves_of(self.batch.support_y))
+
+    def _query_inputs(self) -> tuple[Tensor, ...]:
+        query = leaves_of(self.batch.query_x)
+        if self.backend.engine.outer.skip:  # the support set in front lends its batch-norm statistics
+            return tuple(torch.cat(pair, 1) for pair in zip(leaves_of(self.batch.support_x), query, strict=True))
+        return query
+
+    def _check_labels(self) -> None:
+        plan = self.backend.engine.loop.objective.plan
+        check_labels_of("support_y", self.learner.inner_loss, plan, self.batch.support_y)
+
+    def meta_step(self, *, keep: bool) -> MetaGradient:
+        self._check_labels()
+        outer = self.backend.engine.outer
+        check_labels_of("query_y", self.learner.outer_loss, outer.plan, self.batch.query_y, outer.skip)
+        query = Data(self._query_inputs(), leaves_of(self.batch.query_y))
+        with torch.no_grad():
+            return self.backend.meta_step(self._theta(), self._support(), query, self.context, keep=keep)
+
+    def adapt(self, *, keep: bool) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        self._check_labels()
+        with torch.no_grad():
+            return self.backend.adapt(self._theta(), self._support(), self.context, keep=keep)
+
+    def on(self, query_x: Tree) -> Session:
+        """The same tasks with query inputs, planned for their shapes."""
+        batch = replace(self.batch, query_x=query_x, query_y=None)
+        sessions = self.learner._sessions
+        backend = sessions.backend(self.learner, self.program, batch, self.steps, with_loss=False)
+        return replace(self, batch=batch, backend=backend)
+
+    def apply(self, phi: Tensor) -> tuple[list[Tensor], Callable[[Sequence[Tensor | None]], Tensor]]:
+        with torch.no_grad():
+            return self.backend.apply(phi, self._query_inputs(), self.context.at(self.steps))
+
+    def output_tree(self, outputs: Sequence[Tensor]) -> Tree:
+        return pytree.tree_unflatten(list(outputs), self.backend.engine.outer.plan.output_spec)
+
+    @contextmanager
+    def numerics(self) -> Iterator[None]:
+        """Precision is the learner's, whatever autocast surrounds the call."""
+        device = self.layout.device.type
+        with torch.autocast(device, enabled=False):
+            if device != "cuda":
+                yield
+                return
+            allow = self.learner.precision == "tf32"
+            matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn
+            before = matmul.allow_tf32, convolution.allow_tf32
+            matmul.allow_tf32 = convolution.allow_tf32 = allow
+            try:
+                yield
+            finally:
+                matmul.allow_tf32, convolution.allow_tf32 = before
+
+
+class Sessions:
+    """Programs and backends of one meta-learner, by what they were made for."""
+
+    def __init__(self) -> None:
+        self._programs: dict[Any, Program] = {}
+        self._backends: dict[Any, TorchBackend] = {}
+        self.last: TorchBackend | None = None
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Sessions:
+        return Sessions()  # a copied learner holds another module, and makes its own plans
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Sessions, ()
+
+    def open(self, learner: MetaLearner, batch: TaskBatch, steps: int) -> Session:
+        """A session on `batch`; without a query set only `adapt` may be called on it."""
+        program = self.program(learner)
+        backend = self.backend(learner, program, batch, steps, with_loss=batch.query_x is not None)
+        keys = _keys(batch.tasks, program.layout.device, random=backend.engine.random)
+        return Session(learner, program, backend, batch, Context(program.constants(), keys), steps)
+
+    def program(self, learner: MetaLearner) -> Program:
+        module = learner.module
+        tensors = (*module.parameters(), *module.buffers())
+        key = (
+            tuple(m.training for m in module.modules()),
+            tuple((t.requires_grad, t.shape, t.dtype, t.device) for t in tensors),
+        )
+        if key not in self._programs:
+            self._programs[key] = Program(module)
+        return self._programs[key]
+
+    def backend(
+        self, learner: MetaLearner, program: Program, batch: TaskBatch, steps: int, *, with_loss: bool
+    ) -> TorchBackend:
+        options = (
+            learner.inner_loss, learner.outer_loss, learner.inner_optimizer, learner.inner_batch_size, learner.memory,
+            learner.task_chunk, learner.bn_statistics, learner.compile_step, learner.backend, learner.precision,
+        )  # fmt: skip
+        key = (id(program), steps, with_loss, options, _signature(batch))
+        if key not in self._backends:
+            self._backends[key] = _make(learner, program, batch, steps, with_loss)
+        self.last = self._backends[key]
+        return self.last
+
+
+def _make(learner: MetaLearner, program: Program, batch: TaskBatch, steps: int, with_loss: bool) -> TorchBackend:
+    choose(learner.backend, program.layout.device)
+    size = learner.inner_batch_size
+    head_x, head_y = pytree.tree_map(lambda x: x[:, :size], (batch.support_x, batch.support_y))
+    plan = program.plan(head_x)
+    layout = program.layout
+    inner = Objective(plan, loss_op("inner_loss", learner.inner_loss, plan, head_y), layout)
+    outer = Objective(plan, None, layout)
+    if batch.query_x is not None:
+        skip, seen = 0, batch.query_x
+        if learner.bn_statistics == "support":
+            skip = batch.support_samples
+            seen = pytree.tree_map(lambda a, b: torch.cat([a, b], 1), batch.support_x, batch.query_x)
+        plan = program.plan(seen, rows=skip or None)
+        loss = loss_op("outer_loss", learner.outer_loss, plan, batch.query_y, skip=skip) if with_loss else None
+        outer = Objective(plan, loss, layout, skip)
+    loop = InnerLoop(inner, learner.inner_optimizer, steps, size, learner.memory == "recompute")
+    engine = Engine(loop, outer, learner.order)
+    return TorchBackend(engine, chunk=learner.task_chunk, compiled=learner.compile_step)
+
+
+def _signature(batch: TaskBatch) -> tuple[Any, ...]:
+    leaves, spec = pytree.tree_flatten((batch.support_x, batch.support_y, batch.query_x, batch.query_y))
+    return spec, tuple(None if x is None else (x.shape, x.dtype) for x in leaves)
+
+
+def _keys(tasks: int, device: torch.device, *, random: bool) -> Tensor:
+    """The tasks' random keys, from PyTorch's own generator; a module that draws nothing leaves that alone."""
+    if not random:
+        return torch.zeros(tasks, dtype=torch.int64, device=device)
+    return task_keys(int(torch.randint(2**31, ())), tasks, device)
