@@ -1,0 +1,89 @@
+"""What all tests share: seeds, the golden cases, and memory that is poisoned before it is written."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+
+SHARED = Path(__file__).resolve().parents[2] / "shared"
+GOLDEN = SHARED / "golden"
+
+torch.set_num_threads(2)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", 'golden(pattern): which golden cases a test takes, such as "conv4*"')
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """A test with an argument `golden` runs once for every golden case that its `golden` marker admits."""
+    if "golden" not in metafunc.fixturenames:
+        return
+    marker = metafunc.definition.get_closest_marker("golden")
+    pattern = marker.args[0] if marker else "*"
+    names: list[Any] = sorted(path.stem for path in GOLDEN.glob(f"{pattern}.npz"))
+    if not names and GOLDEN.is_dir():
+        raise pytest.UsageError(f"{metafunc.function.__name__}: no golden case matches {pattern!r}")
+    if not names:
+        absent = pytest.mark.skip(reason="../shared/golden is not here")
+        names = [pytest.param(None, marks=absent, id="none")]
+    metafunc.parametrize("golden", names, indirect=True)
+
+
+@pytest.fixture(scope="session")
+def golden_loader() -> ModuleType:
+    """../shared/golden/load.py."""
+    spec = importlib.util.spec_from_file_location("golden_load", GOLDEN / "load.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # its dataclass looks its own module up by name
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, spec.name, module)
+        spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest, golden_loader: ModuleType) -> Any:
+    """One golden case: `case.spec`, `case["support_x"]`, `case.model()`, `case.grad`, `case.adapted`."""
+    (case,) = golden_loader.cases(request.param)
+    return case
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder `shared` beside the repository: golden cases, real data, research notes."""
+    if not SHARED.is_dir():
+        pytest.skip("../shared is not here")
+    return SHARED
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fresh memory holds NaN, so that whatever reads an element nobody wrote shows it."""
+
+    def poisoned(allocate: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def wrapper(*args: Any, **kwargs: Any) -> torch.Tensor:
+            fresh = allocate(*args, **kwargs)
+            with torch.no_grad():
+                return fresh.fill_(torch.nan) if fresh.is_floating_point() else fresh
+
+        return wrapper
+
+    for name in ("empty", "empty_like", "empty_strided"):
+        monkeypatch.setattr(torch, name, poisoned(getattr(torch, name)))
+    for name in ("new_empty", "new_empty_strided"):
+        monkeypatch.setattr(torch.Tensor, name, poisoned(getattr(torch.Tensor, name)))
