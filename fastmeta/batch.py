@@ -1,0 +1,401 @@
+"""A meta-batch, and everything that is checked about what the user hands over: one place for all of it.
+
+A message names the argument, what was expected, what came and what to do. No check waits for a GPU.
+"""
+
+from __future__ import annotations
+
+import functools
+import warnings
+import weakref
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import is_lazy
+from torch.utils import _pytree as pytree
+
+from fastmeta.inner import InnerOptimizer
+
+Tree = Any  # a tensor, or a tuple or dict of tensors
+
+BACKENDS = ("auto", "torch", "triton", "reference")
+MEMORY = ("save", "recompute")
+BN_STATISTICS = ("batch", "support")
+PRECISIONS = ("float32", "tf32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class TaskBatch:
+    """Support and query sets of T tasks.
+
+    Inputs and targets are a tensor, or a tuple or dict of tensors, [T, N, ...] in the support set and
+    [T, M, ...] in the query set. Targets may be None; so may the query set, where the algorithm needs none.
+    """
+
+    support_x: Tree
+    support_y: Tree = None
+    query_x: Tree = None
+    query_y: Tree = None
+
+    @property
+    def tasks(self) -> int:
+        """T."""
+        return _first(self.support_x).shape[0]
+
+    @property
+    def support_samples(self) -> int:
+        """N."""
+        return _first(self.support_x).shape[1]
+
+    @property
+    def query_samples(self) -> int:
+        """M; 0 without a query set."""
+        return 0 if self.query_x is None else _first(self.query_x).shape[1]
+
+
+# Data.
+
+
+def check_batch(
+    batch: TaskBatch,
+    *,
+    module: nn.Module,
+    inner_loss: Callable[..., Any],
+    outer_loss: Callable[..., Any] | None,
+    inner_batch_size: int | None,
+    query_required: bool,
+) -> None:
+    """Everything that can be said about a meta-batch before the module has run.
+
+    `check_class_targets` holds labels against logits afterwards; NaN in the data is `finite_tasks`' affair.
+
+    Args:
+        outer_loss: None stands for the inner loss.
+        query_required: whether the algorithm reads a query set.
+
+    Raises:
+        TypeError: a leaf is no tensor, or an argument is missing.
+        ValueError: shapes, dtypes or devices do not fit each other or the module, or an input requires grad.
+    """
+    if batch.support_x is None:
+        raise TypeError("support_x must hold tensors [T, N, ...], got None")
+    if batch.query_x is None and (query_required or batch.query_y is not None):
+        raise TypeError("query_x must hold tensors [T, M, ...], got None; pass the query set")
+    support_x, support_y = _leaves("support_x", batch.support_x), _leaves("support_y", batch.support_y)
+    query_x, query_y = _leaves("query_x", batch.query_x), _leaves("query_y", batch.query_y)
+    _check_leaves([*support_x, *support_y, *query_x, *query_y], module)
+    _check_equal([*support_x, *support_y, *query_x, *query_y], 0, "tasks")
+    _check_equal([*support_x, *support_y], 1, "samples")
+    _check_equal([*query_x, *query_y], 1, "samples")
+    _check_known_targets("support_y", batch.support_y, "inner_loss", inner_loss)
+    if batch.query_x is not None:
+        name, loss = ("inner_loss", inner_loss) if outer_loss is None else ("outer_loss", outer_loss)
+        _check_known_targets("query_y", batch.query_y, name, loss)
+    if inner_batch_size is not None and inner_batch_size > batch.support_samples:
+        raise ValueError(
+            f"inner_batch_size must be at most the number of support samples, {batch.support_samples}, got "
+            f"{inner_batch_size}; lower it, or pass more support samples"
+        )
+
+
+def check_query(query_x: Tree, *, tasks: int, module: nn.Module) -> None:
+    """The inputs handed to learners that were adapted on `tasks` tasks. Raises as `check_batch`."""
+    if query_x is None:
+        raise TypeError("query_x must hold tensors [T, M, ...], got None")
+    leaves = _leaves("query_x", query_x)
+    _check_leaves(leaves, module)
+    _check_equal(leaves, 1, "samples")
+    for name, leaf in leaves:
+        if leaf.shape[0] != tasks:
+            raise ValueError(
+                f"{name} must hold the {tasks} tasks that the learners were adapted to, got {leaf.shape[0]} "
+                f"(shape {_shape(leaf)}); pass the query samples of the same tasks, in the same order"
+            )
+
+
+def check_class_targets(
+    name: str, targets: Tensor, logits: Sequence[int], *, ignore_index: int = -100
+) -> None:
+    """Targets of cross_entropy against the shape of the logits, [T, N, C] or [T, N, C, ...].
+
+    Raises:
+        ValueError: labels out of range, floats that are no class probabilities, or another shape.
+    """
+    if targets.is_floating_point():
+        if _shape(targets) != list(logits):
+            raise ValueError(
+                f"{name}: labels must be int64, got {_dtype(targets)} of shape {_shape(targets)}; convert "
+                f"them with .long(), or pass class probabilities of the logits' shape {list(logits)}"
+            )
+        return
+    expected = [*logits[:2], *logits[3:]]
+    if _shape(targets) != expected:
+        raise ValueError(
+            f"{name}: labels must have shape {expected} for logits {list(logits)}, got {_shape(targets)}; "
+            "pass one class index for each sample, not one-hot rows"
+        )
+    check_labels(name, targets, logits[2], ignore_index=ignore_index)
+
+
+def check_labels(name: str, labels: Tensor, classes: int, *, ignore_index: int = -100) -> None:
+    """Class indices must lie in [0, classes) or equal `ignore_index`. On a GPU the check itself runs there.
+
+    Raises:
+        ValueError: a label out of range, on the CPU. On other devices a device-side assertion.
+    """
+    if labels.device.type != "cpu":
+        legal = ((labels >= 0) & (labels < classes)) | (labels == ignore_index)
+        message = f"{name}: a label lies outside [0, {classes})"
+        torch.ops.aten._assert_async.msg(legal.all(), message)
+        return
+    low, high = _bounds(labels)
+    if low < 0 or high >= classes:  # rarely: only now look for ignored ones
+        low, high = _bounds(labels[labels != ignore_index])
+    if low < 0 or high >= classes:
+        raise ValueError(
+            f"{name}: labels must lie in [0, {classes}), as the module returns {classes} logits, got values "
+            f"from {low} to {high}; number each task's classes from 0, or give the module more outputs"
+        )
+
+
+def check_per_task_loss(name: str, value: Any, tasks: int | None = None) -> None:
+    """What a loss returned: a scalar for one task, or [T] for all `tasks` of them.
+
+    Raises:
+        TypeError: it is no tensor.
+        ValueError: its shape is another, or it is no floating-point number.
+    """
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name} must return a scalar tensor for each task, got {type(value).__name__}")
+    if _shape(value) != ([] if tasks is None else [tasks]):
+        of = "" if tasks is None else f" for {tasks} tasks"
+        raise ValueError(
+            f"{name} must return a scalar for each task, got a tensor of shape {_shape(value)}{of}; reduce "
+            "it over the samples, for instance with .mean()"
+        )
+    if not value.is_floating_point():
+        raise ValueError(f"{name} must return a floating-point scalar for each task, got {_dtype(value)}")
+
+
+def finite_tasks(*trees: Tree) -> Tensor:
+    """[T] bool: tasks whose values are finite in every floating-point tensor [T, ...] of `trees`."""
+    leaves = [leaf for leaf in pytree.tree_leaves(trees) if isinstance(leaf, Tensor)]
+    finite = torch.ones(leaves[0].shape[0], dtype=torch.bool, device=leaves[0].device)
+    for leaf in leaves:
+        if leaf.is_floating_point() or leaf.is_complex():
+            # 0 x is 0 for finite x and NaN for any other; a tenth of the time of isfinite().all() on a CPU
+            finite &= leaf.detach().mul(0).unsqueeze(1).flatten(1).sum(1) == 0
+    return finite
+
+
+# Options.
+
+
+def check_options(
+    *,
+    module: Any,
+    inner_loss: Any,
+    outer_loss: Any,
+    inner_optimizer: Any,
+    inner_steps: Any,
+    inner_batch_size: Any,
+    backend: Any,
+    compile: Any,  # noqa: A002  the public option has this name
+    memory: Any,
+    task_chunk: Any,
+    bn_statistics: Any,
+    precision: Any,
+) -> None:
+    """The constructor's arguments. Rates are checked by the inner optimiser itself.
+
+    Raises:
+        TypeError: an argument of a wrong kind.
+        ValueError: a number or a choice out of range, or a module without a trainable parameter.
+    """
+    _check_module(module)
+    _check_callable("inner_loss", inner_loss)
+    if outer_loss is not None:
+        _check_callable("outer_loss", outer_loss)
+    if not isinstance(inner_optimizer, InnerOptimizer):
+        kind = inner_optimizer if isinstance(inner_optimizer, type) else type(inner_optimizer)
+        raise TypeError(
+            "inner_optimizer must be fastmeta.SGD(lr=...) or fastmeta.Adam(lr=...), got "
+            f"{kind.__module__}.{kind.__name__}; torch.optim cannot step the fast weights of many tasks"
+        )
+    _check_count("inner_steps", inner_steps, least=0)
+    _check_count("inner_batch_size", inner_batch_size, least=1, optional="all support samples")
+    _check_count("task_chunk", task_chunk, least=1, optional="all tasks at once")
+    _check_choice("backend", backend, BACKENDS)
+    _check_choice("memory", memory, MEMORY)
+    _check_choice("bn_statistics", bn_statistics, BN_STATISTICS)
+    _check_choice("precision", precision, PRECISIONS)
+    if not isinstance(compile, bool):
+        raise TypeError(f"compile must be True or False, got {compile!r}")
+
+
+_warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def warn_running_statistics(module: nn.Module, *, stacklevel: int = 2) -> None:
+    """One UserWarning for each module with a training-mode batch norm that tracks running statistics."""
+    if module in _warned:
+        return
+    for name, layer in module.named_modules():
+        if isinstance(layer, _NormBase) and layer.training and layer.running_mean is not None:
+            _warned.add(module)
+            warnings.warn(
+                f"{type(layer).__name__} {name!r} tracks running statistics: fastmeta reads them in "
+                "eval mode and never writes them; in training mode each task is normalised by its own batch. "
+                "Build the layer with track_running_stats=False to have that in eval mode as well.",
+                UserWarning,
+                stacklevel=stacklevel + 1,
+            )
+            return
+
+
+def _check_module(module: Any) -> None:
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(module).__name__}")
+    lazy = [name for name, p in module.named_parameters() if is_lazy(p)]
+    if lazy:
+        raise ValueError(f"model has parameters without a shape ({lazy[0]!r}); run it once on one sample")
+    if not any(p.requires_grad for p in module.parameters()):
+        raise ValueError("model must have a trainable parameter, got none; set requires_grad=True on some")
+
+
+def _check_callable(name: str, loss: Any) -> None:
+    if isinstance(loss, type):
+        raise TypeError(f"{name} must be an instance, got the class {loss.__name__}; pass {loss.__name__}()")
+    if not callable(loss):
+        raise TypeError(f"{name} must be callable as (outputs, targets) → scalar, got {loss!r}")
+
+
+def _check_count(name: str, value: Any, *, least: int, optional: str = "") -> None:
+    if value is None and optional:
+        return
+    other = f", or None ({optional})" if optional else ""
+    expected = f"{name} must be an integer of at least {least}{other}, got {value!r}"
+    if type(value) is not int:  # True is no count
+        raise TypeError(expected)
+    if value < least:
+        raise ValueError(expected)
+
+
+def _check_choice(name: str, value: Any, legal: Sequence[str]) -> None:
+    if value not in legal:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, legal))}, got {value!r}")
+
+
+# One tensor at a time.
+
+
+def _leaves(name: str, tree: Tree) -> list[tuple[str, Tensor]]:
+    """The tensors of a tree under names such as support_x['image']; none for None."""
+    if isinstance(tree, Tensor):
+        return [(name, tree)]
+    if tree is None:
+        return []
+    leaves = [(name + pytree.keystr(path), leaf) for path, leaf in pytree.tree_flatten_with_path(tree)[0]]
+    if not leaves:
+        raise TypeError(f"{name} must hold at least one tensor, got {tree!r}")
+    for path, leaf in leaves:
+        if not isinstance(leaf, Tensor):
+            kind = type(leaf).__name__
+            raise TypeError(f"{path} must be a tensor, got {kind}; convert it, say with torch.as_tensor")
+    return leaves
+
+
+def _check_leaves(leaves: Sequence[tuple[str, Tensor]], module: nn.Module) -> None:
+    parameter = next(p for p in module.parameters() if p.requires_grad)
+    for name, leaf in leaves:
+        samples = "N" if name.startswith("support") else "M"
+        if leaf.dim() < 2:
+            raise ValueError(
+                f"{name} must have shape [T, {samples}, ...], got {_shape(leaf)}: its task dimension is "
+                "missing; stack the tasks, or add the dimension of a single one with unsqueeze(0)"
+            )
+        if 0 in leaf.shape[:2]:
+            raise ValueError(
+                f"{name} must hold at least one task of one sample, got T = {leaf.shape[0]}, "
+                f"{samples} = {leaf.shape[1]} (shape {_shape(leaf)}); skip such a batch"
+            )
+        if leaf.device != parameter.device:
+            raise ValueError(
+                f"{name} must be on the module's device, {parameter.device}, got {leaf.device}; move one of "
+                "them with .to(device)"
+            )
+        if leaf.is_floating_point() and leaf.dtype != parameter.dtype:
+            _check_dtype(name, leaf, module)
+        if leaf.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                f"{name} must not require grad, as meta-gradients are taken with respect to the module's "
+                "parameters only; pass it detached, or put the encoder that computes it inside the module"
+            )
+
+
+def _check_dtype(name: str, leaf: Tensor, module: nn.Module) -> None:
+    dtypes = sorted({_dtype(p) for p in module.parameters() if p.requires_grad})
+    if _dtype(leaf) not in dtypes and not torch.is_autocast_enabled(leaf.device.type):
+        raise ValueError(
+            f"{name} must have the dtype of the module's parameters, {' or '.join(dtypes)}, got "
+            f"{_dtype(leaf)}; convert one of them with .to(dtype)"
+        )
+
+
+def _check_equal(leaves: Sequence[tuple[str, Tensor]], dim: int, what: str) -> None:
+    """All leaves agree in dimension `dim`."""
+    for name, leaf in leaves[1:]:
+        first, reference = leaves[0]
+        if leaf.shape[dim] != reference.shape[dim]:
+            shapes = ", ".join(f"{n} {_shape(x)}" for n, x in leaves)
+            raise ValueError(
+                f"{name} must hold as many {what} as {first}, {reference.shape[dim]}, got {leaf.shape[dim]}; "
+                f"every tensor starts with [tasks, samples]: {shapes}"
+            )
+
+
+def _check_known_targets(name: str, targets: Tree, loss_name: str, loss: Any) -> None:
+    """Targets of cross_entropy and mse_loss, as far as they can be judged without the outputs."""
+    entropy = _is(loss, F.cross_entropy, nn.CrossEntropyLoss)
+    if not entropy and not _is(loss, F.mse_loss, nn.MSELoss):
+        return
+    if not isinstance(targets, Tensor):
+        kind = "cross_entropy" if entropy else "mse_loss"
+        raise TypeError(f"{name} must be one tensor, as {loss_name} is {kind}, got {type(targets).__name__}")
+    probabilities = targets.is_floating_point() and targets.dim() > 2
+    if entropy and targets.dtype != torch.int64 and not probabilities:
+        raise ValueError(
+            f"{name}: labels must be int64, as {loss_name} is cross_entropy, got {_dtype(targets)} of shape "
+            f"{_shape(targets)}; convert them with .long(), or pass class probabilities [T, N, C]"
+        )
+
+
+def _is(loss: Any, function: Any, module: type[nn.Module]) -> bool:
+    """Whether a loss is a known one: the function, a partial of it, or its module."""
+    while isinstance(loss, functools.partial):
+        loss = loss.func
+    return loss is function or isinstance(loss, module)
+
+
+def _first(tree: Tree) -> Tensor:
+    return next(leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor))
+
+
+def _bounds(labels: Tensor) -> tuple[int, int]:
+    if labels.numel() == 0:
+        return 0, 0
+    low, high = torch.aminmax(labels)
+    return int(low), int(high)
+
+
+def _shape(x: Tensor) -> list[int]:
+    return list(x.shape)
+
+
+def _dtype(x: Tensor) -> str:
+    return str(x.dtype).removeprefix("torch.")
