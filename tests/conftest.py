@@ -19,6 +19,9 @@ torch.set_num_threads(2)
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # torch.compile's own import, the first time it is used
+    deprecated = r"`torch\.jit\.script_method` is (deprecated|not supported)"
+    config.addinivalue_line("filterwarnings", f"ignore:{deprecated}:DeprecationWarning")
     config.addinivalue_line("markers", 'golden(pattern): which golden cases a test takes, such as "conv4*"')
 
 
