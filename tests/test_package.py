@@ -146,7 +146,7 @@ def test_readme_commands_name_existing_extras():
 
 
 def imports_of(source: str, package: str) -> set[str]:
-    """Every dotted name a file of `package` imports; `from a import b` gives a and a.b (b may be a module)."""
+    """Every dotted name a file of `package` imports; `from a import b` gives both a and a.b."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):

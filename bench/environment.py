@@ -1,0 +1,76 @@
+"""What a result needs beside it to be read later: machine, versions, commit. No host name, no path."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from pathlib import Path
+
+PACKAGES = ("torch", "triton", "numpy", "jax", "jaxlib", "higher", "torchopt", "learn2learn")
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def limit_threads(threads: int) -> None:
+    """Give every library the same processors. Call it before importing any of them.
+
+    The variables serve OpenMP and BLAS. JAX's thread pool reads none, but is as large as the set of
+    processors the process may run on.
+
+    Raises:
+        ValueError: fewer processors than threads.
+    """
+    allowed = sorted(os.sched_getaffinity(0))
+    if not 1 <= threads <= len(allowed):
+        raise ValueError(
+            f"threads must be between 1 and {len(allowed)}, the processors of this process, got {threads}"
+        )
+    os.sched_setaffinity(0, allowed[:threads])
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        os.environ[name] = str(threads)
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+
+def describe() -> dict[str, object]:
+    """Machine, versions and commit, as they stand in every result file."""
+    return {
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "cpu": _cpu_model(),
+        "cores": os.cpu_count(),
+        "cores used": len(os.sched_getaffinity(0)),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "packages": {name: version for name in PACKAGES if (version := _version(name)) is not None},
+        "commit": _commit(),
+    }
+
+
+def _cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _commit() -> str:
+    """Hash of HEAD, with `+changes` where tracked files differ from it."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        commit = git("rev-parse", "--short=12", "HEAD")
+        return commit + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
