@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from fastmeta.tasks.base import Episodes, TaskFamily
-from fastmeta.tasks.few_shot import FewShot
-from fastmeta.tasks.omniglot import Characters, load_omniglot
-from fastmeta.tasks.one_shot_runs import Run, load_runs, stack_runs
-from fastmeta.tasks.sinusoid import Sinusoid
+from .base import Episodes, TaskFamily
+from .few_shot import FewShot
+from .omniglot import Characters, load_omniglot
+from .one_shot_runs import Run, load_runs, stack_runs
+from .sinusoid import Sinusoid
 
 __all__ = [
     "Characters",

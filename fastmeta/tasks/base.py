@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import NamedTuple, Protocol
 
 import torch
@@ -46,3 +47,18 @@ def check_generator(generator: torch.Generator, device: torch.device) -> None:
             f"generator must live on the family's device {device}, got one on {generator.device}; "
             f"make it with torch.Generator(device={str(device)!r})"
         )
+
+
+def sampler_speed(family: TaskFamily, meta_batch: int, *, seconds: float = 0.2) -> float:
+    """Episodes a second that `family` samples, measured for about `seconds` with a generator of its own."""
+    generator = torch.Generator(family.device).manual_seed(0)
+    family.sample(meta_batch, generator)
+    wait = torch.cuda.synchronize if family.device.type == "cuda" else lambda: None
+    wait()
+    start, drawn, elapsed = time.perf_counter(), 0, 0.0
+    while elapsed < seconds:
+        family.sample(meta_batch, generator)
+        wait()
+        drawn += meta_batch
+        elapsed = time.perf_counter() - start
+    return drawn / elapsed

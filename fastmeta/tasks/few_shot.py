@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from fastmeta.tasks.augment import random_affine, warp
-from fastmeta.tasks.base import Episodes, check_count, check_generator
-from fastmeta.tasks.omniglot import Characters
+from .augment import random_affine, warp
+from .base import Episodes, check_count, check_generator
+from .omniglot import Characters
 
 
 class FewShot:

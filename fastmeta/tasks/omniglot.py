@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastmeta.tasks.archive import SIZE, Archive
+from .archive import SIZE, Archive
 
 _MEMBER = re.compile(r"(?:^|.*/)(?P<alphabet>[^/]+)/(?P<character>character\d+)/\d+_(?P<drawer>\d+)\.png$")
 

@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastmeta.tasks.archive import Archive
-from fastmeta.tasks.base import Episodes
+from .archive import Archive
+from .base import Episodes
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from fastmeta.tasks.base import Episodes, check_count, check_generator
+from .base import Episodes, check_count, check_generator
 
 
 class Sinusoid:
@@ -39,7 +39,7 @@ class Sinusoid:
     def sample(self, tasks: int, generator: torch.Generator) -> Episodes:
         """Draw `tasks` curves: inputs and targets [tasks, shots, 1] and [tasks, queries, 1]."""
         amplitude, phase = self.sample_curves(tasks, generator)
-        x = self._uniform((tasks, self.shots + self.queries, 1), -5.0, 5.0, generator)
+        x = self.sample_inputs(tasks, self.shots + self.queries, generator)
         y = amplitude * torch.sin(x - phase)
         n = self.shots
         return Episodes(x[:, :n], y[:, :n], x[:, n:], y[:, n:])
@@ -50,6 +50,10 @@ class Sinusoid:
         check_generator(generator, self.device)
         shape = (tasks, 1, 1)
         return self._uniform(shape, 0.1, 5.0, generator), self._uniform(shape, 0.0, math.pi, generator)
+
+    def sample_inputs(self, tasks: int, points: int, generator: torch.Generator) -> Tensor:
+        """Draw points x of each curve, [tasks, points, 1]."""
+        return self._uniform((tasks, points, 1), -5.0, 5.0, generator)
 
     def _uniform(self, shape: tuple[int, ...], low: float, high: float, generator: torch.Generator) -> Tensor:
         u = torch.rand(shape, generator=generator, device=self.device, dtype=self.dtype)
