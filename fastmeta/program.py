@@ -394,7 +394,7 @@ class _Builder:
         return self.named[self.program.canonical[f"{path}.{name}" if path else name]]
 
     def finish(self, outputs: Sequence[Slot], spec: pytree.TreeSpec) -> Plan:
-        nodes = group(self.nodes, {s.index for s in outputs}, rows=self.rows)
+        nodes = group(self.nodes, {s.index for s in outputs})
         pinned = {s.index for s in (*outputs, *self.params, *self.constants)} | set(self.stored)
         return Plan(
             nodes=_with_last_use(nodes, pinned),

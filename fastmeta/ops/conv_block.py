@@ -1,0 +1,215 @@
+"""Convolution → batch norm → activation → optional 2×2 max-pool as one op, with few passes over the large arrays.
+
+A monotone activation and a batch norm commute with a maximum, up to the sign of γ, so the pool comes first: winners
+are picked on sign(γ) z, and normalisation, activation and all reductions of the backward sweep see a quarter of the
+elements. The convolution's output z is read once for its statistics and once for the pool; its cotangent is the
+scattered pool cotangent plus a line in z per channel (M elements a channel, mathematics in norm.py):
+
+    dz     = scatter(γ r g) + c0 + c1 z,  c1 = −γ r² dγ / M,  c0 = −γ r dβ / M − c1 μ
+    dz_dot = scatter((γ r)_dot g + γ r g_dot) + (a line in z and z_dot per channel)
+
+with g the cotangent behind the activation. A convolution bias is taken away by the mean: it is not even added, and
+its gradient is zero.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .activation import Activation
+from .base import MaybeTensors, Needs, Op, total
+from .conv2d import Conv2d
+
+_CHANNEL = (1, 3, 4)  # all dimensions of [T, N, C, H, W] that a channel's statistics run over
+
+
+class Block(NamedTuple):
+    """What a forward sweep leaves. Wide tensors have the size of the convolution's output, others of the pool's."""
+
+    x: Tensor
+    w: Tensor
+    z: Tensor  # wide
+    mean: Tensor  # [T, 1, C, 1, 1], as r and gamma
+    r: Tensor
+    gamma: Tensor
+    winner: Tensor | None  # which of its window's four elements the pool took
+    xh: Tensor
+    pre: Tensor  # before the activation
+
+
+class BlockDot(NamedTuple):
+    x_dot: Tensor | None
+    w_dot: Tensor | None
+    z_dot: Tensor | None
+    drift: Tensor | None  # m(z_dot)
+    slope: Tensor | None  # m(x̂ z_dot)
+    gamma_dot: Tensor | None
+    xh_dot: Tensor | None
+    pre_dot: Tensor
+
+
+class Flow(NamedTuple):
+    """Cotangent behind the activation, and the channel sums dβ and dγ."""
+
+    g: Tensor
+    d_beta: Tensor
+    d_gamma: Tensor
+
+
+@dataclass(frozen=True)
+class ConvBlock(Op):
+    """Inputs: x [T, N, C, H, W], W [T, O, C, kh, kw], conv bias [T, O] where `biased`, γ and β [T, O].
+
+    With `pool` the activation must be monotone.
+    """
+
+    conv: Conv2d
+    eps: float
+    activation: Activation
+    pool: bool
+    biased: bool
+
+    def _split(self, inputs: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+        x, w, *bias, gamma, beta = inputs
+        assert len(bias) == self.biased
+        return x, w, gamma, beta
+
+    def _wide(self, p: Tensor) -> Tensor:
+        return p[:, None, :, None, None]
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Block]:
+        x, w, gamma, beta = self._split(inputs)
+        assert x is not None and w is not None and gamma is not None and beta is not None
+        gamma, beta = self._wide(gamma), self._wide(beta)
+        z = self.conv.product(x, w)
+        var, mean = torch.var_mean(z, _CHANNEL, correction=0, keepdim=True)
+        r = (var + self.eps).rsqrt()
+        winner, picked = _pool(z, gamma.sign()) if self.pool else (None, z)
+        xh = (picked - mean) * r
+        pre = torch.addcmul(beta, xh, gamma)
+        return self.activation.value(pre), Block(x, w, z, mean, r, gamma, winner, xh, pre)
+
+    def _flow(self, saved: Block, dy: Tensor) -> Flow:
+        g = self.activation.times_slope(saved.pre, dy)
+        return Flow(g, g.sum(_CHANNEL, keepdim=True), (g * saved.xh).sum(_CHANNEL, keepdim=True))
+
+    def _dz(self, saved: Block, flow: Flow) -> Tensor:
+        count = saved.z[:, :, :1].numel() // saved.z.shape[0]
+        scale = saved.gamma * saved.r
+        c1 = -scale * saved.r * flow.d_gamma / count
+        c0 = -scale * flow.d_beta / count - c1 * saved.mean
+        return self._spread(saved, scale * flow.g) + torch.addcmul(c0, c1, saved.z)
+
+    def _spread(self, saved: Block, g: Tensor) -> Tensor:
+        return g if saved.winner is None else _scatter(g, saved.winner, saved.z.shape)
+
+    def backward(self, saved: Block, dy: Tensor, needs: Needs) -> MaybeTensors:
+        flow = self._flow(saved, dy)
+        dx = dw = None
+        if needs[0] or needs[1]:
+            dx, dw = self.conv.product_backward(self._dz(saved, flow), saved.x, saved.w, needs[0], needs[1])
+        return self._join(dx, dw, flow.d_gamma, flow.d_beta)
+
+    def _join(self, dx: Tensor | None, dw: Tensor | None, d_gamma: Tensor, d_beta: Tensor) -> MaybeTensors:
+        d_gamma, d_beta = (d.flatten(1) for d in (d_gamma, d_beta))
+        return (dx, dw, *((torch.zeros_like(d_beta),) if self.biased else ()), d_gamma, d_beta)
+
+    def forward_dot(self, saved: Block, inputs_dot: MaybeTensors) -> tuple[Tensor, BlockDot]:
+        x_dot, w_dot, gamma_dot, beta_dot = self._split(inputs_dot)
+        gamma_dot, beta_dot = (None if d is None else self._wide(d) for d in (gamma_dot, beta_dot))
+        z_dot = total(
+            None if x_dot is None else self.conv.product(x_dot, saved.w),
+            None if w_dot is None else self.conv.product(saved.x, w_dot),
+        )
+        drift = slope = xh_dot = pre_dot = None
+        if z_dot is not None:
+            drift = z_dot.mean(_CHANNEL, keepdim=True)
+            slope = ((saved.z - saved.mean) * z_dot).mean(_CHANNEL, keepdim=True) * saved.r
+            picked_dot = z_dot if saved.winner is None else _gather(z_dot, saved.winner)
+            xh_dot = saved.r * (picked_dot - drift - saved.xh * slope)
+            pre_dot = saved.gamma * xh_dot
+        if gamma_dot is not None:
+            pre_dot = total(pre_dot, gamma_dot * saved.xh)
+        if beta_dot is not None:
+            pre_dot = beta_dot.expand_as(saved.pre) if pre_dot is None else pre_dot + beta_dot
+        assert pre_dot is not None, "an op without any tangent is not swept"
+        y_dot = self.activation.times_slope(saved.pre, pre_dot)
+        return y_dot, BlockDot(x_dot, w_dot, z_dot, drift, slope, gamma_dot, xh_dot, pre_dot)
+
+    def backward_dot(self, saved: Block, saved_dot: BlockDot, dy: Tensor, dy_dot: Tensor, needs: Needs) -> MaybeTensors:
+        flow = self._flow(saved, dy)
+        g_dot = self.activation.times_slope(saved.pre, dy_dot)
+        if self.activation.curved:
+            bend = self.activation.times_curvature(saved.pre, saved_dot.pre_dot * dy)
+            g_dot = g_dot if bend is None else g_dot + bend
+        terms = g_dot * saved.xh
+        if saved_dot.xh_dot is not None:
+            terms = terms + flow.g * saved_dot.xh_dot
+        flow_dot = Flow(g_dot, g_dot.sum(_CHANNEL, keepdim=True), terms.sum(_CHANNEL, keepdim=True))
+        dx_dot = dw_dot = None
+        if needs[0] or needs[1]:
+            dz_dot = self._dz_dot(saved, saved_dot, flow, flow_dot)
+            dx_dot, dw_dot = self.conv.product_backward(dz_dot, saved.x, saved.w, needs[0], needs[1])
+            need_x, need_w = needs[0] and saved_dot.w_dot is not None, needs[1] and saved_dot.x_dot is not None
+            if need_x or need_w:
+                dz = self._dz(saved, flow)
+                terms = self.conv.product_backward(dz, saved_dot.x_dot, saved_dot.w_dot, need_x, need_w)
+                dx_dot, dw_dot = total(dx_dot, terms[0]), total(dw_dot, terms[1])
+        return self._join(dx_dot, dw_dot, flow_dot.d_gamma, flow_dot.d_beta)
+
+    def _dz_dot(self, saved: Block, dot: BlockDot, flow: Flow, flow_dot: Flow) -> Tensor:
+        count = saved.z[:, :, :1].numel() // saved.z.shape[0]
+        scale, r = saved.gamma * saved.r, saved.r
+        gamma_dot = torch.zeros_like(saved.gamma) if dot.gamma_dot is None else dot.gamma_dot
+        scale_dot = gamma_dot * r
+        if dot.slope is not None:
+            scale_dot = scale_dot - saved.gamma * r.square() * dot.slope  # r_dot = −r² m(x̂ z_dot)
+        constant = -(scale_dot * flow.d_beta + scale * flow_dot.d_beta) / count
+        along = -(scale_dot * flow.d_gamma + scale * flow_dot.d_gamma) / count  # times x̂
+        dz_dot = self._spread(saved, scale_dot * flow.g + scale * flow_dot.g)
+        if dot.z_dot is not None:
+            assert dot.drift is not None and dot.slope is not None
+            moved = -scale * flow.d_gamma * r / count  # times z_dot − m(z_dot) − x̂ m(x̂ z_dot)
+            constant = constant - moved * dot.drift
+            along = along - moved * dot.slope
+            dz_dot = dz_dot + moved * dot.z_dot
+        return dz_dot + torch.addcmul(constant - along * r * saved.mean, along * r, saved.z)
+
+
+def _corners(z: Tensor) -> list[Tensor]:
+    """The four elements of every 2×2 window, row-major; an odd last row or column belongs to none."""
+    h, w = z.shape[3] // 2 * 2, z.shape[4] // 2 * 2
+    return [z[..., i:h:2, j:w:2] for i in (0, 1) for j in (0, 1)]
+
+
+def _pool(z: Tensor, sign: Tensor) -> tuple[Tensor, Tensor]:
+    """Which element of each window is the first maximum of sign · z, and its z. A NaN wins, as in PyTorch."""
+    corners = _corners(z)
+    best, winner = corners[0] * sign, torch.zeros_like(corners[0], dtype=torch.uint8)
+    for i, corner in enumerate(corners[1:], 1):
+        value = corner * sign
+        better = (value > best) | value.isnan()
+        best = torch.where(better, value, best)
+        winner = torch.where(better, i, winner)
+    return winner, _gather(z, winner)
+
+
+def _gather(z: Tensor, winner: Tensor) -> Tensor:
+    corners = _corners(z)
+    picked = corners[0]
+    for i, corner in enumerate(corners[1:], 1):
+        picked = torch.where(winner == i, corner, picked)
+    return picked
+
+
+def _scatter(g: Tensor, winner: Tensor, shape: torch.Size) -> Tensor:
+    """The transpose of `_gather`: g at the winners, zero elsewhere, in the wide shape."""
+    corner = torch.arange(4, dtype=torch.uint8, device=g.device).view(2, 1, 2)
+    wide = torch.where(winner[..., None, :, None] == corner, g[..., None, :, None], 0.0)
+    wide = wide.flatten(3, 4).flatten(4, 5)
+    return F.pad(wide, (0, shape[4] - wide.shape[4], 0, shape[3] - wide.shape[3]))
