@@ -34,7 +34,7 @@ def limit_threads(threads: int) -> None:
 
 
 def describe() -> dict[str, object]:
-    """Machine, versions and commit, as they stand in every result file."""
+    """Machine, its load, versions and commit, as they stand in every result file."""
     return {
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "cpu": _cpu_model(),
@@ -43,6 +43,8 @@ def describe() -> dict[str, object]:
         "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "packages": {name: version for name in PACKAGES if (version := _version(name)) is not None},
+        "openmp wait policy": os.environ.get("OMP_WAIT_POLICY", "default"),
+        "load before": round(os.getloadavg()[0], 2),
         "commit": _commit(),
     }
 

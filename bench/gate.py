@@ -52,9 +52,11 @@ class Gate:
         """
         parts = []
         for name in self.names:
-            if gradient.get(name) is None:
+            value = gradient.get(name)
+            if value is None:
                 raise ValueError(f"no gradient for {name}")
-            parts.append(torch.from_numpy(np.array(gradient[name], dtype=np.float64)).flatten())
+            tensor = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
+            parts.append(tensor.flatten().double())
         flat = torch.cat(parts)
         if flat.shape != self.truth.shape:
             raise ValueError(f"expected {self.truth.numel()} gradient elements, got {flat.numel()}")

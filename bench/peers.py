@@ -102,9 +102,10 @@ def learn2learn(problem: Problem) -> MetaStep:
 def _clone(module: nn.Module, replace: Callable[[Tensor], Tensor]) -> nn.Module:
     """A module of the same structure whose parameters are the graph tensors that `replace` gives."""
     twin = copy.copy(module)
-    twin._parameters = {n: None if p is None else replace(p) for n, p in module._parameters.items()}  # type:
-    ignore[assignment] twin._modules = {n: None if m is None else _clone(m, replace) for n, m in
-    module._modules.items()} return twin
+    parameters = {name: None if p is None else replace(p) for name, p in module._parameters.items()}
+    modules = {name: None if m is None else _clone(m, replace) for name, m in module._modules.items()}
+    twin.__dict__.update(_parameters=parameters, _modules=modules)
+    return twin
 
 
 def learn2learn_idiom(problem: Problem) -> MetaStep:

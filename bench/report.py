@@ -11,6 +11,8 @@ from typing import Any
 from bench.run import FORMAT, Row
 
 OURS = "fastmeta "
+# OpenMP threads that wait for a processor another process holds make a step tens of times slower.
+BUSY = 0.5
 SPEED_HEAD = (
     "| peer | ms per meta-step (p20–p80) | tasks per second | speed-up over it | times the floor "
     "| first call, s | error |",
@@ -54,10 +56,13 @@ def section(result: Mapping[str, Any]) -> str:
 def caption(result: Mapping[str, Any]) -> str:
     """Machine, versions and commit in one line."""
     where = result["environment"]
+    busy = (
+        f" Other processes were running (load {where['load before']})." if where["load before"] > BUSY else ""
+    )
     versions = ", ".join(f"{name} {version}" for name, version in where["packages"].items())
     return (
         f"{where['cpu']}, {result['threads']} threads, Python {where['python']}, {versions}; "
-        f"commit {where['commit']}, {where['date']}."
+        f"commit {where['commit']}, {where['date']}.{busy}"
     )
 
 
