@@ -140,6 +140,7 @@ class Trainer:
         self._optimizer = kinds[config.outer_optimizer](trained, lr=config.outer_lr)
         self._generator = torch.Generator(family.device).manual_seed(config.seed)
         self._tally = _Tally(family.device)
+        self._metric = "accuracy"
 
     @property
     def checkpoint(self) -> Path:
@@ -201,6 +202,7 @@ class Trainer:
         self._optimizer.step()
         self.iteration += 1
         self._tally.add(out.loss.detach(), score(out.outputs, episodes.query_y), out.finite)
+        self._metric = "error" if episodes.query_y.is_floating_point() else "accuracy"
 
     def save(self) -> None:
         """Write the checkpoint now.
@@ -262,14 +264,15 @@ class Trainer:
             RuntimeError: the meta-loss is not finite.
         """
         mean_loss, mean_score, left_out = self._tally.reset()
-        record = {"iteration": self.iteration, "loss": mean_loss, "score": mean_score, "left_out": left_out}
+        record = {"iteration": self.iteration, "loss": mean_loss, self._metric: mean_score}
+        record["left_out"] = left_out
         record["lr"] = self.config.lr_at(self.iteration)
         with (self.folder / "log.jsonl").open("a") as file:
             file.write(json.dumps(record) + "\n")
         if not math.isfinite(mean_loss):
             raise self._diverged(f"the meta-loss is {mean_loss}")
         aside = f"  {left_out} task(s) left out: not finite" if left_out else ""
-        return f"loss {mean_loss:.4g}  score {mean_score:.4g}{aside}"
+        return f"loss {mean_loss:.4g}  {self._metric} {mean_score:.4g}{aside}"
 
     def _diverged(self, what: str) -> RuntimeError:
         kept = f"; {self.checkpoint} keeps the last good state" if self.checkpoint.exists() else ""
