@@ -11,7 +11,7 @@ from typing import Any
 from bench.run import FORMAT, Row
 
 OURS = "fastmeta "
-# OpenMP threads that wait for a processor another process holds make a step tens of times slower.
+# Load (running processes) above which a table says that the machine was not quiet.
 BUSY = 0.5
 SPEED_HEAD = (
     "| peer | ms per meta-step (p20–p80) | tasks per second | speed-up over it | times the floor "
