@@ -58,8 +58,6 @@ class TorchBackend:
 
     def __init__(self, engine: Engine, *, chunk: int | None, compiled: bool) -> None:
         self.chunk = chunk
-        if compiled:  # between two compiled functions only the trajectory travels
-            engine = replace(engine, loop=replace(engine.loop, recompute=True))
         self.engine = engine
 
         def ready(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -67,6 +65,8 @@ class TorchBackend:
 
         self._evaluate = ready(partial(engine.meta_step, keep=False))
         self._meta_step = ready(partial(engine.meta_step, keep=True))
+        if compiled:  # from one compiled function to the next only the trajectory travels
+            engine = replace(engine, loop=replace(engine.loop, recompute=True))
         self._adapt_only = ready(partial(engine.adapt, keep=False))
         self._adapt = ready(partial(engine.adapt, keep=True))
         self._adjoint = ready(engine.loop.adjoint)

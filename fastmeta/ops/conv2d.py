@@ -80,9 +80,16 @@ class Conv2d(Bilinear):
         return dx, dw
 
 
-def _dense(x: Tensor) -> Tensor:
+def _dense(x: Tensor | None) -> Tensor | None:
     """Channels last on a CPU; elsewhere as it is, for the device's own convolution to choose."""
-    return x.contiguous(memory_format=torch.channels_last) if x.device.type == "cpu" else x
+    if x is None or x.device.type != "cpu":
+        return x
+    if x.shape[1] == 1:
+        # one channel is dense in either layout, and strides that say "contiguous" send the convolution down the
+        # slow path: 3.9 ms against 0.24 for 25 images of 28×28 and 64 filters
+        height, width = x.shape[2:]
+        return x.contiguous().as_strided(x.shape, (height * width, 1, width, 1))
+    return x.contiguous(memory_format=torch.channels_last)
 
 
 def _stack(parts: list[Tensor | None]) -> Tensor | None:

@@ -5,7 +5,7 @@ are picked on sign(γ) z, and normalisation, activation and all reductions of th
 elements. The convolution's output z is read once for its statistics and once for the pool; its cotangent is the
 scattered pool cotangent plus a line in z per channel (M elements a channel, mathematics in norm.py):
 
-    dz     = scatter(γ r g) + c0 + c1 z,  c1 = −γ r² dγ / M,  c0 = −γ r dβ / M − c1 μ
+    dz     = scatter(γ r g) + c0 + c1 (z − μ),  c1 = −γ r² dγ / M,  c0 = −γ r dβ / M
     dz_dot = scatter((γ r)_dot g + γ r g_dot) + (a line in z and z_dot per channel)
 
 with g the cotangent behind the activation. A convolution bias is taken away by the mean: it is not even added, and
@@ -25,7 +25,23 @@ from .activation import Activation
 from .base import MaybeTensors, Needs, Op, total
 from .conv2d import Conv2d
 
-_CHANNEL = (1, 3, 4)  # all dimensions of [T, N, C, H, W] that a channel's statistics run over
+# Inside the block channels come last, [T, N, H, W, C], as the convolutions on a CPU have them in memory: compiled
+# code lays out what it makes in the order of the dimensions, and another order would transpose at every step.
+
+
+
+def _sum(x: Tensor) -> Tensor:
+    """Sum per channel [T, 1, 1, 1, C], in two stages: one running sum of 20,000 float32 values is off by 1e-6, enough
+    to push pre-activations across the kink of a ReLU."""
+    return x.sum(3, keepdim=True).sum((1, 2), keepdim=True)
+
+
+def _last(x: Tensor) -> Tensor:
+    return x.permute(0, 1, 3, 4, 2)
+
+
+def _second(x: Tensor) -> Tensor:
+    return x.permute(0, 1, 4, 2, 3)
 
 
 class Block(NamedTuple):
@@ -34,7 +50,7 @@ class Block(NamedTuple):
     x: Tensor
     w: Tensor
     z: Tensor  # wide
-    mean: Tensor  # [T, 1, C, 1, 1], as r and gamma
+    mean: Tensor  # [T, 1, 1, 1, C], as r and gamma
     r: Tensor
     gamma: Tensor
     winner: Tensor | None  # which of its window's four elements the pool took
@@ -80,30 +96,31 @@ class ConvBlock(Op):
         return x, w, gamma, beta
 
     def _wide(self, p: Tensor) -> Tensor:
-        return p[:, None, :, None, None]
+        return p[:, None, None, None, :]
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Block]:
         x, w, gamma, beta = self._split(inputs)
         assert x is not None and w is not None and gamma is not None and beta is not None
         gamma, beta = self._wide(gamma), self._wide(beta)
-        z = self.conv.product(x, w)
-        var, mean = torch.var_mean(z, _CHANNEL, correction=0, keepdim=True)
+        z = _last(self.conv.product(x, w))
+        # two passes: as exact as Welford's recurrence, whose divisions cost ten times as much here
+        mean = _sum(z) / _count(z)
+        var = _sum((z - mean).square()) / _count(z)
         r = (var + self.eps).rsqrt()
         winner, picked = _pool(z, gamma.sign()) if self.pool else (None, z)
         xh = (picked - mean) * r
         pre = torch.addcmul(beta, xh, gamma)
-        return self.activation.value(pre), Block(x, w, z, mean, r, gamma, winner, xh, pre)
+        return _second(self.activation.value(pre)), Block(x, w, z, mean, r, gamma, winner, xh, pre)
 
     def _flow(self, saved: Block, dy: Tensor) -> Flow:
-        g = self.activation.times_slope(saved.pre, dy)
-        return Flow(g, g.sum(_CHANNEL, keepdim=True), (g * saved.xh).sum(_CHANNEL, keepdim=True))
+        g = self.activation.times_slope(saved.pre, _last(dy))
+        return Flow(g, _sum(g), _sum(g * saved.xh))
 
     def _dz(self, saved: Block, flow: Flow) -> Tensor:
-        count = saved.z[:, :, :1].numel() // saved.z.shape[0]
-        scale = saved.gamma * saved.r
+        scale, count = saved.gamma * saved.r, _count(saved.z)
         c1 = -scale * saved.r * flow.d_gamma / count
-        c0 = -scale * flow.d_beta / count - c1 * saved.mean
-        return self._spread(saved, scale * flow.g) + torch.addcmul(c0, c1, saved.z)
+        c0 = -scale * flow.d_beta / count
+        return self._spread(saved, scale * flow.g) + torch.addcmul(c0, c1, saved.z - saved.mean)
 
     def _spread(self, saved: Block, g: Tensor) -> Tensor:
         return g if saved.winner is None else _scatter(g, saved.winner, saved.z.shape)
@@ -112,7 +129,7 @@ class ConvBlock(Op):
         flow = self._flow(saved, dy)
         dx = dw = None
         if needs[0] or needs[1]:
-            dx, dw = self.conv.product_backward(self._dz(saved, flow), saved.x, saved.w, needs[0], needs[1])
+            dx, dw = self.conv.product_backward(_second(self._dz(saved, flow)), saved.x, saved.w, needs[0], needs[1])
         return self._join(dx, dw, flow.d_gamma, flow.d_beta)
 
     def _join(self, dx: Tensor | None, dw: Tensor | None, d_gamma: Tensor, d_beta: Tensor) -> MaybeTensors:
@@ -123,13 +140,13 @@ class ConvBlock(Op):
         x_dot, w_dot, gamma_dot, beta_dot = self._split(inputs_dot)
         gamma_dot, beta_dot = (None if d is None else self._wide(d) for d in (gamma_dot, beta_dot))
         z_dot = total(
-            None if x_dot is None else self.conv.product(x_dot, saved.w),
-            None if w_dot is None else self.conv.product(saved.x, w_dot),
+            None if x_dot is None else _last(self.conv.product(x_dot, saved.w)),
+            None if w_dot is None else _last(self.conv.product(saved.x, w_dot)),
         )
         drift = slope = xh_dot = pre_dot = None
         if z_dot is not None:
-            drift = z_dot.mean(_CHANNEL, keepdim=True)
-            slope = ((saved.z - saved.mean) * z_dot).mean(_CHANNEL, keepdim=True) * saved.r
+            drift = _sum(z_dot) / _count(z_dot)
+            slope = _sum((saved.z - saved.mean) * z_dot) * saved.r / _count(z_dot)
             picked_dot = z_dot if saved.winner is None else _gather(z_dot, saved.winner)
             xh_dot = saved.r * (picked_dot - drift - saved.xh * slope)
             pre_dot = saved.gamma * xh_dot
@@ -139,32 +156,31 @@ class ConvBlock(Op):
             pre_dot = beta_dot.expand_as(saved.pre) if pre_dot is None else pre_dot + beta_dot
         assert pre_dot is not None, "an op without any tangent is not swept"
         y_dot = self.activation.times_slope(saved.pre, pre_dot)
-        return y_dot, BlockDot(x_dot, w_dot, z_dot, drift, slope, gamma_dot, xh_dot, pre_dot)
+        return _second(y_dot), BlockDot(x_dot, w_dot, z_dot, drift, slope, gamma_dot, xh_dot, pre_dot)
 
     def backward_dot(self, saved: Block, saved_dot: BlockDot, dy: Tensor, dy_dot: Tensor, needs: Needs) -> MaybeTensors:
         flow = self._flow(saved, dy)
-        g_dot = self.activation.times_slope(saved.pre, dy_dot)
+        g_dot = self.activation.times_slope(saved.pre, _last(dy_dot))
         if self.activation.curved:
-            bend = self.activation.times_curvature(saved.pre, saved_dot.pre_dot * dy)
+            bend = self.activation.times_curvature(saved.pre, saved_dot.pre_dot * _last(dy))
             g_dot = g_dot if bend is None else g_dot + bend
         terms = g_dot * saved.xh
         if saved_dot.xh_dot is not None:
             terms = terms + flow.g * saved_dot.xh_dot
-        flow_dot = Flow(g_dot, g_dot.sum(_CHANNEL, keepdim=True), terms.sum(_CHANNEL, keepdim=True))
+        flow_dot = Flow(g_dot, _sum(g_dot), _sum(terms))
         dx_dot = dw_dot = None
         if needs[0] or needs[1]:
-            dz_dot = self._dz_dot(saved, saved_dot, flow, flow_dot)
+            dz_dot = _second(self._dz_dot(saved, saved_dot, flow, flow_dot))
             dx_dot, dw_dot = self.conv.product_backward(dz_dot, saved.x, saved.w, needs[0], needs[1])
             need_x, need_w = needs[0] and saved_dot.w_dot is not None, needs[1] and saved_dot.x_dot is not None
             if need_x or need_w:
-                dz = self._dz(saved, flow)
+                dz = _second(self._dz(saved, flow))
                 terms = self.conv.product_backward(dz, saved_dot.x_dot, saved_dot.w_dot, need_x, need_w)
                 dx_dot, dw_dot = total(dx_dot, terms[0]), total(dw_dot, terms[1])
         return self._join(dx_dot, dw_dot, flow_dot.d_gamma, flow_dot.d_beta)
 
     def _dz_dot(self, saved: Block, dot: BlockDot, flow: Flow, flow_dot: Flow) -> Tensor:
-        count = saved.z[:, :, :1].numel() // saved.z.shape[0]
-        scale, r = saved.gamma * saved.r, saved.r
+        scale, r, count = saved.gamma * saved.r, saved.r, _count(saved.z)
         gamma_dot = torch.zeros_like(saved.gamma) if dot.gamma_dot is None else dot.gamma_dot
         scale_dot = gamma_dot * r
         if dot.slope is not None:
@@ -175,27 +191,34 @@ class ConvBlock(Op):
         if dot.z_dot is not None:
             assert dot.drift is not None and dot.slope is not None
             moved = -scale * flow.d_gamma * r / count  # times z_dot − m(z_dot) − x̂ m(x̂ z_dot)
-            constant = constant - moved * dot.drift
             along = along - moved * dot.slope
-            dz_dot = dz_dot + moved * dot.z_dot
-        return dz_dot + torch.addcmul(constant - along * r * saved.mean, along * r, saved.z)
+            dz_dot = dz_dot + moved * (dot.z_dot - dot.drift)
+        return dz_dot + torch.addcmul(constant, along * r, saved.z - saved.mean)
+
+
+def _count(z: Tensor) -> int:
+    """M: elements of a channel."""
+    return z[0, ..., 0].numel()
 
 
 def _corners(z: Tensor) -> list[Tensor]:
     """The four elements of every 2×2 window, row-major; an odd last row or column belongs to none."""
-    h, w = z.shape[3] // 2 * 2, z.shape[4] // 2 * 2
-    return [z[..., i:h:2, j:w:2] for i in (0, 1) for j in (0, 1)]
+    h, w = z.shape[2] // 2 * 2, z.shape[3] // 2 * 2
+    return [z[:, :, i:h:2, j:w:2] for i in (0, 1) for j in (0, 1)]
 
 
 def _pool(z: Tensor, sign: Tensor) -> tuple[Tensor, Tensor]:
-    """Which element of each window is the first maximum of sign · z, and its z. A NaN wins, as in PyTorch."""
+    """Which element of each window is the first maximum of sign · z, and its z. A NaN wins, as in PyTorch.
+
+    The number of the element is kept as a float like z: bytes beside floats break the vectors of compiled code.
+    """
     corners = _corners(z)
-    best, winner = corners[0] * sign, torch.zeros_like(corners[0], dtype=torch.uint8)
+    best, winner = corners[0] * sign, torch.zeros_like(corners[0])
     for i, corner in enumerate(corners[1:], 1):
         value = corner * sign
-        better = (value > best) | value.isnan()
+        better = (value > best) | (value != value)  # noqa: PLR0124  isnan() is compiled element by element
         best = torch.where(better, value, best)
-        winner = torch.where(better, i, winner)
+        winner = torch.where(better, float(i), winner)
     return winner, _gather(z, winner)
 
 
@@ -203,13 +226,13 @@ def _gather(z: Tensor, winner: Tensor) -> Tensor:
     corners = _corners(z)
     picked = corners[0]
     for i, corner in enumerate(corners[1:], 1):
-        picked = torch.where(winner == i, corner, picked)
+        picked = torch.where(winner == float(i), corner, picked)
     return picked
 
 
 def _scatter(g: Tensor, winner: Tensor, shape: torch.Size) -> Tensor:
     """The transpose of `_gather`: g at the winners, zero elsewhere, in the wide shape."""
-    corner = torch.arange(4, dtype=torch.uint8, device=g.device).view(2, 1, 2)
-    wide = torch.where(winner[..., None, :, None] == corner, g[..., None, :, None], 0.0)
-    wide = wide.flatten(3, 4).flatten(4, 5)
-    return F.pad(wide, (0, shape[4] - wide.shape[4], 0, shape[3] - wide.shape[3]))
+    corner = torch.arange(4, dtype=g.dtype, device=g.device).view(2, 1, 2, 1)
+    wide = torch.where(winner[:, :, :, None, :, None] == corner, g[:, :, :, None, :, None], 0.0)
+    wide = wide.flatten(2, 3).flatten(3, 4)
+    return F.pad(wide, (0, 0, 0, shape[3] - wide.shape[3], 0, shape[2] - wide.shape[2]))
