@@ -222,7 +222,11 @@ def make_algorithm(
 def make_family(
     config: RunConfig, characters: Characters | None, device: torch.device, *, evaluation: bool = False
 ) -> TaskFamily:
-    """The run's tasks; for evaluation without the distortions and extra classes that training uses."""
+    """The run's tasks; for evaluation without the distortions and extra classes that training uses.
+
+    Args:
+        characters: of the alphabets that the run uses; None for a task without images.
+    """
     part = config.tasks
     shots = part.shots if evaluation else part.train_shots or part.shots
     if part.task == "sinusoid":
@@ -230,7 +234,7 @@ def make_family(
     if characters is None:
         raise ValueError("task omniglot needs images: name the zip files or folders with --data")
     return FewShot(
-        characters.select(keep=part.alphabets, drop=part.exclude_alphabets),
+        characters,
         ways=part.ways,
         shots=shots,
         queries=part.queries,
