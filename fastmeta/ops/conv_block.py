@@ -18,12 +18,12 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from .activation import Activation
 from .base import MaybeTensors, Needs, Op, total
 from .conv2d import Conv2d
+from .window import gather, pool, scatter
 
 # Inside the block channels come last, [T, N, H, W, C], as the convolutions on a CPU have them in memory: compiled
 # code lays out what it makes in the order of the dimensions, and another order would transpose at every step.
@@ -107,7 +107,7 @@ class ConvBlock(Op):
         mean = _sum(z) / _count(z)
         var = _sum((z - mean).square()) / _count(z)
         r = (var + self.eps).rsqrt()
-        winner, picked = _pool(z, gamma.sign()) if self.pool else (None, z)
+        winner, picked = pool(z, gamma.sign()) if self.pool else (None, z)
         xh = (picked - mean) * r
         pre = torch.addcmul(beta, xh, gamma)
         return _second(self.activation.value(pre)), Block(x, w, z, mean, r, gamma, winner, xh, pre)
@@ -123,7 +123,7 @@ class ConvBlock(Op):
         return self._spread(saved, scale * flow.g) + torch.addcmul(c0, c1, saved.z - saved.mean)
 
     def _spread(self, saved: Block, g: Tensor) -> Tensor:
-        return g if saved.winner is None else _scatter(g, saved.winner, saved.z.shape)
+        return g if saved.winner is None else scatter(g, saved.winner, saved.z)
 
     def backward(self, saved: Block, dy: Tensor, needs: Needs) -> MaybeTensors:
         flow = self._flow(saved, dy)
@@ -147,7 +147,7 @@ class ConvBlock(Op):
         if z_dot is not None:
             drift = _sum(z_dot) / _count(z_dot)
             slope = _sum((saved.z - saved.mean) * z_dot) * saved.r / _count(z_dot)
-            picked_dot = z_dot if saved.winner is None else _gather(z_dot, saved.winner)
+            picked_dot = z_dot if saved.winner is None else gather(z_dot, saved.winner)
             xh_dot = saved.r * (picked_dot - drift - saved.xh * slope)
             pre_dot = saved.gamma * xh_dot
         if gamma_dot is not None:
@@ -199,40 +199,3 @@ class ConvBlock(Op):
 def _count(z: Tensor) -> int:
     """M: elements of a channel."""
     return z[0, ..., 0].numel()
-
-
-def _corners(z: Tensor) -> list[Tensor]:
-    """The four elements of every 2×2 window, row-major; an odd last row or column belongs to none."""
-    h, w = z.shape[2] // 2 * 2, z.shape[3] // 2 * 2
-    return [z[:, :, i:h:2, j:w:2] for i in (0, 1) for j in (0, 1)]
-
-
-def _pool(z: Tensor, sign: Tensor) -> tuple[Tensor, Tensor]:
-    """Which element of each window is the first maximum of sign · z, and its z. A NaN wins, as in PyTorch.
-
-    The number of the element is kept as a float like z: bytes beside floats break the vectors of compiled code.
-    """
-    corners = _corners(z)
-    best, winner = corners[0] * sign, torch.zeros_like(corners[0])
-    for i, corner in enumerate(corners[1:], 1):
-        value = corner * sign
-        better = (value > best) | (value != value)  # noqa: PLR0124  isnan() is compiled element by element
-        best = torch.where(better, value, best)
-        winner = torch.where(better, float(i), winner)
-    return winner, _gather(z, winner)
-
-
-def _gather(z: Tensor, winner: Tensor) -> Tensor:
-    corners = _corners(z)
-    picked = corners[0]
-    for i, corner in enumerate(corners[1:], 1):
-        picked = torch.where(winner == float(i), corner, picked)
-    return picked
-
-
-def _scatter(g: Tensor, winner: Tensor, shape: torch.Size) -> Tensor:
-    """The transpose of `_gather`: g at the winners, zero elsewhere, in the wide shape."""
-    corner = torch.arange(4, dtype=g.dtype, device=g.device).view(2, 1, 2, 1)
-    wide = torch.where(winner[:, :, :, None, :, None] == corner, g[:, :, :, None, :, None], 0.0)
-    wide = wide.flatten(2, 3).flatten(3, 4)
-    return F.pad(wide, (0, 0, 0, shape[3] - wide.shape[3], 0, shape[2] - wide.shape[2]))
