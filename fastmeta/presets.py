@@ -24,7 +24,7 @@ class Preset:
 _SINUSOID = RunConfig(
     tasks=TaskConfig(shots=10, queries=10),
     algorithm=AlgorithmConfig(inner_lr=0.01, inner_steps=1),
-    train=TrainConfig(iterations=20_000, meta_batch=25, outer_lr=1e-3, schedule="cosine"),
+    train=TrainConfig(iterations=10_000, meta_batch=25, outer_lr=1e-3, schedule="cosine"),
     evaluation=EvaluationConfig(eval_steps=10),
 )
 
@@ -66,9 +66,7 @@ _MAML_20W1S = RunConfig(
 )
 
 _REPTILE_5W1S = RunConfig(
-    tasks=TaskConfig(
-        task="omniglot", model="conv4", ways=5, shots=1, train_shots=10, queries=1, rotations=True
-    ),
+    tasks=TaskConfig(task="omniglot", model="conv4", ways=5, shots=1, train_shots=10, queries=1, rotations=True),
     algorithm=AlgorithmConfig(
         algorithm="reptile",
         inner_optimizer="adam",
@@ -77,9 +75,7 @@ _REPTILE_5W1S = RunConfig(
         inner_steps=5,
         inner_batch_size=10,
     ),
-    train=TrainConfig(
-        iterations=100_000, meta_batch=5, outer_optimizer="sgd", outer_lr=1.0, schedule="linear"
-    ),
+    train=TrainConfig(iterations=100_000, meta_batch=5, outer_optimizer="sgd", outer_lr=1.0, schedule="linear"),
     evaluation=EvaluationConfig(eval_steps=50),
 )
 
