@@ -164,6 +164,8 @@ class Trainer:
                 self.restore(load_checkpoint(self.checkpoint))
             self._truncate_log()
             progress = Progress(self.config.iterations, done=self.iteration)
+            if self.iteration:
+                progress.say(f"resuming {self.checkpoint} at iteration {self.iteration:,}")
             try:
                 with counted_divergence(), _stop_signals() as received:
                     return self._loop(progress, received)

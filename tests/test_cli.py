@@ -153,7 +153,9 @@ def test_training_resumes(folder, data, capsys):
     command = ["train", "omniglot", "--data", data, *SMALL, "--episodes", "6", "--out"]
     assert main([*command, "a", "--iterations", "2"]) == 0
     assert main([*command, "a", "--iterations", "5"]) == 0
-    assert "finished at iteration 5" in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert "finished at iteration 5" in captured.out
+    assert "resuming a/checkpoint.pt at iteration 2" in captured.err
     assert main([*command, "b", "--iterations", "5", "--schedule", "cosine"]) == 0
     assert load_checkpoint(folder / "a/checkpoint.pt")["iteration"] == 5
     assert load_checkpoint(folder / "b/checkpoint.pt")["iteration"] == 5
