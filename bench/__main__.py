@@ -19,12 +19,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     run.add_argument("--workload", nargs="+", metavar="NAME", help="default: all")
     run.add_argument("--algorithm", choices=("maml", "fomaml"), default="maml")
     run.add_argument("--rounds", type=int, default=15, help="interleaved rounds (default: %(default)s)")
-    run.add_argument(
-        "--budget", type=float, default=60, help="seconds of timing for a peer (default: %(default)s)"
-    )
-    run.add_argument(
-        "--quick", action="store_true", help="tiny sizes: does everything run and pass its gate?"
-    )
+    run.add_argument("--budget", type=float, default=60, help="seconds of timing for a peer (default: %(default)s)")
+    run.add_argument("--quick", action="store_true", help="tiny sizes: does everything run and pass its gate?")
 
     memory = commands.add_parser("memory", help="peak memory of one meta-step, each in a process of its own")
     memory.add_argument("--workload", default="omniglot-5w1s", metavar="NAME", help="default: %(default)s")

@@ -24,9 +24,7 @@ def limit_threads(threads: int) -> None:
     """
     allowed = sorted(os.sched_getaffinity(0))
     if not 1 <= threads <= len(allowed):
-        raise ValueError(
-            f"threads must be between 1 and {len(allowed)}, the processors of this process, got {threads}"
-        )
+        raise ValueError(f"threads must be between 1 and {len(allowed)}, the processors of this process, got {threads}")
     os.sched_setaffinity(0, allowed[:threads])
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = str(threads)
@@ -67,9 +65,7 @@ def _commit() -> str:
     """Hash of HEAD, with `+changes` where tracked files differ from it."""
 
     def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True
-        ).stdout.strip()
+        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
         commit = git("rev-parse", "--short=12", "HEAD")

@@ -70,9 +70,7 @@ def make_gate(workload: Workload, *, first_order: bool) -> Gate:
         RuntimeError: MAML and first-order MAML lie within the bound of each other on this batch, so passing
             would prove nothing.
     """
-    truths = {
-        order: _flat_gradient(workload, first_order=order, dtype=torch.float64) for order in (False, True)
-    }
+    truths = {order: _flat_gradient(workload, first_order=order, dtype=torch.float64) for order in (False, True)}
     single = _flat_gradient(workload, first_order=first_order, dtype=torch.float32)
     gate = Gate(
         truth=truths[first_order],

@@ -85,9 +85,7 @@ def measure(workload: str, peer: str, steps: int, *, threads: int) -> MemoryRow:
     return MemoryRow(workload, peer, steps, float(json.loads(child.stdout.splitlines()[-1])))
 
 
-def run(
-    *, workload: str, peers: Iterable[str], steps: Iterable[int], threads: int, out: Path | None
-) -> dict[str, Any]:
+def run(*, workload: str, peers: Iterable[str], steps: Iterable[int], threads: int, out: Path | None) -> dict[str, Any]:
     """Peaks of every peer at every number of inner steps, printed line by line and written to `out`."""
     counts = list(steps)
     rows: list[MemoryRow] = []

@@ -34,9 +34,7 @@ def load(path: Path) -> dict[str, Any]:
     try:
         result = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ValueError(
-            f"{path} is not JSON ({error}); give files that `python -m bench run` wrote"
-        ) from error
+        raise ValueError(f"{path} is not JSON ({error}); give files that `python -m bench run` wrote") from error
     if not isinstance(result, dict) or result.get("format") != FORMAT:
         raise ValueError(f"{path} is no benchmark result of format {FORMAT}; measure again with this version")
     return result
@@ -56,9 +54,7 @@ def section(result: Mapping[str, Any]) -> str:
 def caption(result: Mapping[str, Any]) -> str:
     """Machine, versions and commit in one line."""
     where = result["environment"]
-    busy = (
-        f" Other processes were running (load {where['load before']})." if where["load before"] > BUSY else ""
-    )
+    busy = f" Other processes were running (load {where['load before']})." if where["load before"] > BUSY else ""
     versions = ", ".join(f"{name} {version}" for name, version in where["packages"].items())
     return (
         f"{where['cpu']}, {result['threads']} threads, Python {where['python']}, {versions}; "
@@ -101,14 +97,11 @@ def memory_table(rows: Iterable[Mapping[str, Any]]) -> list[str]:
         for index, (peer, of_peer) in enumerate(groupby(of_workload, key=lambda row: row["peer"])):
             cells = list(of_peer)
             if index == 0:
-                lines.append(
-                    "| peer | " + " | ".join(f"K={cell['steps']}" for cell in cells) + " | last / first |"
-                )
+                lines.append("| peer | " + " | ".join(f"K={cell['steps']}" for cell in cells) + " | last / first |")
                 lines.append("| --- |" + " ---: |" * (len(cells) + 1))
             peaks = [cell["peak_mib"] for cell in cells]
             shown = [
-                cell["message"] if peak is None else f"{peak:.0f}"
-                for cell, peak in zip(cells, peaks, strict=True)
+                cell["message"] if peak is None else f"{peak:.0f}" for cell, peak in zip(cells, peaks, strict=True)
             ]
             ratio = "" if None in (peaks[0], peaks[-1]) else f"{peaks[-1] / peaks[0]:.2f}"
             lines.append(f"| {peer} | " + " | ".join(shown) + f" | {ratio} |")

@@ -95,9 +95,7 @@ def run(
     return result
 
 
-def measure(
-    workload: Workload, peers: Iterable[str], *, algorithm: str, rounds: int, budget_s: float
-) -> Iterator[Row]:
+def measure(workload: Workload, peers: Iterable[str], *, algorithm: str, rounds: int, budget_s: float) -> Iterator[Row]:
     """Rows of one workload, in the order of `peers`."""
     first_order = algorithm == "fomaml"
     gate = make_gate(workload, first_order=first_order)

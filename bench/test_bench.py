@@ -40,9 +40,7 @@ def test_forward_flop_counts_each_layer():
     assert forward_flop(WORKLOADS["sinusoid"]) == [2 * 40, 2 * 1600, 2 * 40]
 
 
-@pytest.mark.parametrize(
-    "first_order, flop", [(True, 25 * 60 * 10000), (False, 25 * (60 * 10000 + 50 * 19840))]
-)
+@pytest.mark.parametrize("first_order, flop", [(True, 25 * 60 * 10000), (False, 25 * (60 * 10000 + 50 * 19840))])
 def test_meta_step_flop_counts_gradients_and_hessian_vector_products(first_order: bool, flop: int):
     assert meta_step_flop(WORKLOADS["sinusoid"], first_order=first_order) == flop
 
@@ -171,8 +169,7 @@ def test_report_reads_what_run_writes(tmp_path: Path):
         "matrix_product_gflops": 100.0,
         "rows": [vars(_with_call(row("higher", 8.0)))],
         "memory": [
-            {"workload": "w", "peer": "p", "steps": k, "peak_mib": mib, "message": ""}
-            for k, mib in ((1, 40), (10, 50))
+            {"workload": "w", "peer": "p", "steps": k, "peak_mib": mib, "message": ""} for k, mib in ((1, 40), (10, 50))
         ],
     }
     path = tmp_path / "results" / "r.json"

@@ -96,9 +96,7 @@ WORKLOADS = {
     for workload in (
         # Finn et al. 2017, section 5.1; lr 0.01, as in their code.
         Workload("sinusoid", sinusoid_mlp, (1,), "mse", tasks=25, support=10, query=10, steps=5, lr=0.01),
-        Workload(
-            "sinusoid-1k", sinusoid_mlp, (1,), "mse", tasks=1000, support=10, query=10, steps=5, lr=0.01
-        ),
+        Workload("sinusoid-1k", sinusoid_mlp, (1,), "mse", tasks=1000, support=10, query=10, steps=5, lr=0.01),
         # lr 0.1: what the Omniglot examples of higher, TorchOpt and functorch use.
         Workload(
             "omniglot-5w1s",

@@ -45,7 +45,9 @@ class MetaOutput:
 class Learners:
     """All tasks' adapted networks. Call them on query inputs [T, M, ...]; differentiable in the meta-parameters."""
 
-    def __init__(self, run: Callable[[Tree], Tree], params: dict[str, Tensor], finite: Tensor, module: nn.Module) -> None:
+    def __init__(
+        self, run: Callable[[Tree], Tree], params: dict[str, Tensor], finite: Tensor, module: nn.Module
+    ) -> None:
         self._run = run
         self._params = params
         self._module = module
@@ -98,7 +100,7 @@ class MetaLearner(nn.Module):
         outer_loss: Loss | None = None,
         inner_batch_size: int | None = None,
         backend: Literal["auto", "torch", "triton", "reference"] = "auto",
-        compile: bool = False,  # noqa: A002  the name torch uses
+        compile: bool = False,
         memory: Literal["save", "recompute"] = "save",
         task_chunk: int | None = None,
         bn_statistics: Literal["batch", "support"] = "batch",

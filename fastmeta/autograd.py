@@ -34,7 +34,7 @@ class _OnlyOnce(Function):
 
 
 def _only_once(values: tuple[Tensor, ...], sources: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """`values` (computed without a graph) with a graph to `sources` that raises, where create_graph=True asks for one."""
+    """`values`, where create_graph=True asks for a graph, with one to `sources` that raises."""
     if not torch.is_grad_enabled():
         return values
     return _OnlyOnce.apply(*values, *sources)[: len(values)]  # pyright: ignore[reportReturnType, reportOptionalSubscript]
@@ -79,7 +79,7 @@ class Adapt(Function):
 
 
 class Apply(Function):
-    """(φ [T, P]) → outputs [T, M, ...]; the backward is one sweep. `run` gives outputs and a function d outputs → dφ."""
+    """(φ [T, P]) → outputs [T, M, ...]; the backward is one sweep. `run` gives outputs and a map d outputs → dφ."""
 
     @staticmethod
     def forward(ctx: Any, run: Callable[[], Any], phi: Tensor) -> tuple[Tensor, ...]:

@@ -6,9 +6,10 @@ and on a CPU they keep a slice's activations in the cache.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -31,9 +32,9 @@ def choose(requested: str, device: torch.device) -> tuple[str, str]:
         RuntimeError: "triton" was asked for and no kernel takes the program.
     """
     if requested == "triton":
-        import triton
+        from triton import knobs
 
-        interpreted = triton.knobs.runtime.interpret
+        interpreted = knobs.runtime.interpret
         if device.type != "cuda" and not interpreted:
             raise RuntimeError(
                 f'backend="triton" needs a CUDA device or Triton\'s interpreter mode; the module is on {device} and '
@@ -80,7 +81,7 @@ class TorchBackend:
             chunk = tasks if device.type != "cpu" else self._cache_chunk(tasks)
         count = -(-tasks // min(chunk, tasks))
         bounds = [i * tasks // count for i in range(count + 1)]
-        return [slice(a, b) for a, b in zip(bounds, bounds[1:], strict=False)]
+        return [slice(a, b) for a, b in pairwise(bounds)]
 
     def _cache_chunk(self, tasks: int) -> int:
         plans = (self.engine.loop.objective.plan, self.engine.outer.plan)
@@ -95,7 +96,9 @@ class TorchBackend:
             return parts[0]
         losses, outputs, lams = zip(*parts, strict=True)
         return MetaGradient(
-            torch.cat(losses), [torch.cat(ys) for ys in zip(*outputs, strict=True)], torch.cat(lams) if keep else None
+            torch.cat(losses),
+            [torch.cat(ys) for ys in zip(*outputs, strict=True)],
+            torch.cat(lams) if keep else None,
         )
 
     def adapt(
@@ -117,7 +120,7 @@ class TorchBackend:
 
     def apply(
         self, phi: Tensor, inputs: tuple[Tensor, ...], context: Context
-    ) -> tuple[list[Tensor], Callable[[list[Tensor | None]], Tensor]]:
+    ) -> tuple[list[Tensor], Callable[[Sequence[Tensor | None]], Tensor]]:
         """Outputs [T, M, ...] at φ [T, P], and the function of their cotangents to φ's, which computes them again."""
         slices = self.slices(context.keys.shape[0], phi.device)
 
@@ -126,7 +129,7 @@ class TorchBackend:
 
         parts = [self._forward(*given(s)) for s in slices]
 
-        def pullback(d_outputs: list[Tensor | None]) -> Tensor:
+        def pullback(d_outputs: Sequence[Tensor | None]) -> Tensor:
             ds = [[None if d is None else d[s] for d in d_outputs] for s in slices]
             return torch.cat([self._pullback(*given(s), d) for s, d in zip(slices, ds, strict=True)])
 

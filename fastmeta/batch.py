@@ -115,9 +115,7 @@ def check_query(query_x: Tree, *, tasks: int, module: nn.Module) -> None:
             )
 
 
-def check_class_targets(
-    name: str, targets: Tensor, logits: Sequence[int], *, ignore_index: int = -100
-) -> None:
+def check_class_targets(name: str, targets: Tensor, logits: Sequence[int], *, ignore_index: int = -100) -> None:
     """Targets of cross_entropy against the shape of the logits, [T, N, C] or [T, N, C, ...].
 
     Raises:
@@ -200,7 +198,7 @@ def check_options(
     inner_steps: Any,
     inner_batch_size: Any,
     backend: Any,
-    compile: Any,  # noqa: A002  the public option has this name
+    compile: Any,
     memory: Any,
     task_chunk: Any,
     bn_statistics: Any,

@@ -98,7 +98,5 @@ def exclusive(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise RuntimeError(
-                f"another run is writing to {folder}; wait for it, or choose another folder"
-            ) from error
+            raise RuntimeError(f"another run is writing to {folder}; wait for it, or choose another folder") from error
         yield

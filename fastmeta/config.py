@@ -31,9 +31,7 @@ class TaskConfig:
     train_shots: int = field(default=0, metadata={"help": "while training; 0: as --shots"})
     queries: int = field(default=10, metadata={"help": "query samples per class (or per sinusoid)"})
     within_alphabet: bool = field(default=False, metadata={"help": "all classes of a task of one alphabet"})
-    rotations: bool = field(
-        default=False, metadata={"help": "train on characters turned by 90, 180, 270° too"}
-    )
+    rotations: bool = field(default=False, metadata={"help": "train on characters turned by 90, 180, 270° too"})
     mirrored: bool = field(default=False, metadata={"help": "train on mirrored characters too"})
     augment: float = field(
         default=0.0, metadata={"help": "random affine distortion of every training image; 1 is usual"}
@@ -89,9 +87,7 @@ class EvaluationConfig:
 class Execution:
     """Where and how the computation runs: nothing of this changes what is computed beyond rounding."""
 
-    device: str = field(
-        default="auto", metadata={"help": "such as cpu or cuda:0; auto: the GPU if there is one"}
-    )
+    device: str = field(default="auto", metadata={"help": "such as cpu or cuda:0; auto: the GPU if there is one"})
     backend: Literal["auto", "torch", "triton", "reference"] = field(
         default="auto",
         metadata={"help": "implementation", "choices": ("auto", "torch", "triton", "reference")},

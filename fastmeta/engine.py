@@ -82,7 +82,9 @@ class Objective:
     def _needs(self, data: Data) -> tuple[bool, ...]:
         return (*self.plan.output_active, *(False,) * len(data.targets))
 
-    def _forward(self, phi: Tensor, inputs: tuple[Tensor, ...], context: Context, keep: bool) -> tuple[list[Tensor], Tape]:
+    def _forward(
+        self, phi: Tensor, inputs: tuple[Tensor, ...], context: Context, keep: bool
+    ) -> tuple[list[Tensor], Tape]:
         views = self.layout.views(phi)
         outputs, tape = self.plan.forward(views, inputs, context.constants, context.keys, keep=keep)
         return ([y[:, self.skip :] for y in outputs] if self.skip else outputs), tape
@@ -118,7 +120,7 @@ class Objective:
         return self._backward(at.tape, d_outputs, at.losses.shape[0], keep=keep)
 
     def hessian_product(self, at: Evaluation, data: Data, cotangents: list[Any], v: Tensor) -> Tensor:
-        """H v [T, P], H the Hessian of each task's loss: the gradient computation on dual numbers. Consumes the tapes."""
+        """H v [T, P], H the Hessian of each task's loss: the gradient on dual numbers. Consumes the tapes."""
         outputs = len(self.plan.output_slots)
         outputs_dot, tape_dot = self.plan.forward_dot(at.tape, self.layout.views(v))
         no_tangent = (None,) * len(data.targets)

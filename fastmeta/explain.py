@@ -30,7 +30,11 @@ def explain(learner: MetaLearner) -> str:
     if last is None:
         return "\n".join([*lines, "the plan is made for the shapes of the first batch: call explain() after it"])
     lines += [f"memory: {learner.memory}" + ("" if last.chunk is None else f", {last.chunk} task(s) at a time")]
-    lines += ["inner loop:", *_table(last.engine.loop.objective.plan), f"  loss: {_loss(last.engine.loop.objective.loss)}"]
+    lines += [
+        "inner loop:",
+        *_table(last.engine.loop.objective.plan),
+        f"  loss: {_loss(last.engine.loop.objective.loss)}",
+    ]
     if last.engine.outer.loss is not None:
         lines += ["query pass:", *_table(last.engine.outer.plan), f"  loss: {_loss(last.engine.outer.loss)}"]
     return "\n".join(lines)

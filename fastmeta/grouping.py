@@ -27,7 +27,7 @@ def group(nodes: list[Node], outputs: set[int]) -> list[Node]:
         return reader[node.outputs[0]] if uses[node.outputs[0]] == 1 and node.outputs[0] not in outputs else None
 
     grouped: list[Node | None] = list(nodes)
-    for i, node in enumerate(nodes):
+    for i in range(len(nodes)):
         chain = _chain(nodes, i, follow)
         if chain is None:
             continue
@@ -66,7 +66,9 @@ def _is_activation(node: Node) -> bool:
 
 def _fuse(chain: list[Node]) -> Node:
     conv, norm, activation, *pool = chain
-    assert isinstance(conv.op, Conv2d) and isinstance(norm.op, Norm) and isinstance(activation.op, Activation)
+    assert isinstance(conv.op, Conv2d)
+    assert isinstance(norm.op, Norm)
+    assert isinstance(activation.op, Activation)
     op = ConvBlock(conv.op, norm.op.eps, activation.op, bool(pool), len(conv.inputs) == 3)
     return Node(
         op,

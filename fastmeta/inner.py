@@ -70,7 +70,11 @@ class SGD:
             return (lam.add(du, alpha=self.weight_decay) if self.weight_decay else lam), du, ()
         db = sigma[0].add(du, alpha=self.momentum if self.nesterov else 1.0)
         dd = db + du if self.nesterov else db
-        return (lam.add(dd, alpha=self.weight_decay) if self.weight_decay else lam), dd, (db.mul(self.momentum),)
+        return (
+            (lam.add(dd, alpha=self.weight_decay) if self.weight_decay else lam),
+            dd,
+            (db.mul(self.momentum),),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

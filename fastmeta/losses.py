@@ -6,7 +6,6 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -69,7 +68,9 @@ def loss_op(name: str, loss: Loss, plan: Plan, targets: Any, *, skip: int = 0) -
         check_per_task_loss(name, value)
         return (value,)
 
-    leaves = [None if leaf is None else True for leaf in leaves]  # where targets stand; the data itself must not live on
+    leaves = [
+        None if leaf is None else True for leaf in leaves
+    ]  # where targets stand; the data itself must not live on
     return Opaque(run, title)
 
 

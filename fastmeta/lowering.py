@@ -127,7 +127,7 @@ def embedding(
     weight: Slot,
     padding_idx: int | None = None,
     max_norm: float | None = None,
-    norm_type: float = 2.0,
+    norm_type: float = 2.0,  # noqa: ARG001  of max_norm
     scale_grad_by_freq: bool = False,
     sparse: bool = False,
 ) -> Slot:
@@ -161,7 +161,12 @@ def batch_norm_module(to: Lower, m: nn.BatchNorm1d | nn.BatchNorm2d, x: Slot) ->
 
 
 def layer_norm_rule(
-    to: Lower, x: Slot, normalized_shape: Any, weight: Slot | None = None, bias: Slot | None = None, eps: float = 1e-5
+    to: Lower,
+    x: Slot,
+    normalized_shape: Any,
+    weight: Slot | None = None,
+    bias: Slot | None = None,
+    eps: float = 1e-5,
 ) -> Slot:
     if (weight is None) != (bias is None):
         raise NotKnown("layer norm with only one of weight and bias")
@@ -175,7 +180,12 @@ def layer_norm_module(to: Lower, m: nn.LayerNorm, x: Slot) -> Slot:
 
 
 def group_norm_rule(
-    to: Lower, x: Slot, num_groups: int, weight: Slot | None = None, bias: Slot | None = None, eps: float = 1e-5
+    to: Lower,
+    x: Slot,
+    num_groups: int,
+    weight: Slot | None = None,
+    bias: Slot | None = None,
+    eps: float = 1e-5,
 ) -> Slot:
     if (weight is None) != (bias is None):
         raise NotKnown("group norm with only one of weight and bias")
@@ -198,7 +208,13 @@ def gelu(to: Lower, x: Slot, approximate: str = "none") -> Slot:
     return act(to, x, "gelu_tanh" if approximate == "tanh" else "gelu")
 
 
-def dropout(to: Lower, x: Slot, p: float = 0.5, training: bool = True, inplace: bool = False) -> Slot:
+def dropout(
+    to: Lower,
+    x: Slot,
+    p: float = 0.5,
+    training: bool = True,
+    inplace: bool = False,  # noqa: ARG001  the caller of rules sees to it
+) -> Slot:
     if not training or p == 0:
         return x
     return to.emit(Dropout(p, to.next_layer()), x, to.keys())
@@ -237,7 +253,12 @@ def avg_pool2d(
         raise NotKnown("avg-pool of an unbatched image")
     kernel = pair(kernel_size)
     op = AvgPool2d(
-        kernel, pair(stride) if stride else kernel, pair(padding), ceil_mode, count_include_pad, divisor_override
+        kernel,
+        pair(stride) if stride else kernel,
+        pair(padding),
+        ceil_mode,
+        count_include_pad,
+        divisor_override,
     )
     return to.emit(op, x)
 
@@ -405,14 +426,14 @@ def unbind(to: Lower, x: Slot, dim: int = 0) -> tuple[Slot, ...]:
     return tuple(to.emit(Select((*lead, i)), x) for i in range(x.shape[dim]))
 
 
-def identity(to: Lower, x: Slot, *_: Any) -> Slot:
+def identity(to: Lower, x: Slot, *_: Any) -> Slot:  # noqa: ARG001
     return x
 
 
 def _activation(kind: str, *names: str, **defaults: float) -> tuple[Rule, Rule]:
     """The rules of an activation: as a function with keyword parameters, and as a module with attributes."""
 
-    def function(to: Lower, x: Slot, *args: float, inplace: bool = False, **options: float) -> Slot:
+    def function(to: Lower, x: Slot, *args: float, inplace: bool = False, **options: float) -> Slot:  # noqa: ARG001
         values = {**defaults, **dict(zip(defaults, args, strict=False)), **options}
         return act(to, x, kind, *(float(values[k]) for k in defaults))
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import operator
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -26,7 +26,17 @@ from .plan import Node, Plan
 
 # Calls without a tensor input whose result is the same every time: evaluated once, when the plan is made.
 _CREATORS = frozenset(
-    {torch.arange, torch.zeros, torch.ones, torch.full, torch.eye, torch.linspace, torch.tensor, torch.tril, torch.triu}
+    {
+        torch.arange,
+        torch.zeros,
+        torch.ones,
+        torch.full,
+        torch.eye,
+        torch.linspace,
+        torch.tensor,
+        torch.tril,
+        torch.triu,
+    }
 )
 _MUTATING_FUNCTIONS = frozenset({operator.setitem, operator.delitem})
 
@@ -101,13 +111,16 @@ class Program:
         self.constant_names = tuple(name for name in named if name not in trainable)
         # every name of a tied tensor leads to the one slot of its first name
         first = {id(t): name for name, t in reversed(list(named.items()))}
-        every = [*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False)]
+        every = [
+            *module.named_parameters(remove_duplicate=False),
+            *module.named_buffers(remove_duplicate=False),
+        ]
         self.canonical = {name: first[id(t)] for name, t in every}
         self.graph: fx.GraphModule | None = None
         self.untraceable = ""
         try:
             self.graph = _trace(module)
-        except Exception as error:  # noqa: BLE001  whatever user code raises under tracing, it can run opaquely
+        except Exception as error:
             self.untraceable = f"torch.fx cannot trace it: {_first_line(error)}"
 
     def constants(self) -> tuple[Tensor, ...]:
@@ -124,7 +137,9 @@ class Program:
         with mode, torch.no_grad():
             one_task = pytree.tree_map(lambda x: torch.empty(x.shape[1:], dtype=x.dtype, device=x.device), inputs)
             named = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
-            state = {n: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device) for n, t in named.items()}
+            state = {
+                n: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device) for n, t in named.items()
+            }
         if self.graph is not None:
             try:
                 return self._lower_graph(self.graph, one_task, state, mode, rows)
@@ -133,7 +148,12 @@ class Program:
         return self._lower_whole(one_task, state, mode, rows)
 
     def _lower_graph(
-        self, graph: fx.GraphModule, one_task: Any, state: dict[str, Tensor], mode: FakeTensorMode, rows: int | None
+        self,
+        graph: fx.GraphModule,
+        one_task: Any,
+        state: dict[str, Tensor],
+        mode: FakeTensorMode,
+        rows: int | None,
     ) -> Plan:
         args, kwargs = call_with(one_task)
         recorded = _Recorded(graph)
@@ -144,7 +164,7 @@ class Program:
                 functional_call(recorded, fakes, args, kwargs, tie_weights=True)
             except TypeError:
                 raise
-            except Exception as error:  # noqa: BLE001  a real shape error shows when the module itself is run below
+            except Exception as error:
                 raise Untraceable(f"its trace does not run on data-free tensors: {_first_line(error)}") from error
         builder = _Builder(self, one_task, state, rows)
         return builder.lower(graph, recorded.values)
@@ -311,7 +331,7 @@ class _Builder:
         self.stored[slot.index] = value
         return slot
 
-    def _call(self, node: fx.Node, env: dict[fx.Node, Any], modules: dict[str, nn.Module], value: Any) -> Any:
+    def _call(self, node: fx.Node, env: dict[fx.Node, Any], modules: Mapping[str, nn.Module], value: Any) -> Any:
         args = fx.map_arg(node.args, env.__getitem__)
         kwargs = fx.map_arg(node.kwargs, env.__getitem__)
         target: Any = node.target
@@ -349,7 +369,7 @@ class _Builder:
         return original
 
     def _opaque(
-        self, node: fx.Node, args: Any, kwargs: Any, modules: dict[str, nn.Module], value: Any, why: str
+        self, node: fx.Node, args: Any, kwargs: Any, modules: Mapping[str, nn.Module], value: Any, why: str
     ) -> Any:
         target: Any = node.target
         leaves, spec = pytree.tree_flatten((args, kwargs))
@@ -367,7 +387,9 @@ class _Builder:
         elif not inputs:
             if target not in _CREATORS:
                 raise Untraceable(f"{self.label} makes a tensor from nothing, perhaps another one every time")
-            return pytree.tree_unflatten([self._store(y) for y in pytree.tree_leaves(target(*args, **kwargs))], out_spec)
+            return pytree.tree_unflatten(
+                [self._store(y) for y in pytree.tree_leaves(target(*args, **kwargs))], out_spec
+            )
         buffers = set() if module is None else {name for name, _ in module.named_buffers()}
 
         def run(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -417,7 +439,7 @@ def _with_last_use(nodes: list[Node], pinned: set[int]) -> list[Node]:
     seen: set[int] = set(pinned)
     marked: list[Node] = []
     for node in reversed(nodes):
-        last = tuple({i for i in (*node.inputs, *node.outputs)} - seen)
+        last = tuple({*node.inputs, *node.outputs} - seen)
         seen.update(last)
         marked.append(Node(node.op, node.inputs, node.outputs, node.needs, node.label, node.why, last))
     return marked[::-1]

@@ -105,9 +105,7 @@ def apply(
     if bn_statistics not in ("batch", "support"):
         raise ValueError(f'bn_statistics must be "batch" or "support", got {bn_statistics!r}')
     if bn_statistics == "support" and support_x is None:
-        raise ValueError(
-            'bn_statistics="support" needs support_x, got None; pass the support inputs [T, N, ...]'
-        )
+        raise ValueError('bn_statistics="support" needs support_x, got None; pass the support inputs [T, N, ...]')
     tasks = next(iter(params.values())).shape[0]
     outputs = []
     for t in range(tasks):
@@ -127,9 +125,7 @@ def task_losses(loss: Loss, outputs: Tree, targets: Tree) -> Tensor:
         TypeError, ValueError: the loss returns no tensor, or no scalar.
     """
     tasks = _shape(outputs)[0]
-    return torch.stack(
-        [_scalar("loss", loss(_select(outputs, t), _select(targets, t))) for t in range(tasks)]
-    )
+    return torch.stack([_scalar("loss", loss(_select(outputs, t), _select(targets, t))) for t in range(tasks)])
 
 
 # The inner loop of one task. An update rule takes and gives one parameter: (φ, g, state, k) → (φ, state).
@@ -264,21 +260,15 @@ class _BatchNormMode(TorchFunctionMode):
         super().__init__()
         self.normalise = normalise
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         if func is F.batch_norm:
             call = _BATCH_NORM.bind(*args, **(kwargs or {})).arguments
             if call.get("training"):
-                return self.normalise(
-                    call["input"], call.get("weight"), call.get("bias"), call.get("eps", 1e-5)
-                )
+                return self.normalise(call["input"], call.get("weight"), call.get("bias"), call.get("eps", 1e-5))
         return func(*args, **(kwargs or {}))
 
 
-def _call_with_support_statistics(
-    module: nn.Module, params: Mapping[str, Tensor], support_x: Tree, x: Tree
-) -> Tree:
+def _call_with_support_statistics(module: nn.Module, params: Mapping[str, Tensor], support_x: Tree, x: Tree) -> Tree:
     """The module's output on `x`, each batch norm using mean and variance of its call on `support_x`."""
     statistics: deque[tuple[Tensor, Tensor]] = deque()
 

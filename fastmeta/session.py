@@ -97,14 +97,15 @@ class Session:
             if device != "cuda":
                 yield
                 return
-            allow = self.learner.precision == "tf32"
-            matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn
-            before = matmul.allow_tf32, convolution.allow_tf32
-            matmul.allow_tf32 = convolution.allow_tf32 = allow
+            backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
+            before = [backend.allow_tf32 for backend in backends]
+            for backend in backends:
+                setattr(backend, "allow_tf32", self.learner.precision == "tf32")  # noqa: B010  typed as a plain module
             try:
                 yield
             finally:
-                matmul.allow_tf32, convolution.allow_tf32 = before
+                for backend, value in zip(backends, before, strict=True):
+                    setattr(backend, "allow_tf32", value)  # noqa: B010
 
 
 class Sessions:

@@ -208,9 +208,7 @@ def test_query_of_learners():
     check_query({"a": X, "b": Y}, tasks=T, module=module)
     with pytest.raises(ValueError, match=r"query_x must hold the 4 tasks that .* adapted to, got 3 \(shape"):
         check_query(X, tasks=4, module=module)
-    with pytest.raises(
-        ValueError, match=r"query_x\['b'\] must hold as many samples as query_x\['a'\], 5, got 2"
-    ):
+    with pytest.raises(ValueError, match=r"query_x\['b'\] must hold as many samples as query_x\['a'\], 5, got 2"):
         check_query({"a": X, "b": Y[:, :2]}, tasks=T, module=module)
     with pytest.raises(ValueError, match=r"query_x must have shape \[T, M, \.\.\.\], got \[6\]"):
         check_query(X[0, 0], tasks=T, module=module)
@@ -223,9 +221,7 @@ def test_labels_out_of_range():
     check_labels("support_y", labels, 4)
     check_labels("support_y", torch.full((2, 3), -100), 4)
     check_labels("support_y", torch.tensor([[7, 1]]), 2, ignore_index=7)
-    with pytest.raises(
-        ValueError, match=r"support_y: labels must lie in \[0, 3\), as .* 3 logits, got .* 0 to 3; num"
-    ):
+    with pytest.raises(ValueError, match=r"support_y: labels must lie in \[0, 3\), as .* 3 logits, got .* 0 to 3; num"):
         check_labels("support_y", labels, 3)
     with pytest.raises(ValueError, match=r"query_y: labels must lie in \[0, 4\), .* got values from -1 to 1"):
         check_labels("query_y", torch.tensor([[1, -1]]), 4)
@@ -254,9 +250,7 @@ def test_class_targets_against_logits():
     check_class_targets("support_y", Y, (T, N, C))
     check_class_targets("support_y", torch.rand(T, N, C), (T, N, C))
     check_class_targets("support_y", torch.zeros(T, N, 8).long(), (T, N, C, 8))
-    with pytest.raises(
-        ValueError, match=r"support_y: labels must be int64, got float32 .* logits' shape \[3, 5, 4\]"
-    ):
+    with pytest.raises(ValueError, match=r"support_y: labels must be int64, got float32 .* logits' shape \[3, 5, 4\]"):
         check_class_targets("support_y", torch.rand(T, N, C + 1), (T, N, C))
     with pytest.raises(
         ValueError, match=r"query_y: labels must have shape \[3, 5\] .* got \[3, 5, 1\]; .* not one-hot"
@@ -271,15 +265,11 @@ def test_a_loss_must_be_one_scalar_a_task():
     check_per_task_loss("inner_loss", torch.zeros(T), T)
     with pytest.raises(TypeError, match="outer_loss must return a scalar tensor for each task, got float"):
         check_per_task_loss("outer_loss", 1.0)
-    with pytest.raises(
-        ValueError, match=r"inner_loss must return a scalar .* shape \[5\]; reduce .*\.mean\(\)"
-    ):
+    with pytest.raises(ValueError, match=r"inner_loss must return a scalar .* shape \[5\]; reduce .*\.mean\(\)"):
         check_per_task_loss("inner_loss", torch.zeros(N))
     with pytest.raises(ValueError, match=r"inner_loss must .* shape \[3, 1\] for 3 tasks"):
         check_per_task_loss("inner_loss", torch.zeros(T, 1), T)
-    with pytest.raises(
-        ValueError, match=r"inner_loss must return a floating-point scalar for each task, got int64"
-    ):
+    with pytest.raises(ValueError, match=r"inner_loss must return a floating-point scalar for each task, got int64"):
         check_per_task_loss("inner_loss", torch.tensor(3))
 
 
@@ -399,9 +389,7 @@ def test_running_statistics_warn_once_for_each_module(layer):
         warnings.simplefilter("error")
         warn_running_statistics(model)  # eval mode reads them: nothing to say
         warn_running_statistics(nn.Sequential(nn.BatchNorm2d(3, track_running_stats=False)))
-    with pytest.warns(
-        UserWarning, match=rf"{type(layer).__name__} '1' tracks .* never writes them; .*=False"
-    ):
+    with pytest.warns(UserWarning, match=rf"{type(layer).__name__} '1' tracks .* never writes them; .*=False"):
         warn_running_statistics(model.train())
     with warnings.catch_warnings():
         warnings.simplefilter("error")

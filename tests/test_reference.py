@@ -124,9 +124,7 @@ def test_no_steps_give_the_plain_query_gradient():
     support, query = regression(), regression()
     expected = torch.autograd.grad(F.mse_loss(model(query[0]), query[1]), list(model.parameters()))
     for first_order in (False, True):
-        grads, _ = meta_gradient(
-            model, support, query, optimizer=SGD(lr=0.1), steps=0, first_order=first_order
-        )
+        grads, _ = meta_gradient(model, support, query, optimizer=SGD(lr=0.1), steps=0, first_order=first_order)
         for got, want in zip(grads.values(), expected, strict=True):
             assert relative(got, want) < 1e-12
 

@@ -49,10 +49,7 @@ def test_characters_in_two_files_count_once(tmp_path):
     assert both.sizes() == {"Greek": 3, "Korean": 2, "Latin": 4}
     assert both.images.shape[1] == 5
     assert both.fingerprint() == load_omniglot([small2, small1]).fingerprint()
-    assert (
-        both.select(keep=["Greek"]).fingerprint()
-        == load_omniglot([small1]).select(drop=["Korean"]).fingerprint()
-    )
+    assert both.select(keep=["Greek"]).fingerprint() == load_omniglot([small1]).select(drop=["Korean"]).fingerprint()
 
 
 def test_drawings_of_one_character_in_two_files_are_joined(tmp_path):
@@ -89,9 +86,7 @@ def test_missing_path(tmp_path):
 
 def test_path_without_characters(tmp_path):
     write_zip(tmp_path / "images_background.zip", background(ALPHABETS, drawers=1))
-    with pytest.raises(
-        ValueError, match=r"holds no image named .*; it holds images_background.zip: name those"
-    ):
+    with pytest.raises(ValueError, match=r"holds no image named .*; it holds images_background.zip: name those"):
         load_omniglot([tmp_path])
 
 
@@ -110,9 +105,7 @@ def test_damaged_member(tmp_path):
     middle = data.find(b"0301_02.png") + len("0301_02.png") + len(files[list(files)[1]]) // 2
     data[middle] ^= 0xFF
     path.write_bytes(data)
-    with pytest.raises(
-        ValueError, match=r"a\.zip!images_background/Greek/character01/0301_02\.png cannot be"
-    ):
+    with pytest.raises(ValueError, match=r"a\.zip!images_background/Greek/character01/0301_02\.png cannot be"):
         load_omniglot([path])
 
 

@@ -36,9 +36,7 @@ def test_ranges_are_the_papers():
 
 def test_every_task_is_one_sinusoid():
     """y = a sin x + b cos x fits support and query of a task exactly, with another a, b in every task."""
-    support_x, support_y, query_x, query_y = Sinusoid(shots=9, queries=11, dtype=torch.float64).sample(
-        6, generator()
-    )
+    support_x, support_y, query_x, query_y = Sinusoid(shots=9, queries=11, dtype=torch.float64).sample(6, generator())
     basis = torch.cat([support_x.sin(), support_x.cos()], dim=2)
     coefficients = torch.linalg.lstsq(basis, support_y).solution
     predicted = torch.cat([query_x.sin(), query_x.cos()], dim=2) @ coefficients

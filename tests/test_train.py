@@ -45,9 +45,7 @@ def learner(kind: type = fastmeta.MAML, *, dtype: torch.dtype = torch.float32, b
     return kind(model, inner_loss=F.mse_loss, inner_optimizer=optimizer, inner_steps=2, backend=backend)
 
 
-def trainer(
-    folder: Path, *, algorithm=None, family=None, settings=None, time_limit=None, **changes
-) -> Trainer:
+def trainer(folder: Path, *, algorithm=None, family=None, settings=None, time_limit=None, **changes) -> Trainer:
     config = replace(TrainConfig(iterations=30, meta_batch=4, outer_lr=0.01), **changes)
     return Trainer(
         algorithm or learner(),

@@ -104,7 +104,9 @@ KINDS: dict[str, Kind] = {
     "relu": Kind(torch.relu, lambda x: (x > 0).to(x.dtype), None, True),
     "leaky_relu": Kind(F.leaky_relu, lambda x, a: torch.where(x > 0, 1.0, a).to(x.dtype), None, True),
     "elu": Kind(F.elu, _elu_slope, _elu_curvature, True),
-    "gelu": Kind(F.gelu, lambda x: _normal_cdf(x) + x * _normal_pdf(x), lambda x: _normal_pdf(x) * (2.0 - x * x), False),
+    "gelu": Kind(
+        F.gelu, lambda x: _normal_cdf(x) + x * _normal_pdf(x), lambda x: _normal_pdf(x) * (2.0 - x * x), False
+    ),
     "gelu_tanh": Kind(lambda x: F.gelu(x, approximate="tanh"), _gelu_tanh_slope, _gelu_tanh_curvature, False),
     "silu": Kind(F.silu, _silu_slope, _silu_curvature, False),
     "tanh": Kind(torch.tanh, _tanh_slope, _tanh_curvature, True),

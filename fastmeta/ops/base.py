@@ -83,7 +83,7 @@ class Bilinear(Op):
     def product_backward(
         self, dy: Tensor, x: Tensor | None, w: Tensor | None, need_x: bool, need_w: bool
     ) -> tuple[Tensor | None, Tensor | None]:
-        """(dx, dw): dx is linear in dy and w, dw in dy and x; `x` may be absent where dw is not needed, and vice versa."""
+        """(dx, dw): dx is linear in dy and w, dw in dy and x; `x` may be absent where dw is not wanted."""
         raise NotImplementedError
 
     def add_bias(self, y: Tensor, b: Tensor) -> Tensor:

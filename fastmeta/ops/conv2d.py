@@ -45,7 +45,12 @@ class Conv2d(Bilinear):
         if tasks == 1 or dy.device.type == "cpu":
             parts = [
                 self._conv_backward(
-                    dy[t], None if x is None else x[t], None if w is None else w[t], self.groups, need_x, need_w
+                    dy[t],
+                    None if x is None else x[t],
+                    None if w is None else w[t],
+                    self.groups,
+                    need_x,
+                    need_w,
                 )
                 for t in range(tasks)
             ]

@@ -29,7 +29,6 @@ from .window import gather, pool, scatter
 # code lays out what it makes in the order of the dimensions, and another order would transpose at every step.
 
 
-
 def _sum(x: Tensor) -> Tensor:
     """Sum per channel [T, 1, 1, 1, C], in two stages: one running sum of 20,000 float32 values is off by 1e-6, enough
     to push pre-activations across the kink of a ReLU."""
@@ -59,6 +58,8 @@ class Block(NamedTuple):
 
 
 class BlockDot(NamedTuple):
+    """What a tangent sweep leaves; None where nothing before the block moves."""
+
     x_dot: Tensor | None
     w_dot: Tensor | None
     z_dot: Tensor | None
@@ -100,7 +101,10 @@ class ConvBlock(Op):
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Block]:
         x, w, gamma, beta = self._split(inputs)
-        assert x is not None and w is not None and gamma is not None and beta is not None
+        assert x is not None
+        assert w is not None
+        assert gamma is not None
+        assert beta is not None
         gamma, beta = self._wide(gamma), self._wide(beta)
         z = _last(self.conv.product(x, w))
         # two passes: as exact as Welford's recurrence, whose divisions cost ten times as much here
@@ -172,7 +176,10 @@ class ConvBlock(Op):
         if needs[0] or needs[1]:
             dz_dot = _second(self._dz_dot(saved, saved_dot, flow, flow_dot))
             dx_dot, dw_dot = self.conv.product_backward(dz_dot, saved.x, saved.w, needs[0], needs[1])
-            need_x, need_w = needs[0] and saved_dot.w_dot is not None, needs[1] and saved_dot.x_dot is not None
+            need_x, need_w = (
+                needs[0] and saved_dot.w_dot is not None,
+                needs[1] and saved_dot.x_dot is not None,
+            )
             if need_x or need_w:
                 dz = _second(self._dz(saved, flow))
                 terms = self.conv.product_backward(dz, saved_dot.x_dot, saved_dot.w_dot, need_x, need_w)
@@ -189,7 +196,8 @@ class ConvBlock(Op):
         along = -(scale_dot * flow.d_gamma + scale * flow_dot.d_gamma) / count  # times x̂
         dz_dot = self._spread(saved, scale_dot * flow.g + scale * flow_dot.g)
         if dot.z_dot is not None:
-            assert dot.drift is not None and dot.slope is not None
+            assert dot.drift is not None
+            assert dot.slope is not None
             moved = -scale * flow.d_gamma * r / count  # times z_dot − m(z_dot) − x̂ m(x̂ z_dot)
             along = along - moved * dot.slope
             dz_dot = dz_dot + moved * (dot.z_dot - dot.drift)

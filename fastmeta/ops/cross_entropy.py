@@ -17,6 +17,8 @@ from .base import MaybeTensors, Needs, Op, Saved
 
 @dataclass(frozen=True)
 class CrossEntropy(Op):
+    """Inputs: logits [T, N, C, ...] and labels [T, N, ...]; gives [T]."""
+
     label_smoothing: float = 0.0
     ignore_index: int = -100
 
@@ -51,7 +53,9 @@ class CrossEntropy(Op):
         assert g is not None
         return (g * l_dot).flatten(1).sum(1), l_dot
 
-    def backward_dot(self, saved: Saved, saved_dot: Saved, dy: Tensor, dy_dot: Tensor | None, needs: Needs) -> MaybeTensors:
+    def backward_dot(
+        self, saved: Saved, saved_dot: Saved, dy: Tensor, dy_dot: Tensor | None, needs: Needs
+    ) -> MaybeTensors:
         p, _, weight = saved
         l_dot = saved_dot
         bend = p * (l_dot - (p * l_dot).sum(2, keepdim=True))

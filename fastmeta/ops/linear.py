@@ -14,6 +14,8 @@ def _rows(x: Tensor) -> Tensor:
 
 
 class Linear(Bilinear):
+    """Inputs: x, W and b where there is one."""
+
     def product(self, x: Tensor, w: Tensor) -> Tensor:
         if shared(w):  # θ at the first step: one product for all tasks
             return x.matmul(w[0].t())

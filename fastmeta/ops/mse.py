@@ -11,6 +11,8 @@ from .base import MaybeTensors, Needs, Op, Saved
 
 
 class MSE(Op):
+    """Inputs: output and target [T, N, ...]; gives [T]."""
+
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Saved]:
         y, target = inputs
         r = y - target
@@ -27,6 +29,8 @@ class MSE(Op):
         assert y_dot is not None, "a loss without any tangent is not swept"
         return (saved * y_dot).flatten(1).mean(1) * 2.0, y_dot
 
-    def backward_dot(self, saved: Saved, saved_dot: Saved, dy: Tensor, dy_dot: Tensor | None, needs: Needs) -> MaybeTensors:
+    def backward_dot(
+        self, saved: Saved, saved_dot: Saved, dy: Tensor, dy_dot: Tensor | None, needs: Needs
+    ) -> MaybeTensors:
         dl_dot = self._scaled(saved_dot, dy)
         return (dl_dot if dy_dot is None else dl_dot + self._scaled(saved, dy_dot)), None

@@ -139,7 +139,9 @@ class Norm(Op):
         if self.fixed:
             return dxh_dot * r
         u, slope = self._residual(dxh, xh)
-        assert slope is not None and xh_dot is not None and r_dot is not None
+        assert slope is not None
+        assert xh_dot is not None
+        assert r_dot is not None
         bend = self._adjoint_mean(dxh_dot * xh + dxh * xh_dot)
         flow = self._adjoint_mean(dxh_dot) + xh_dot * slope + xh * bend
         return r_dot * u + r * (dxh_dot - self._spread(flow))

@@ -7,7 +7,7 @@ differentiated twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -77,7 +77,7 @@ class Opaque(Op):
             ys = self._call(tuple(next(it) if need else x for x, need in zip(xs, needs, strict=True)))
             return tuple(y for y, dy in zip(ys, dys, strict=True) if dy is not None)
 
-        _, pull = vjp(of, *wanted)
+        pull = vjp(of, *wanted)[1]
         return pull(tuple(dy for dy in dys if dy is not None))
 
     def backward(self, saved: Saved, dy: Any, needs: Needs) -> MaybeTensors:
@@ -113,10 +113,10 @@ class Opaque(Op):
             def of(*some: Tensor) -> tuple[Tensor, ...]:
                 it = iter(some)
                 full = [next(it) if m else v for v, m in zip(values, moving, strict=True)]
-                return self._pullback(tuple(full[: len(xs)]), tuple(full[len(xs) :]), needs)  # pyright: ignore
+                return self._pullback(tuple(full[: len(xs)]), tuple(full[len(xs) :]), needs)  # pyright: ignore[reportArgumentType, reportReturnType]
 
             primals = tuple(v for v, m in zip(values, moving, strict=True) if m)
-            return jvp(of, primals, tuple(t for t in tangents if t is not None))[1]  # pyright: ignore
+            return jvp(of, primals, tuple(t for t in tangents if t is not None))[1]  # pyright: ignore[reportArgumentType, reportReturnType]
 
         ds = self._mapped(one, (saved, saved_dot, dys, dys_dot))
         return _scatter(ds, needs)
@@ -128,7 +128,7 @@ def _scatter(ds: tuple[Tensor, ...], needs: Needs) -> MaybeTensors:
 
 
 @contextmanager
-def _seeded(seed: int):
+def _seeded(seed: int) -> Iterator[None]:
     """Random numbers from `seed` inside; the caller's stream is left as it was."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)

@@ -57,6 +57,8 @@ class MaxPool2d(Op):
 
 @dataclass(frozen=True)
 class AvgPool2d(LinearMap):
+    """Mean over windows; options as `F.avg_pool2d`."""
+
     kernel: Pair
     stride: Pair
     padding: Pair
@@ -66,7 +68,13 @@ class AvgPool2d(LinearMap):
 
     def apply(self, x: Tensor) -> Tensor:
         y = F.avg_pool2d(
-            x.flatten(0, 1), self.kernel, self.stride, self.padding, self.ceil_mode, self.count_include_pad, self.divisor
+            x.flatten(0, 1),
+            self.kernel,
+            self.stride,
+            self.padding,
+            self.ceil_mode,
+            self.count_include_pad,
+            self.divisor,
         )
         return y.unflatten(0, x.shape[:2])
 

@@ -80,6 +80,8 @@ class Reduce(LinearMap):
 
 @dataclass(frozen=True)
 class Concatenate(Op):
+    """cat along `dim`."""
+
     dim: int
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Saved]:

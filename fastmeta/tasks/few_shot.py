@@ -130,9 +130,7 @@ def _groups(characters: Characters, ways: int, copies: int, within_alphabet: boo
             )
         return torch.arange(count * copies)[None]
     _check_alphabets(characters, ways)
-    members = [
-        (characters.alphabet == index).nonzero().squeeze(1) for index in range(len(characters.alphabets))
-    ]
+    members = [(characters.alphabet == index).nonzero().squeeze(1) for index in range(len(characters.alphabets))]
     table = pad_sequence(members, batch_first=True, padding_value=-1)
     shifts = (torch.arange(copies) * count)[:, None, None]
     return torch.where(table >= 0, table + shifts, -1).flatten(0, 1)

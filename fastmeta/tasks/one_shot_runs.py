@@ -51,9 +51,7 @@ def load_runs(path: str | Path) -> list[Run]:
         labels = [name for name in archive.names() if PurePosixPath(name).name == "class_labels.txt"]
         labels = [name for name in labels if "__MACOSX" not in name]
         if not labels:
-            raise ValueError(
-                f"{path} holds no class_labels.txt; give all_runs.zip or the folder of run01, ..."
-            )
+            raise ValueError(f"{path} holds no class_labels.txt; give all_runs.zip or the folder of run01, ...")
         return [_read_run(archive, name) for name in labels]
 
 
