@@ -144,7 +144,6 @@ class MetaLearner(nn.Module):
         if self.backend == "reference":
             return self._reference_step(batch)
         session = self._session(batch)
-        params = self._trainable()
         finite: list[Tensor] = []
 
         def run() -> MetaGradient:
@@ -155,7 +154,7 @@ class MetaLearner(nn.Module):
 
         with session.numerics():
             if torch.is_grad_enabled():
-                losses, *outputs = MetaStep.apply(run, session.layout, *params)  # pyright: ignore[reportGeneralTypeIssues]
+                losses, *outputs = MetaStep.apply(run, session.layout, *session.params)  # pyright: ignore[reportGeneralTypeIssues]
             else:
                 losses, outputs, _ = session.meta_step(keep=False)
                 finite.append(finite_tasks(batch.support_x, losses))
@@ -179,7 +178,7 @@ class MetaLearner(nn.Module):
         session = self._session(batch, steps=steps)
         with session.numerics():
             if torch.is_grad_enabled():
-                phi = Adapt.apply(lambda: session.adapt(keep=True), session.layout, *self._trainable())
+                phi = Adapt.apply(lambda: session.adapt(keep=True), session.layout, *session.params)
                 assert isinstance(phi, Tensor)
             else:
                 phi, _ = session.adapt(keep=False)
@@ -212,9 +211,6 @@ class MetaLearner(nn.Module):
 
     def _session(self, batch: TaskBatch, *, steps: int | None = None) -> Session:
         return self._sessions.open(self, batch, self.inner_steps if steps is None else steps)
-
-    def _trainable(self) -> list[nn.Parameter]:
-        return [p for p in self.module.parameters() if p.requires_grad]
 
     def _output(self, losses: Tensor, outputs: Tree, finite: Tensor) -> MetaOutput:
         self._warn(finite)

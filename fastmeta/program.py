@@ -125,6 +125,8 @@ class Program:
 
     def constants(self) -> tuple[Tensor, ...]:
         """Frozen parameters and buffers as they are now."""
+        if not self.constant_names:
+            return ()
         named = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
         return tuple(named[name].detach() for name in self.constant_names)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .backends import TorchBackend, choose
@@ -35,6 +35,7 @@ class Session:
 
     learner: MetaLearner
     program: Program
+    params: list[nn.Parameter]  # θ, the trainable ones, in the layout's order
     backend: TorchBackend
     batch: TaskBatch
     context: Context
@@ -45,9 +46,7 @@ class Session:
         return self.program.layout
 
     def _theta(self) -> Tensor:
-        named = dict(self.program.module.named_parameters())
-        values = [named[name].detach().unsqueeze(0) for name in self.layout.names]
-        return self.layout.pack(values, 1).squeeze(0)
+        return self.layout.pack([p.detach().unsqueeze(0) for p in self.params], 1).squeeze(0)
 
     def _support(self) -> Data:
         return Data(leaves_of(self.batch.support_x), leaves_of(self.batch.support_y))
@@ -127,7 +126,8 @@ class Sessions:
         program = self.program(learner)
         backend = self.backend(learner, program, batch, steps, with_loss=batch.query_x is not None)
         keys = _keys(batch.tasks, program.layout.device, random=backend.engine.random)
-        return Session(learner, program, backend, batch, Context(program.constants(), keys), steps)
+        params = [p for p in learner.module.parameters() if p.requires_grad]
+        return Session(learner, program, params, backend, batch, Context(program.constants(), keys), steps)
 
     def program(self, learner: MetaLearner) -> Program:
         module = learner.module
