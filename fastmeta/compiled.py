@@ -16,16 +16,19 @@ from torch.utils import _pytree as pytree
 
 
 class Compiled:
-    """`fn` on trees of tensors, compiled once for every set of shapes. Anything else in the trees must not vary."""
+    """`fn` on trees of tensors, compiled once for every set of shapes and strides: a trace holds both.
+
+    Anything else in the trees must not vary.
+    """
 
     def __init__(self, fn: Callable[..., Any]) -> None:
         self._fn = fn
-        self._graphs: dict[tuple[torch.Size, ...], tuple[Callable[..., Any], pytree.TreeSpec]] = {}
+        self._graphs: dict[tuple[Any, ...], tuple[Callable[..., Any], pytree.TreeSpec]] = {}
 
     def __call__(self, *args: Any) -> Any:
         leaves = pytree.tree_leaves(args)
         tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        key = tuple(t.shape for t in tensors)
+        key = tuple((t.shape, t.stride()) for t in tensors)
         if key not in self._graphs:
             self._graphs[key] = self._compile(args, tensors)
         graph, spec = self._graphs[key]
