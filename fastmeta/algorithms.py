@@ -152,12 +152,11 @@ class MetaLearner(nn.Module):
             finite.append(finite_tasks(batch.support_x, result.losses, result.lam))
             return result._replace(lam=torch.where(finite[0].unsqueeze(1), result.lam, 0.0))
 
-        with session.numerics():
-            if torch.is_grad_enabled():
-                losses, *outputs = MetaStep.apply(run, session.layout, *session.params)  # pyright: ignore[reportGeneralTypeIssues]
-            else:
-                losses, outputs, _ = session.meta_step(keep=False)
-                finite.append(finite_tasks(batch.support_x, losses))
+        if torch.is_grad_enabled():
+            losses, *outputs = MetaStep.apply(run, session.layout, *session.params)  # pyright: ignore[reportGeneralTypeIssues]
+        else:
+            losses, outputs, _ = session.meta_step(keep=False)
+            finite.append(finite_tasks(batch.support_x, losses))
         return self._output(losses, session.output_tree(outputs), finite[0])
 
     def adapt(self, support_x: Tree, support_y: Tree = None, *, steps: int | None = None) -> Learners:
@@ -176,23 +175,25 @@ class MetaLearner(nn.Module):
         if self.backend == "reference":
             return self._reference_learners(batch, steps)
         session = self._session(batch, steps=steps)
-        with session.numerics():
-            if torch.is_grad_enabled():
-                phi = Adapt.apply(lambda: session.adapt(keep=True), session.layout, *session.params)
-                assert isinstance(phi, Tensor)
-            else:
-                phi, _ = session.adapt(keep=False)
-        finite = finite_tasks(batch.support_x, phi)
-        self._warn(finite)
-        return Learners(lambda x: self._run(session, phi, x), session.layout.named(phi), finite, self.module)
+        finite: list[Tensor] = []
+
+        def run() -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+            phi, adjoint = session.adapt(keep=torch.is_grad_enabled())
+            finite.append(kept := finite_tasks(batch.support_x, phi))
+            # a task that diverged has no gradient to give: its 0 · NaN must not reach the others'
+            return phi, lambda lam: torch.where(kept.unsqueeze(1), adjoint(lam), 0.0)
+
+        phi = Adapt.apply(run, session.layout, *session.params) if torch.is_grad_enabled() else run()[0]
+        assert isinstance(phi, Tensor)
+        self._warn(finite[0])
+        return Learners(lambda x: self._run(session, phi, x), session.layout.named(phi), finite[0], self.module)
 
     def _run(self, session: Session, phi: Tensor, query_x: Tree) -> Tree:
         session = session.on(query_x)
-        with session.numerics():
-            if torch.is_grad_enabled() and phi.requires_grad:
-                outputs = Apply.apply(lambda: session.apply(phi.detach()), phi)
-            else:
-                outputs, _ = session.apply(phi)
+        if torch.is_grad_enabled() and phi.requires_grad:
+            outputs = Apply.apply(lambda: session.apply(phi.detach()), phi)
+        else:
+            outputs, _ = session.apply(phi)
         return session.output_tree(outputs)
 
     def explain(self) -> str:

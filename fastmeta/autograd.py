@@ -54,7 +54,7 @@ class MetaStep(Function):
     @staticmethod
     def backward(ctx: Any, d_losses: Tensor, *_: Any) -> Any:
         lam, *params = ctx.saved_tensors
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast(lam.device.type, enabled=False):
             flat = (d_losses @ lam).unsqueeze(0)
             grads = tuple(g.squeeze(0) for g in ctx.layout.views(flat))
         return (None, None, *_only_once(grads, (d_losses, *params)))

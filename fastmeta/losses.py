@@ -74,9 +74,15 @@ def loss_op(name: str, loss: Loss, plan: Plan, targets: Any, *, skip: int = 0) -
     return Opaque(run, title)
 
 
-def check_labels_of(name: str, loss: Loss, plan: Plan, targets: Any, skip: int = 0) -> None:
-    """Where `loss` is cross-entropy: labels that fit the logits in shape and range."""
+def check_labels_of(
+    name: str, loss: Loss, plan: Plan, targets: Any, *, skip: int = 0, batch: int | None = None
+) -> None:
+    """Where `loss` is cross-entropy: labels that fit the logits in shape and range.
+
+    The plan may stand for a part of the samples, a `batch` of them, while the labels are of all.
+    """
     op = known_loss(loss)
     shapes = plan.sample_shapes(skip)
     if isinstance(op, CrossEntropy) and len(shapes) == 1 and isinstance(targets, Tensor):
-        check_class_targets(name, targets, (targets.shape[0], *shapes[0]), ignore_index=op.ignore_index)
+        samples = shapes[0][0] if batch is None else targets.shape[1]
+        check_class_targets(name, targets, (targets.shape[0], samples, *shapes[0][1:]), ignore_index=op.ignore_index)

@@ -240,7 +240,7 @@ class _Builder:
         self._layers = 0
         self._paths = {id(m): path for path, m in program.module.named_modules()}
         self.inputs = [self._slot(x, False) for x in pytree.tree_leaves(one_task)]
-        self._keys = self._slot(torch.empty((), dtype=torch.int64, device="meta"), False)
+        self._keys = self._slot(torch.empty((), dtype=torch.int64, device=program.layout.device), False)
         self.params = [self._slot(state[n], True) for n in program.layout.names]
         self.constants = [self._slot(state[n], False) for n in program.constant_names]
         names = (*program.layout.names, *program.constant_names)

@@ -59,20 +59,23 @@ class Session:
 
     def _check_labels(self) -> None:
         plan = self.backend.engine.loop.objective.plan
-        check_labels_of("support_y", self.learner.inner_loss, plan, self.batch.support_y)
+        check_labels_of(
+            "support_y", self.learner.inner_loss, plan, self.batch.support_y, batch=self.learner.inner_batch_size
+        )
 
     def meta_step(self, *, keep: bool) -> MetaGradient:
         self._check_labels()
         outer = self.backend.engine.outer
-        check_labels_of("query_y", self.learner.outer_loss, outer.plan, self.batch.query_y, outer.skip)
+        check_labels_of("query_y", self.learner.outer_loss, outer.plan, self.batch.query_y, skip=outer.skip)
         query = Data(self._query_inputs(), leaves_of(self.batch.query_y))
-        with torch.no_grad():
+        with torch.no_grad(), self.numerics():
             return self.backend.meta_step(self._theta(), self._support(), query, self.context, keep=keep)
 
     def adapt(self, *, keep: bool) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         self._check_labels()
-        with torch.no_grad():
-            return self.backend.adapt(self._theta(), self._support(), self.context, keep=keep)
+        with torch.no_grad(), self.numerics():
+            phi, adjoint = self.backend.adapt(self._theta(), self._support(), self.context, keep=keep)
+        return phi, self._in_numerics(adjoint)
 
     def on(self, query_x: Tree) -> Session:
         """The same tasks with query inputs, planned for their shapes."""
@@ -82,11 +85,21 @@ class Session:
         return replace(self, batch=batch, backend=backend)
 
     def apply(self, phi: Tensor) -> tuple[list[Tensor], Callable[[Sequence[Tensor | None]], Tensor]]:
-        with torch.no_grad():
-            return self.backend.apply(phi, self._query_inputs(), self.context.at(self.steps))
+        with torch.no_grad(), self.numerics():
+            outputs, pullback = self.backend.apply(phi, self._query_inputs(), self.context.at(self.steps))
+        return outputs, self._in_numerics(pullback)
 
     def output_tree(self, outputs: Sequence[Tensor]) -> Tree:
         return pytree.tree_unflatten(list(outputs), self.backend.engine.outer.plan.output_spec)
+
+    def _in_numerics(self, function: Callable[[Any], Tensor]) -> Callable[[Any], Tensor]:
+        """A sweep that autograd calls later, perhaps from under an autocast of the user's."""
+
+        def run(cotangent: Any) -> Tensor:
+            with self.numerics():
+                return function(cotangent)
+
+        return run
 
     @contextmanager
     def numerics(self) -> Iterator[None]:
