@@ -175,15 +175,16 @@ class MetaLearner(nn.Module):
         if self.backend == "reference":
             return self._reference_learners(batch, steps)
         session = self._session(batch, steps=steps)
+        differentiable = torch.is_grad_enabled()
         finite: list[Tensor] = []
 
         def run() -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-            phi, adjoint = session.adapt(keep=torch.is_grad_enabled())
+            phi, adjoint = session.adapt(keep=differentiable)
             finite.append(kept := finite_tasks(batch.support_x, phi))
             # a task that diverged has no gradient to give: its 0 · NaN must not reach the others'
             return phi, lambda lam: torch.where(kept.unsqueeze(1), adjoint(lam), 0.0)
 
-        phi = Adapt.apply(run, session.layout, *session.params) if torch.is_grad_enabled() else run()[0]
+        phi = Adapt.apply(run, session.layout, *session.params) if differentiable else run()[0]
         assert isinstance(phi, Tensor)
         self._warn(finite[0])
         return Learners(lambda x: self._run(session, phi, x), session.layout.named(phi), finite[0], self.module)
