@@ -173,7 +173,9 @@ class MetaLearner(nn.Module):
         steps = self.inner_steps if steps is None else steps
         batch = self._check(TaskBatch(support_x, support_y), query_required=False)
         if self.backend == "reference":
-            return self._reference_learners(batch, steps)
+            learners = self._reference_learners(batch, steps)
+            self._warn(learners.finite)
+            return learners
         session = self._session(batch, steps=steps)
         differentiable = torch.is_grad_enabled()
         finite: list[Tensor] = []
@@ -236,29 +238,56 @@ class MetaLearner(nn.Module):
     # The reference: the same results by autograd, one task at a time. ---------------------------------------------
 
     def _reference_learners(self, batch: TaskBatch, steps: int) -> Learners:
-        params = reference.adapt(
-            self.module, inner_loss=self.inner_loss, inner_optimizer=self.inner_optimizer, steps=steps,
-            support_x=batch.support_x, support_y=batch.support_y, inner_batch_size=self.inner_batch_size,
-            first_order=self.order != "exact",
-        )  # fmt: skip
+        params = self._reference_adapt(batch, steps)
         finite = finite_tasks(batch.support_x, params)
+        if torch.is_grad_enabled() and bool(finite.any()) and not bool(finite.all()):
+            # a task that diverged stays out of the graph: its 0 · NaN would reach the others' gradients
+            kept = finite.nonzero().flatten()
+            again = self._reference_adapt(_take(batch, kept), steps)
+            params = {name: p.detach().index_copy(0, kept, again[name]) for name, p in params.items()}
 
         def run(query_x: Tree) -> Tree:
-            return reference.apply(
-                self.module, params, query_x, support_x=batch.support_x, bn_statistics=self.bn_statistics
-            )
+            with _without_autocast(finite.device):
+                return reference.apply(
+                    self.module, params, query_x, support_x=batch.support_x, bn_statistics=self.bn_statistics
+                )
 
         return Learners(run, params, finite, self.module)
+
+    def _reference_adapt(self, batch: TaskBatch, steps: int) -> dict[str, Tensor]:
+        with _without_autocast(_device(self.module)):
+            return reference.adapt(
+                self.module, inner_loss=self.inner_loss, inner_optimizer=self.inner_optimizer, steps=steps,
+                support_x=batch.support_x, support_y=batch.support_y, inner_batch_size=self.inner_batch_size,
+                first_order=self.order != "exact",
+            )  # fmt: skip
 
     def _reference_step(self, batch: TaskBatch) -> MetaOutput:
         learners = self._reference_learners(batch, self.inner_steps)
         outputs = learners(batch.query_x)
-        losses = reference.task_losses(self.outer_loss, outputs, batch.query_y)
+        with _without_autocast(_device(self.module)):
+            losses = reference.task_losses(self.outer_loss, outputs, batch.query_y)
         if self.order == "reptile" and torch.is_grad_enabled():
             losses = losses.detach() + _pull(dict(self.module.named_parameters()), learners.parameters())
-        outputs = pytree.tree_map(lambda y: y.detach(), outputs)
+        outputs = pytree.tree_map_only(Tensor, Tensor.detach, outputs)
         finite = learners.finite & finite_tasks(losses)
+        if torch.is_grad_enabled() and bool(finite.any()) and not bool(finite.all()):
+            kept = finite.nonzero().flatten()
+            losses = losses.detach().index_copy(0, kept, self._reference_step(_take(batch, kept)).task_losses)
         return self._output(losses, outputs, finite)
+
+
+def _take(batch: TaskBatch, tasks: Tensor) -> TaskBatch:
+    trees = (batch.support_x, batch.support_y, batch.query_x, batch.query_y)
+    return TaskBatch(*pytree.tree_map_only(Tensor, lambda x: x[tasks], trees))
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device
+
+
+def _without_autocast(device: torch.device) -> torch.autocast:
+    return torch.autocast(device.type, enabled=False)
 
 
 def _pull(theta: dict[str, nn.Parameter], phi: dict[str, Tensor]) -> Tensor:
