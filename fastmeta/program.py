@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from .grouping import group
 from .layout import Layout
@@ -59,16 +61,33 @@ def leaves_of(tree: Any) -> tuple[Tensor, ...]:
     return tuple(leaf for leaf in pytree.tree_leaves(tree) if leaf is not None)
 
 
+class _Draws(TorchDispatchMode):
+    """Notes whether any operation inside draws random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.any = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        self.any |= torch.Tag.nondeterministic_seeded in func.tags
+        return func(*args, **(kwargs or {}))
+
+
 class _Recorder(fx.Interpreter):
-    """Runs a traced module on data-free tensors and keeps every node's value: all shapes, all plain numbers."""
+    """Runs a traced module on data-free tensors and keeps every node's value (all shapes, all plain numbers), and
+    which nodes draw random numbers."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module, garbage_collect_values=False)
         self.extra_traceback = False
         self.values: dict[fx.Node, Any] = {}
+        self.random: set[fx.Node] = set()
 
     def run_node(self, n: fx.Node) -> Any:
-        self.values[n] = value = super().run_node(n)
+        with _Draws() as draws:
+            self.values[n] = value = super().run_node(n)
+        if draws.any:
+            self.random.add(n)
         return value
 
 
@@ -79,6 +98,7 @@ class _Recorded(nn.Module):
         super().__init__()
         self.module = module
         self.values: dict[fx.Node, Any] = {}
+        self.random: set[fx.Node] = set()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         recorder = _Recorder(self.module)
@@ -92,7 +112,7 @@ class _Recorded(nn.Module):
             else:
                 raise TypeError(f"the module's forward needs an argument {n.target!r} that the inputs do not hold")
         out = recorder.run(*given)
-        self.values = recorder.values
+        self.values, self.random = recorder.values, recorder.random
         return out
 
 
@@ -119,7 +139,11 @@ class Program:
         self.graph: fx.GraphModule | None = None
         self.untraceable = ""
         try:
+            if _has_hooks(module):
+                raise Untraceable("a trace would lose the hooks on it")
             self.graph = _trace(module)
+        except Untraceable as reason:
+            self.untraceable = str(reason)
         except Exception as error:
             self.untraceable = f"torch.fx cannot trace it: {_first_line(error)}"
 
@@ -161,7 +185,7 @@ class Program:
         recorded = _Recorded(graph)
         traced = {**dict(graph.named_parameters()), **dict(graph.named_buffers())}
         fakes = {f"module.{name}": state[self.canonical[name]] for name in traced}
-        with mode, torch.no_grad():
+        with mode, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             try:
                 functional_call(recorded, fakes, args, kwargs, tie_weights=True)
             except TypeError:
@@ -169,7 +193,7 @@ class Program:
             except Exception as error:
                 raise Untraceable(f"its trace does not run on data-free tensors: {_first_line(error)}") from error
         builder = _Builder(self, one_task, state, rows)
-        return builder.lower(graph, recorded.values)
+        return builder.lower(graph, recorded.values, recorded.random)
 
     def _lower_whole(self, one_task: Any, state: dict[str, Tensor], mode: FakeTensorMode, rows: int | None) -> Plan:
         if rows is not None:
@@ -191,12 +215,12 @@ class Program:
             out, out_spec = pytree.tree_flatten(functional_call(self.module, values, args, kwargs))
             return tuple(out), out_spec
 
-        with mode, torch.no_grad():
+        with mode, torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _Draws() as draws:
             ys, out_spec = run(*leaves, *(state[name] for name in names))
         op_inputs = [*builder.inputs, *slots]
         outputs = builder.emit_opaque(
             lambda *tensors: run(*tensors)[0], op_inputs, ys, type(self.module).__name__, self.untraceable,
-            random=_draws(self.module),
+            random=draws.any,
         )  # fmt: skip
         return builder.finish(outputs, out_spec)
 
@@ -210,15 +234,6 @@ def _trace(module: nn.Module) -> fx.GraphModule:
 def _first_line(error: BaseException) -> str:
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0] if text else ''}"
-
-
-def _draws(module: nn.Module) -> bool:
-    """Whether a module's forward draws random numbers: a dropout of any kind in training mode."""
-    dropouts = (nn.modules.dropout._DropoutNd, nn.MultiheadAttention, nn.RNNBase)
-    return any(
-        m.training and isinstance(m, dropouts) and float(getattr(m, "p", getattr(m, "dropout", 0.0))) > 0
-        for m in module.modules()
-    )
 
 
 def _has_hooks(module: nn.Module) -> bool:
@@ -236,6 +251,7 @@ class _Builder:
         self.active: list[bool] = []
         self.sizes: list[int] = []
         self.stored: dict[int, Tensor] = {}
+        self.random: set[fx.Node] = set()  # of the trace: those that draw random numbers
         self.label = ""
         self._layers = 0
         self._paths = {id(m): path for path, m in program.module.named_modules()}
@@ -300,7 +316,8 @@ class _Builder:
         self.nodes.append(node)
         return outs
 
-    def lower(self, graph: fx.GraphModule, values: dict[fx.Node, Any]) -> Plan:
+    def lower(self, graph: fx.GraphModule, values: dict[fx.Node, Any], random: set[fx.Node]) -> Plan:
+        self.random = random
         env: dict[fx.Node, Any] = {}
         modules = dict(graph.named_modules())
         given = iter(self.inputs)
@@ -410,8 +427,7 @@ class _Builder:
             return tuple(pytree.tree_leaves(out))
 
         title = type(module).__name__ if module is not None else self.label
-        random = module is not None and _draws(module)
-        outs = self.emit_opaque(run, inputs, ys, title, why, random=random)
+        outs = self.emit_opaque(run, inputs, ys, title, why, random=node in self.random)
         return pytree.tree_unflatten(outs, out_spec)
 
     def _owned(self, path: str, name: str) -> Slot:

@@ -146,7 +146,7 @@ class Sessions:
         module = learner.module
         tensors = (*module.parameters(), *module.buffers())
         key = (
-            tuple(m.training for m in module.modules()),
+            tuple((m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for m in module.modules()),
             tuple((t.requires_grad, t.shape, t.dtype, t.device) for t in tensors),
         )
         if key not in self._programs:
