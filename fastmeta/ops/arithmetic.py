@@ -60,10 +60,10 @@ class Mul(Bilinear):
         return align(x, ndim) * align(w, ndim)
 
     def product_backward(
-        self, dy: Tensor, x: Tensor | None, w: Tensor | None, need_x: bool, need_w: bool
+        self, dy: Tensor, x: Tensor, w: Tensor, need_x: bool, need_w: bool
     ) -> tuple[Tensor | None, Tensor | None]:
-        dx = dy * align(w, dy.dim()) if need_x and w is not None else None
-        dw = dy * align(x, dy.dim()) if need_w and x is not None else None
+        dx = dy * align(w, dy.dim()) if need_x else None
+        dw = dy * align(x, dy.dim()) if need_w else None
         return dx, dw
 
     def backward(self, saved: Saved, dy: Tensor, needs: Needs) -> MaybeTensors:

@@ -81,9 +81,9 @@ class Bilinear(Op):
         raise NotImplementedError
 
     def product_backward(
-        self, dy: Tensor, x: Tensor | None, w: Tensor | None, need_x: bool, need_w: bool
+        self, dy: Tensor, x: Tensor, w: Tensor, need_x: bool, need_w: bool
     ) -> tuple[Tensor | None, Tensor | None]:
-        """(dx, dw): dx is linear in dy and w, dw in dy and x; `x` may be absent where dw is not wanted."""
+        """(dx, dw): dx is linear in dy and w, dw in dy and x. Where one is not needed, its factor gives only a shape."""
         raise NotImplementedError
 
     def add_bias(self, y: Tensor, b: Tensor) -> Tensor:
@@ -124,7 +124,8 @@ class Bilinear(Op):
         dx_dot, dw_dot = self.product_backward(dy_dot, x, w, needs[0], needs[1])
         need_x, need_w = needs[0] and w_dot is not None, needs[1] and x_dot is not None
         if need_x or need_w:
-            dx_term, dw_term = self.product_backward(dy, x_dot, w_dot, need_x, need_w)
+            along_x, along_w = x if x_dot is None else x_dot, w if w_dot is None else w_dot
+            dx_term, dw_term = self.product_backward(dy, along_x, along_w, need_x, need_w)
             dx_dot = total(dx_dot, dx_term)
             dw_dot = total(dw_dot, dw_term)
         return (dx_dot, dw_dot, *(self.bias_backward(dy_dot) if need else None for need in needs[2:]))

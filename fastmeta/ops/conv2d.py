@@ -37,28 +37,13 @@ class Conv2d(Bilinear):
         return _unfold(y, tasks)
 
     def product_backward(
-        self, dy: Tensor, x: Tensor | None, w: Tensor | None, need_x: bool, need_w: bool
+        self, dy: Tensor, x: Tensor, w: Tensor, need_x: bool, need_w: bool
     ) -> tuple[Tensor | None, Tensor | None]:
-        like = x if x is not None else w
-        assert like is not None
-        tasks = like.shape[0]
+        tasks = x.shape[0]
         if tasks == 1 or dy.device.type == "cpu":
-            parts = [
-                self._conv_backward(
-                    dy[t],
-                    None if x is None else x[t],
-                    None if w is None else w[t],
-                    self.groups,
-                    need_x,
-                    need_w,
-                )
-                for t in range(tasks)
-            ]
+            parts = [self._conv_backward(dy[t], x[t], w[t], self.groups, need_x, need_w) for t in range(tasks)]
             return _stack([dx for dx, _ in parts]), _stack([dw for _, dw in parts])
-        dx, dw = self._conv_backward(
-            _fold(dy), None if x is None else _fold(x), None if w is None else w.flatten(0, 1),
-            tasks * self.groups, need_x, need_w,
-        )  # fmt: skip
+        dx, dw = self._conv_backward(_fold(dy), _fold(x), w.flatten(0, 1), tasks * self.groups, need_x, need_w)
         return (
             None if dx is None else _unfold(dx, tasks),
             None if dw is None else dw.unflatten(0, (tasks, -1)),
@@ -76,7 +61,7 @@ class Conv2d(Bilinear):
         )
 
     def _conv_backward(
-        self, dy: Tensor, x: Tensor | None, w: Tensor | None, groups: int, need_x: bool, need_w: bool
+        self, dy: Tensor, x: Tensor, w: Tensor, groups: int, need_x: bool, need_w: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         dx, dw, _ = _aten.convolution_backward(
             _dense(dy), _dense(x), _dense(w), None,
@@ -85,9 +70,9 @@ class Conv2d(Bilinear):
         return dx, dw
 
 
-def _dense(x: Tensor | None) -> Tensor | None:
+def _dense(x: Tensor) -> Tensor:
     """Channels last on a CPU; elsewhere as it is, for the device's own convolution to choose."""
-    if x is None or x.device.type != "cpu":
+    if x.device.type != "cpu":
         return x
     if x.shape[1] == 1:
         # one channel is dense in either layout, and strides that say "contiguous" send the convolution down the

@@ -182,7 +182,9 @@ class ConvBlock(Op):
             )
             if need_x or need_w:
                 dz = _second(self._dz(saved, flow))
-                terms = self.conv.product_backward(dz, saved_dot.x_dot, saved_dot.w_dot, need_x, need_w)
+                along_x = saved.x if saved_dot.x_dot is None else saved_dot.x_dot
+                along_w = saved.w if saved_dot.w_dot is None else saved_dot.w_dot
+                terms = self.conv.product_backward(dz, along_x, along_w, need_x, need_w)
                 dx_dot, dw_dot = total(dx_dot, terms[0]), total(dw_dot, terms[1])
         return self._join(dx_dot, dw_dot, flow_dot.d_gamma, flow_dot.d_beta)
 

@@ -25,10 +25,10 @@ class Embedding(Bilinear):
         return y.view(*x.shape, w.shape[2])
 
     def product_backward(
-        self, dy: Tensor, x: Tensor | None, w: Tensor | None, need_x: bool, need_w: bool
+        self, dy: Tensor, x: Tensor, w: Tensor, need_x: bool, need_w: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         assert not need_x, "an index has no gradient"
-        if not need_w or x is None:
+        if not need_w:
             return None, None
         width, flat = dy.shape[-1], x.flatten(1)
         values = dy.reshape(dy.shape[0], -1, width)

@@ -29,13 +29,13 @@ class Linear(Bilinear):
         return super().forward(*inputs)
 
     def product_backward(
-        self, dy: Tensor, x: Tensor | None, w: Tensor | None, need_x: bool, need_w: bool
+        self, dy: Tensor, x: Tensor, w: Tensor, need_x: bool, need_w: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         dx = dw = None
-        if need_x and w is not None:
+        if need_x:
             dx = dy.matmul(w[0]) if shared(w) else torch.bmm(_rows(dy), w)
             dx = dx.view(*dy.shape[:-1], w.shape[2])
-        if need_w and x is not None:
+        if need_w:
             dw = torch.bmm(_rows(dy).transpose(1, 2), _rows(x))
         return dx, dw
 
