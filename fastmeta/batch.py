@@ -79,6 +79,7 @@ def check_batch(
         TypeError: a leaf is no tensor, or an argument is missing.
         ValueError: shapes, dtypes or devices do not fit each other or the module, or an input requires grad.
     """
+    _check_trainable(module)  # they may have been frozen since the meta-learner was made
     if batch.support_x is None:
         raise TypeError("support_x must hold tensors [T, N, ...], got None")
     if batch.query_x is None and (query_required or batch.query_y is not None):
@@ -261,6 +262,10 @@ def _check_module(module: Any) -> None:
     lazy = [name for name, p in module.named_parameters() if is_lazy(p)]
     if lazy:
         raise ValueError(f"model has parameters without a shape ({lazy[0]!r}); run it once on one sample")
+    _check_trainable(module)
+
+
+def _check_trainable(module: nn.Module) -> None:
     if not any(p.requires_grad for p in module.parameters()):
         raise ValueError("model must have a trainable parameter, got none; set requires_grad=True on some")
 
@@ -334,7 +339,7 @@ def _check_leaves(leaves: Sequence[tuple[str, Tensor]], module: nn.Module) -> No
 
 def _check_dtype(name: str, leaf: Tensor, module: nn.Module) -> None:
     dtypes = sorted({_dtype(p) for p in module.parameters() if p.requires_grad})
-    if _dtype(leaf) not in dtypes and not torch.is_autocast_enabled(leaf.device.type):
+    if _dtype(leaf) not in dtypes:
         raise ValueError(
             f"{name} must have the dtype of the module's parameters, {' or '.join(dtypes)}, got "
             f"{_dtype(leaf)}; convert one of them with .to(dtype)"

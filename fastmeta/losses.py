@@ -61,7 +61,7 @@ def loss_op(name: str, loss: Loss, plan: Plan, targets: Any, *, skip: int = 0) -
     title = getattr(loss, "__name__", type(loss).__name__)
 
     def run(*tensors: Tensor) -> tuple[Tensor, ...]:
-        out = pytree.tree_unflatten(list(tensors[:outputs]), plan.output_spec)
+        out = plan.output_tree(tensors[:outputs])
         rest = iter(tensors[outputs:])
         filled = [None if leaf is None else next(rest) for leaf in leaves]
         value = loss(out, pytree.tree_unflatten(filled, spec))

@@ -61,6 +61,7 @@ class Plan:
     constant_slots: list[int]
     output_slots: list[int]
     output_spec: pytree.TreeSpec
+    output_given: tuple[bool, ...]  # the leaves of that tree: a tensor, or None
     output_active: tuple[bool, ...]  # which outputs depend on a trainable parameter
     output_shapes: list[tuple[int, ...]]  # per task
     stored: dict[int, Tensor] = field(default_factory=dict)  # constants made by the module's own code, such as arange
@@ -69,6 +70,11 @@ class Plan:
     @property
     def random(self) -> bool:
         return any(self.keys_slot in node.inputs for node in self.nodes)
+
+    def output_tree(self, values: Sequence[Any]) -> Any:
+        """One value per output slot in the structure that the module returns."""
+        rest = iter(values)
+        return pytree.tree_unflatten([next(rest) if given else None for given in self.output_given], self.output_spec)
 
     def sample_shapes(self, skip: int) -> list[tuple[int, ...]]:
         """One task's output shapes without `skip` rows in front."""

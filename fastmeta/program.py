@@ -207,22 +207,28 @@ class Program:
         leaves, spec = pytree.tree_flatten(one_task)
         buffers = {name for name, _ in self.module.named_buffers()}
 
-        def run(*tensors: Tensor) -> tuple[tuple[Tensor, ...], pytree.TreeSpec]:
+        def run(*tensors: Tensor) -> tuple[tuple[Tensor | None, ...], pytree.TreeSpec]:
             values = dict(zip(names, tensors[len(leaves) :], strict=True))
             # a buffer that the module updates (running statistics) is a copy, thrown away after the step
             values = {n: v.clone() if n in buffers else v for n, v in values.items()}
             args, kwargs = call_with(pytree.tree_unflatten(list(tensors[: len(leaves)]), spec))
             out, out_spec = pytree.tree_flatten(functional_call(self.module, values, args, kwargs))
+            for leaf in out:
+                if leaf is not None and not isinstance(leaf, Tensor):
+                    raise TypeError(
+                        f"model must return tensors, or tuples or dicts of them, got a {type(leaf).__name__}"
+                    )
             return tuple(out), out_spec
 
         with mode, torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _Draws() as draws:
             ys, out_spec = run(*leaves, *(state[name] for name in names))
         op_inputs = [*builder.inputs, *slots]
         outputs = builder.emit_opaque(
-            lambda *tensors: run(*tensors)[0], op_inputs, ys, type(self.module).__name__, self.untraceable,
-            random=draws.any,
+            lambda *tensors: _given(run(*tensors)[0]), op_inputs, _given(ys), type(self.module).__name__,
+            self.untraceable, random=draws.any,
         )  # fmt: skip
-        return builder.finish(outputs, out_spec)
+        rest = iter(outputs)
+        return builder.finish([None if y is None else next(rest) for y in ys], out_spec)
 
 
 def _trace(module: nn.Module) -> fx.GraphModule:
@@ -234,6 +240,10 @@ def _trace(module: nn.Module) -> fx.GraphModule:
 def _first_line(error: BaseException) -> str:
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0] if text else ''}"
+
+
+def _given(leaves: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+    return tuple(leaf for leaf in leaves if leaf is not None)
 
 
 def _has_hooks(module: nn.Module) -> bool:
@@ -324,7 +334,7 @@ class _Builder:
         for node in graph.graph.nodes:
             if node.op == "output":
                 leaves, spec = pytree.tree_flatten(fx.map_arg(node.args[0], env.__getitem__))
-                if not all(isinstance(leaf, Slot) for leaf in leaves):
+                if not all(leaf is None or isinstance(leaf, Slot) for leaf in leaves):
                     raise Untraceable("it returns something that is not a tensor")
                 return self.finish(leaves, spec)
             if not any(isinstance(v, Tensor) for v in pytree.tree_leaves(values[node])):
@@ -433,7 +443,8 @@ class _Builder:
     def _owned(self, path: str, name: str) -> Slot:
         return self.named[self.program.canonical[f"{path}.{name}" if path else name]]
 
-    def finish(self, outputs: Sequence[Slot], spec: pytree.TreeSpec) -> Plan:
+    def finish(self, leaves: Sequence[Slot | None], spec: pytree.TreeSpec) -> Plan:
+        outputs = [leaf for leaf in leaves if leaf is not None]
         nodes = group(self.nodes, {s.index for s in outputs})
         pinned = {s.index for s in (*outputs, *self.params, *self.constants)} | set(self.stored)
         return Plan(
@@ -445,6 +456,7 @@ class _Builder:
             constant_slots=[s.index for s in self.constants],
             output_slots=[s.index for s in outputs],
             output_spec=spec,
+            output_given=tuple(leaf is not None for leaf in leaves),
             output_active=tuple(self.active[s.index] for s in outputs),
             output_shapes=[s.shape for s in outputs],
             stored=self.stored,

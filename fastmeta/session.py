@@ -90,7 +90,7 @@ class Session:
         return outputs, self._in_numerics(pullback)
 
     def output_tree(self, outputs: Sequence[Tensor]) -> Tree:
-        return pytree.tree_unflatten(list(outputs), self.backend.engine.outer.plan.output_spec)
+        return self.backend.engine.outer.plan.output_tree(outputs)
 
     def _in_numerics(self, function: Callable[[Any], Tensor]) -> Callable[[Any], Tensor]:
         """A sweep that autograd calls later, perhaps from under an autocast of the user's."""

@@ -188,8 +188,8 @@ def test_bad_batches(changes, error, message):
         check(**changes)
 
 
-def test_autocast_lifts_the_dtype_check_and_no_grad_that_of_gradients():
-    with torch.autocast("cpu", torch.bfloat16):
+def test_no_grad_lifts_the_check_of_gradients_and_autocast_none():
+    with torch.autocast("cpu", torch.bfloat16), pytest.raises(ValueError, match="support_x must have the dtype"):
         check(support_x=X.bfloat16())
     with torch.no_grad():
         check(support_x=X.clone().requires_grad_())
