@@ -85,7 +85,7 @@ class Apply(Function):
     def forward(ctx: Any, run: Callable[[], Any], phi: Tensor) -> tuple[Tensor, ...]:
         outputs, ctx.pullback = run()
         ctx.save_for_backward(phi)
-        ctx.mark_non_differentiable(*(y for y in outputs if not y.dtype.is_floating_point))
+        ctx.mark_non_differentiable(*(y for y in outputs if not (y.is_floating_point() or y.is_complex())))
         return tuple(outputs)
 
     @staticmethod

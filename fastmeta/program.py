@@ -184,7 +184,7 @@ class Program:
         args, kwargs = call_with(one_task)
         recorded = _Recorded(graph)
         traced = {**dict(graph.named_parameters()), **dict(graph.named_buffers())}
-        fakes = {f"module.{name}": state[self.canonical[name]] for name in traced}
+        fakes = {f"module.{name}": state[self.canonical[name]] for name in traced if name in self.canonical}
         with mode, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
             try:
                 functional_call(recorded, fakes, args, kwargs, tie_weights=True)
@@ -232,14 +232,21 @@ class Program:
 
 
 def _trace(module: nn.Module) -> fx.GraphModule:
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _Draws() as draws:
         warnings.simplefilter("ignore")  # fx warns of calls it replays, such as a shape check: all are replayed below
-        return fx.symbolic_trace(module)
+        graph = fx.symbolic_trace(module)
+    if draws.any:
+        raise Untraceable("it draws random numbers, which a trace would hold fixed")
+    return graph
 
 
 def _first_line(error: BaseException) -> str:
     text = str(error).strip().splitlines()
     return f"{type(error).__name__}: {text[0] if text else ''}"
+
+
+def _has_derivative(x: Tensor) -> bool:
+    return x.is_floating_point() or x.is_complex()
 
 
 def _given(leaves: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
@@ -304,7 +311,7 @@ class _Builder:
     # --------------------------------------------------------------------------------------------------------------
 
     def _needs(self, inputs: Sequence[Slot]) -> tuple[bool, ...]:
-        return tuple(self.active[s.index] and s.like.dtype.is_floating_point for s in inputs)
+        return tuple(self.active[s.index] and _has_derivative(s.like) for s in inputs)
 
     @staticmethod
     def _like(op: Op, inputs: Sequence[Slot]) -> Tensor:
@@ -319,7 +326,9 @@ class _Builder:
     ) -> list[Slot]:
         op = Opaque(fn, label, random)
         needs = self._needs(inputs)
-        outs = [self._slot(y, any(needs) and y.dtype.is_floating_point) for y in ys]
+        outs = [self._slot(y, any(needs) and _has_derivative(y)) for y in ys]
+        if not any(self.active[s.index] for s in outs):  # a comparison, an index
+            needs = (False,) * len(needs)
         slots = [*inputs, self._keys] if random else inputs
         needs = (*needs, False) if random else needs
         node = Node(op, tuple(s.index for s in slots), tuple(s.index for s in outs), needs, self.label or label, why)
@@ -378,6 +387,8 @@ class _Builder:
         try:
             if rule is None:
                 raise NotKnown("no op of its own")
+            if any(isinstance(leaf, Slot) and leaf.like.is_complex() for leaf in pytree.tree_leaves((args, kwargs))):
+                raise NotKnown("complex numbers")  # whose cotangents are conjugated
             out = rule(self, *first, *args, **kwargs)
         except NotKnown as reason:
             if inplace or target in _MUTATING_FUNCTIONS:
