@@ -29,12 +29,17 @@ class Kind:
     monotone: bool  # non-decreasing: commutes with max-pooling
 
 
+def _leaky_slope(x: Tensor, negative_slope: float) -> Tensor:
+    one = torch.ones_like(x)  # of two plain numbers `where` would make float32
+    return torch.where(x > 0, one, one * negative_slope)
+
+
 def _elu_slope(x: Tensor, alpha: float) -> Tensor:
     return torch.where(x > 0, 1.0, alpha * x.clamp(max=0).exp())
 
 
 def _elu_curvature(x: Tensor, alpha: float) -> Tensor:
-    return torch.where(x > 0, 0.0, alpha * x.clamp(max=0).exp())
+    return torch.where(x < 0, alpha * x.clamp(max=0).exp(), 0.0)
 
 
 def _normal_cdf(x: Tensor) -> Tensor:
@@ -102,7 +107,7 @@ def _softplus_curvature(x: Tensor, beta: float, threshold: float) -> Tensor:
 KINDS: dict[str, Kind] = {
     "identity": Kind(lambda x: x, torch.ones_like, None, True),
     "relu": Kind(torch.relu, lambda x: (x > 0).to(x.dtype), None, True),
-    "leaky_relu": Kind(F.leaky_relu, lambda x, a: torch.where(x > 0, 1.0, a).to(x.dtype), None, True),
+    "leaky_relu": Kind(F.leaky_relu, _leaky_slope, None, True),
     "elu": Kind(F.elu, _elu_slope, _elu_curvature, True),
     "gelu": Kind(
         F.gelu, lambda x: _normal_cdf(x) + x * _normal_pdf(x), lambda x: _normal_pdf(x) * (2.0 - x * x), False
@@ -126,6 +131,8 @@ class Activation(Op):
     @property
     def monotone(self) -> bool:
         """Whether f commutes with max-pooling (a negative leaky slope would break it)."""
+        if self.kind == "softplus" and self.args[1] < 20:  # falls by log(1 + exp(-threshold)) / beta at its threshold
+            return False
         return KINDS[self.kind].monotone and (not self.args or self.args[0] > 0)
 
     @property
