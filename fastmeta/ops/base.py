@@ -83,7 +83,7 @@ class Bilinear(Op):
     def product_backward(
         self, dy: Tensor, x: Tensor, w: Tensor, need_x: bool, need_w: bool
     ) -> tuple[Tensor | None, Tensor | None]:
-        """(dx, dw): dx is linear in dy and w, dw in dy and x. Where one is not needed, its factor gives only a shape."""
+        """(dx, dw): dx is linear in dy and w, dw in dy and x. Where one is not needed, its factor gives a shape."""
         raise NotImplementedError
 
     def add_bias(self, y: Tensor, b: Tensor) -> Tensor:

@@ -138,10 +138,10 @@ class Norm(Op):
     ) -> Tensor:
         if self.fixed:
             return dxh_dot * r
+        if xh_dot is None or r_dot is None:  # only γ moves
+            return self._residual(dxh_dot, xh)[0] * r
         u, slope = self._residual(dxh, xh)
         assert slope is not None
-        assert xh_dot is not None
-        assert r_dot is not None
         bend = self._adjoint_mean(dxh_dot * xh + dxh * xh_dot)
         flow = self._adjoint_mean(dxh_dot) + xh_dot * slope + xh * bend
         return r_dot * u + r * (dxh_dot - self._spread(flow))
