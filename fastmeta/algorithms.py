@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -13,9 +14,8 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from . import reference
-from .autograd import Adapt, Apply, MetaStep
+from .autograd import Adapt, Apply, MetaStep, mean_finite
 from .batch import TaskBatch, check_batch, check_options, check_query, finite_tasks, warn_running_statistics
-from .engine import MetaGradient
 from .explain import explain
 from .inner import SGD, InnerOptimizer
 from .losses import Loss
@@ -144,20 +144,14 @@ class MetaLearner(nn.Module):
         if self.backend == "reference":
             return self._reference_step(batch)
         session = self._session(batch)
-        finite: list[Tensor] = []
-
-        def run() -> MetaGradient:
-            result = session.meta_step(keep=True)
-            assert result.lam is not None
-            finite.append(finite_tasks(batch.support_x, result.losses, result.lam))
-            return result._replace(lam=torch.where(finite[0].unsqueeze(1), result.lam, 0.0))
-
         if torch.is_grad_enabled():
-            losses, *outputs = MetaStep.apply(run, session.layout, *session.params)  # pyright: ignore[reportGeneralTypeIssues]
+            run = partial(session.meta_step, keep=True)
+            loss, losses, finite, *outputs = MetaStep.apply(run, session.layout, *session.params)  # pyright: ignore[reportGeneralTypeIssues]
         else:
-            losses, outputs, _ = session.meta_step(keep=False)
-            finite.append(finite_tasks(batch.support_x, losses))
-        return self._output(losses, session.output_tree(outputs), finite[0])
+            losses, outputs, finite, _ = session.meta_step(keep=False)
+            loss = mean_finite(losses, finite)
+        self._warn(finite)
+        return MetaOutput(loss, losses, session.output_tree(outputs), finite)
 
     def adapt(self, support_x: Tree, support_y: Tree = None, *, steps: int | None = None) -> Learners:
         """Adapts the network to every task's support set; the learners can be called, differentiably in θ.
@@ -216,12 +210,6 @@ class MetaLearner(nn.Module):
     def _session(self, batch: TaskBatch, *, steps: int | None = None) -> Session:
         return self._sessions.open(self, batch, self.inner_steps if steps is None else steps)
 
-    def _output(self, losses: Tensor, outputs: Tree, finite: Tensor) -> MetaOutput:
-        self._warn(finite)
-        # where, not a product: 0 · NaN is NaN. Without any finite task 0 / 0 makes the loss NaN, for all to see.
-        loss = torch.where(finite, losses, 0.0).sum() / finite.sum()
-        return MetaOutput(loss, losses, outputs, finite)
-
     @staticmethod
     def _warn(finite: Tensor) -> None:
         """Names the tasks that diverged, where looking does not make a device wait."""
@@ -274,7 +262,8 @@ class MetaLearner(nn.Module):
         if torch.is_grad_enabled() and bool(finite.any()) and not bool(finite.all()):
             kept = finite.nonzero().flatten()
             losses = losses.detach().index_copy(0, kept, self._reference_step(_take(batch, kept)).task_losses)
-        return self._output(losses, outputs, finite)
+        self._warn(finite)
+        return MetaOutput(mean_finite(losses, finite), losses, outputs, finite)
 
 
 def _take(batch: TaskBatch, tasks: Tensor) -> TaskBatch:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
+from .engine import MetaGradient
 from .layout import Layout
 
 _ONCE = (
@@ -40,24 +41,35 @@ def _only_once(values: tuple[Tensor, ...], sources: tuple[Tensor, ...]) -> tuple
     return _OnlyOnce.apply(*values, *sources)[: len(values)]  # pyright: ignore[reportReturnType, reportOptionalSubscript]
 
 
+def mean_finite(losses: Tensor, finite: Tensor) -> Tensor:
+    """Mean of [T] losses over the tasks that stayed finite; NaN without any, for all to see."""
+    return torch.where(finite, losses, 0.0).sum() / finite.sum()  # where, not a product: 0 · NaN is NaN
+
+
 class MetaStep(Function):
-    """(θ) → task losses [T], outputs: the meta-gradient of every task is already there when forward returns."""
+    """(θ) → mean loss, task losses [T], finite [T], outputs. All tasks' λ_0 are there when forward returns."""
 
     @staticmethod
-    def forward(ctx: Any, run: Callable[[], Any], layout: Layout, *params: Tensor) -> tuple[Tensor, ...]:
-        result = run()
+    def forward(ctx: Any, run: Callable[[], MetaGradient], layout: Layout, *params: Tensor) -> tuple[Tensor, ...]:
+        losses, outputs, finite, lam = run()
+        assert lam is not None
         ctx.layout = layout
-        ctx.save_for_backward(result.lam, *params)
-        ctx.mark_non_differentiable(*result.outputs)
-        return (result.losses, *result.outputs)
+        ctx.save_for_backward(lam, finite, *params)
+        ctx.mark_non_differentiable(finite, *outputs)
+        ctx.set_materialize_grads(False)
+        return (mean_finite(losses, finite), losses, finite, *outputs)
 
     @staticmethod
-    def backward(ctx: Any, d_losses: Tensor, *_: Any) -> Any:
-        lam, *params = ctx.saved_tensors
+    def backward(ctx: Any, d_loss: Tensor | None, d_losses: Tensor | None, *_: Any) -> Any:
+        lam, finite, *params = ctx.saved_tensors
+        sources = tuple(d for d in (d_loss, d_losses) if d is not None)
+        if not sources:
+            return (None,) * (2 + len(params))
         with torch.no_grad(), torch.autocast(lam.device.type, enabled=False):
-            flat = (d_losses @ lam).unsqueeze(0)
-            grads = tuple(g.squeeze(0) for g in ctx.layout.views(flat))
-        return (None, None, *_only_once(grads, (d_losses, *params)))
+            weights = None if d_loss is None else finite * (d_loss / finite.sum())
+            total = weights if d_losses is None else d_losses if weights is None else d_losses + weights
+            grads = tuple(g.squeeze(0) for g in ctx.layout.views((total @ lam).unsqueeze(0)))
+        return (None, None, *_only_once(grads, (*sources, *params)))
 
 
 class Adapt(Function):

@@ -87,28 +87,27 @@ class TorchBackend:
         plans = (self.engine.loop.objective.plan, self.engine.outer.plan)
         return max(1, min(tasks, _CPU_SLICE_BYTES // max(plan.bytes_per_task for plan in plans)))
 
-    def meta_step(self, theta: Tensor, support: Data, query: Data, context: Context, *, keep: bool) -> MetaGradient:
+    def meta_step(
+        self, params: Sequence[Tensor], support: Data, query: Data, context: Context, *, keep: bool
+    ) -> MetaGradient:
         """Losses [T], outputs and, where `keep` says so, λ_0 [T, P] of all tasks."""
         run = self._meta_step if keep else self._evaluate
-        slices = self.slices(context.keys.shape[0], theta.device)
-        parts = [run(theta, support.take(s, 0), query.take(s, 0), context.take(s)) for s in slices]
-        if len(parts) == 1:
-            return parts[0]
-        losses, outputs, lams = zip(*parts, strict=True)
-        return MetaGradient(
-            torch.cat(losses),
-            [torch.cat(ys) for ys in zip(*outputs, strict=True)],
-            torch.cat(lams) if keep else None,
-        )
+        slices = self.slices(context.keys.shape[0], context.keys.device)
+        if len(slices) == 1:
+            return run(params, support, query, context)
+        parts = [run(params, support.take(s, 0), query.take(s, 0), context.take(s)) for s in slices]
+        losses, outputs, finite, lams = zip(*parts, strict=True)
+        joined = [torch.cat(ys) for ys in zip(*outputs, strict=True)]
+        return MetaGradient(torch.cat(losses), joined, torch.cat(finite), torch.cat(lams) if keep else None)
 
     def adapt(
-        self, theta: Tensor, support: Data, context: Context, *, keep: bool
+        self, params: Sequence[Tensor], support: Data, context: Context, *, keep: bool
     ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """φ_K [T, P], and the function λ_K → λ_0, which may be called again."""
-        slices = self.slices(context.keys.shape[0], theta.device)
+        slices = self.slices(context.keys.shape[0], context.keys.device)
         data = [(support.take(s, 0), context.take(s)) for s in slices]
         run = self._adapt if keep else self._adapt_only
-        results = [run(theta, *given) for given in data]
+        results = [run(params, *given) for given in data]
 
         def adjoint(lam: Tensor) -> Tensor:
             if self.engine.order != "exact":

@@ -3,7 +3,7 @@
 Functions of tensors only: nothing here touches autograd, so `torch.compile(fullgraph=True)` takes a whole
 second-order meta-step, and memory is the trajectory φ_0 … φ_K plus what `memory` says is kept of a step.
 
-Notation (derivations: kernels/README.md): θ [P] meta-parameters, φ [T, P] fast weights, λ [T, P] adjoint
+Notation (derivations: kernels/README.md): θ meta-parameters, φ [T, P] fast weights, λ [T, P] adjoint
 ∂(outer loss)/∂φ, σ the adjoint of the inner optimiser's state.
 """
 
@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .batch import finite_tasks
 from .inner import InnerOptimizer, State
 from .layout import Layout
 from .ops.base import Op, Saved
@@ -205,11 +206,16 @@ class InnerLoop:
 
 
 class MetaGradient(NamedTuple):
-    """What a meta-step gives: query losses [T], outputs [T, M, ...], and λ_0 [T, P] (None where not asked for)."""
+    """What a meta-step gives.
 
-    losses: Tensor
-    outputs: list[Tensor]
-    lam: Tensor | None
+    A task that met a NaN or infinity, in its support data or on the way, has `finite` false and a λ_0 of zero, so
+    that it cannot reach the other tasks' meta-gradient.
+    """
+
+    losses: Tensor  # [T]
+    outputs: list[Tensor]  # [T, M, ...]
+    finite: Tensor  # [T] bool
+    lam: Tensor | None  # λ_0 [T, P]: each task's share of the meta-gradient, where it was asked for
 
 
 ORDERS = ("exact", "first", "reptile")
@@ -228,21 +234,28 @@ class Engine:
         """Whether the module draws random numbers."""
         return self.loop.objective.plan.random or self.outer.plan.random
 
-    def adapt(self, theta: Tensor, support: Data, context: Context, *, keep: bool) -> tuple[Tensor, Trajectory]:
-        """θ [P] → φ_K [T, P]. At the first step all tasks read θ itself, through stride 0."""
+    def adapt(
+        self, params: Sequence[Tensor], support: Data, context: Context, *, keep: bool
+    ) -> tuple[Tensor, Trajectory]:
+        """θ as the module's parameters → φ_K [T, P]. At the first step all tasks read θ itself, through stride 0."""
+        theta = self.outer.layout.pack([p.unsqueeze(0) for p in params], 1)
         phi = theta.expand(context.keys.shape[0], -1)
         return self.loop.run(phi, support, context, keep=keep and self.order == "exact")
 
-    def meta_step(self, theta: Tensor, support: Data, query: Data, context: Context, *, keep: bool) -> MetaGradient:
+    def meta_step(
+        self, params: Sequence[Tensor], support: Data, query: Data, context: Context, *, keep: bool
+    ) -> MetaGradient:
         """Losses and outputs on the query set and, where `keep` says so, each task's share of the meta-gradient."""
-        phi, trajectory = self.adapt(theta, support, context, keep=keep)
+        phi, trajectory = self.adapt(params, support, context, keep=keep)
         differentiate = keep and self.order != "reptile"
         at = self.outer.evaluate(phi, query, context.at(self.loop.steps), keep=differentiate)
         if not keep:
-            return MetaGradient(at.losses, at.outputs, None)
+            return MetaGradient(at.losses, at.outputs, finite_tasks(support.inputs, at.losses), None)
         if self.order == "reptile":
-            return MetaGradient(at.losses, at.outputs, theta - phi)
-        lam, _ = self.outer.gradient(at, query)
+            lam = self.outer.layout.pack([p.unsqueeze(0) for p in params], 1) - phi
+        else:
+            lam, _ = self.outer.gradient(at, query)
         if self.order == "exact":
             lam = self.loop.adjoint(trajectory, support, context, lam)
-        return MetaGradient(at.losses, at.outputs, lam)
+        finite = finite_tasks(support.inputs, at.losses, lam)
+        return MetaGradient(at.losses, at.outputs, finite, torch.where(finite.unsqueeze(1), lam, 0.0))

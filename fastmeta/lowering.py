@@ -197,6 +197,23 @@ def group_norm_module(to: Lower, m: nn.GroupNorm, x: Slot) -> Slot:
     return group_norm_rule(to, x, m.num_groups, to.tensor(m, "weight"), to.tensor(m, "bias"), m.eps)
 
 
+# --- recurrent cell -------------------------------------------------------------------------------------------------
+
+
+def lstm_cell_module(to: Lower, m: nn.LSTMCell, x: Slot, hx: tuple[Slot, Slot] | None = None) -> tuple[Slot, Slot]:
+    """(h, c) → (h, c) of x [N, D]; vmap has no rule for PyTorch's own."""
+    if hx is None or len(x.shape) != 2:
+        raise NotKnown("an LSTM cell without a state, or of an unbatched value")
+    w_x, w_h = to.tensor(m, "weight_ih"), to.tensor(m, "weight_hh")
+    assert w_x is not None
+    assert w_h is not None
+    gates = add(to, linear(to, x, w_x, to.tensor(m, "bias_ih")), linear(to, hx[0], w_h, to.tensor(m, "bias_hh")))
+    take, forget, value, show = chunk(to, gates, 4, 1)
+    kept = mul(to, act(to, forget, "sigmoid"), hx[1])
+    c = add(to, kept, mul(to, act(to, take, "sigmoid"), act(to, value, "tanh")))
+    return mul(to, act(to, show, "sigmoid"), act(to, c, "tanh")), c
+
+
 # --- activations and dropout ----------------------------------------------------------------------------------------
 
 
@@ -456,6 +473,7 @@ MODULES: dict[type[nn.Module], Rule] = {
     nn.Linear: linear_module,
     nn.Conv2d: conv2d_module,
     nn.Embedding: embedding_module,
+    nn.LSTMCell: lstm_cell_module,
     nn.BatchNorm1d: batch_norm_module,
     nn.BatchNorm2d: batch_norm_module,
     nn.LayerNorm: layer_norm_module,

@@ -268,7 +268,8 @@ class _Builder:
         self.active: list[bool] = []
         self.sizes: list[int] = []
         self.stored: dict[int, Tensor] = {}
-        self.random: set[fx.Node] = set()  # of the trace: those that draw random numbers
+        self.values: dict[fx.Node, Any] = {}  # of the trace's nodes, without data
+        self.random: set[fx.Node] = set()  # the nodes that draw random numbers
         self.label = ""
         self._layers = 0
         self._paths = {id(m): path for path, m in program.module.named_modules()}
@@ -336,7 +337,7 @@ class _Builder:
         return outs
 
     def lower(self, graph: fx.GraphModule, values: dict[fx.Node, Any], random: set[fx.Node]) -> Plan:
-        self.random = random
+        self.values, self.random = values, random
         env: dict[fx.Node, Any] = {}
         modules = dict(graph.named_modules())
         given = iter(self.inputs)
@@ -396,11 +397,23 @@ class _Builder:
             out = self._opaque(node, args, kwargs, modules, value, str(reason))
         except TypeError as error:  # arguments that the rule does not have
             out = self._opaque(node, args, kwargs, modules, value, f"called with unusual arguments ({error})")
-        if inplace:  # whoever reads the argument from here on sees what was written into it
-            changed: Any = node.args[0]
-            if isinstance(changed, fx.Node):
-                env[changed] = out
+        if inplace and isinstance(node.args[0], fx.Node):
+            self._write(node, node.args[0], out, env)
         return out
+
+    def _write(self, node: fx.Node, changed: fx.Node, out: Any, env: dict[fx.Node, Any]) -> None:
+        """Whoever reads what `node` changed in place from here on, under any name, sees what was written into it."""
+        tensor = self.values[changed]
+        storage = tensor.untyped_storage()._cdata
+        for other in env:
+            value = self.values[other]
+            if value is tensor:
+                env[other] = out
+                continue
+            leaves = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+            is_view = any(leaf.untyped_storage()._cdata == storage for leaf in leaves)
+            if is_view and any(user not in env and user is not node for user in other.users):
+                raise Untraceable(f"{self.label} changes in place what is read elsewhere through a view")
 
     def _original(self, module: nn.Module, path: str) -> nn.Module:
         """The user's own submodule behind one of the trace's, for looking up its parameters."""

@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
@@ -212,9 +213,9 @@ def _adam(opt: Any, p: Tensor, g: Tensor, state: State, k: int) -> tuple[Tensor,
 def _call(module: nn.Module, params: Mapping[str, Tensor], x: Tree) -> Tree:
     """The module's output under `params`; a training batch norm writes to copies of its buffers."""
     values = {**params, **{name: buffer.clone() for name, buffer in module.named_buffers()}}
-    if isinstance(x, dict):
-        return functional_call(module, values, (), x)
-    return functional_call(module, values, tuple(x) if isinstance(x, tuple | list) else (x,))
+    args, kwargs = ((), x) if isinstance(x, dict) else (tuple(x) if isinstance(x, tuple | list) else (x,), {})
+    with sdpa_kernel(SDPBackend.MATH):  # the only attention that can be differentiated twice
+        return functional_call(module, values, args, kwargs)
 
 
 def _select(tree: Tree, index: int | Tensor) -> Tree:

@@ -45,9 +45,6 @@ class Session:
     def layout(self) -> Layout:
         return self.program.layout
 
-    def _theta(self) -> Tensor:
-        return self.layout.pack([p.detach().unsqueeze(0) for p in self.params], 1).squeeze(0)
-
     def _support(self) -> Data:
         return Data(leaves_of(self.batch.support_x), leaves_of(self.batch.support_y))
 
@@ -69,12 +66,12 @@ class Session:
         check_labels_of("query_y", self.learner.outer_loss, outer.plan, self.batch.query_y, skip=outer.skip)
         query = Data(self._query_inputs(), leaves_of(self.batch.query_y))
         with torch.no_grad(), self.numerics():
-            return self.backend.meta_step(self._theta(), self._support(), query, self.context, keep=keep)
+            return self.backend.meta_step(self.params, self._support(), query, self.context, keep=keep)
 
     def adapt(self, *, keep: bool) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         self._check_labels()
         with torch.no_grad(), self.numerics():
-            phi, adjoint = self.backend.adapt(self._theta(), self._support(), self.context, keep=keep)
+            phi, adjoint = self.backend.adapt(self.params, self._support(), self.context, keep=keep)
         return phi, self._in_numerics(adjoint)
 
     def on(self, query_x: Tree) -> Session:

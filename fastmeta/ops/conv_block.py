@@ -158,7 +158,8 @@ class ConvBlock(Op):
             pre_dot = total(pre_dot, gamma_dot * saved.xh)
         if beta_dot is not None:
             pre_dot = beta_dot.expand_as(saved.pre) if pre_dot is None else pre_dot + beta_dot
-        assert pre_dot is not None, "an op without any tangent is not swept"
+        if pre_dot is None:  # only the convolution's bias moves, which the mean takes away
+            pre_dot = torch.zeros_like(saved.pre)
         y_dot = self.activation.times_slope(saved.pre, pre_dot)
         return _second(y_dot), BlockDot(x_dot, w_dot, z_dot, drift, slope, gamma_dot, xh_dot, pre_dot)
 

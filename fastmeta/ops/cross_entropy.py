@@ -26,7 +26,7 @@ class CrossEntropy(Op):
         logits, labels = inputs
         log_p = torch.log_softmax(logits, 2)
         valid = labels != self.ignore_index
-        index = labels.clamp(min=0).unsqueeze(2)  # an ignored label, -100 by default, must not index
+        index = torch.where(valid, labels, 0).unsqueeze(2)  # an ignored label, -100 or 255, must not index
         weight = valid.to(logits.dtype)
         weight = weight / weight.flatten(1).sum(1).view(-1, *(1,) * (labels.dim() - 1))  # 0 / 0 = NaN, as PyTorch's
         nll = -log_p.gather(2, index).squeeze(2)
