@@ -47,7 +47,7 @@ def same_for_all_tasks(x: Tensor) -> Tensor:
 
 def same_in_a_task(x: Tensor) -> Tensor:
     """One value for a whole task, through stride 0: the cotangent of a sum."""
-    return x.flatten(1)[:, :1].view(-1, *(1,) * (x.dim() - 1)).expand_as(x)
+    return x.reshape(x.shape[0], -1)[:, :1].view(-1, *(1,) * (x.dim() - 1)).expand_as(x)
 
 
 Move = Callable[[Tensor], Tensor]
