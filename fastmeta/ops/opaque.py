@@ -48,6 +48,7 @@ class Opaque(Op):
         if all(d is None for d in flat):  # nothing to map over: hand over copies of one tensor per task
             dims = tuple(tuple(None if x is None else 0 for x in group) for group in groups)
             args = groups
+        args = tuple(tuple(None if x is None else _apart(x) for x in group) for group in args)
         with ExitStack() as stack:
             for context in self._contexts(groups):
                 stack.enter_context(context)
@@ -97,6 +98,7 @@ class Opaque(Op):
             return jvp(of, primals, tuple(d for d in dots if d is not None))[1]
 
         ys_dot = self._mapped(one, (saved, inputs_dot))
+        ys_dot = tuple(d if d.is_floating_point() or d.is_complex() else None for d in ys_dot)  # an index has none
         return (ys_dot if len(ys_dot) > 1 else ys_dot[0]), inputs_dot
 
     def backward_dot(self, saved: Saved, saved_dot: Saved, dy: Any, dy_dot: Any, needs: Needs) -> MaybeTensors:
@@ -120,6 +122,12 @@ class Opaque(Op):
 
         ds = self._mapped(one, (saved, saved_dot, dys, dys_dot))
         return _scatter(ds, needs)
+
+
+def _apart(x: Tensor) -> Tensor:
+    """A copy of a value whose elements share memory (the cotangent of a mean): dual numbers are refused on those."""
+    overlaps = any(stride == 0 and size > 1 for stride, size in zip(x.stride(), x.shape, strict=True))
+    return x.contiguous() if overlaps else x
 
 
 def _scatter(ds: tuple[Tensor, ...], needs: Needs) -> MaybeTensors:
