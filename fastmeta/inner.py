@@ -99,7 +99,7 @@ class Adam:
 
     def __post_init__(self) -> None:
         _check_rate("Adam.lr", self.lr)
-        if len(self.betas) != 2:
+        if not isinstance(self.betas, tuple | list) or len(self.betas) != 2:
             raise ValueError(f"Adam.betas must be a pair (beta1, beta2), got {self.betas!r}")
         for i, beta in enumerate(self.betas):
             _check_rate(f"Adam.betas[{i}]", beta, below_one=True)
