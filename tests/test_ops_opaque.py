@@ -1,0 +1,120 @@
+"""Opaque ops: sweeps from torch.func, for any number and kind of inputs and outputs."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from op_harness import check_op, randn
+from torch import nn
+
+from fastmeta.engine import Context, Data, Objective
+from fastmeta.ops.dropout import task_keys
+from fastmeta.ops.mse import MSE
+from fastmeta.ops.opaque import Opaque
+from fastmeta.program import Program
+
+T, N = 3, 5
+
+
+def opaque(fn):
+    return Opaque(lambda *xs: fn(*xs) if isinstance(fn(*xs), tuple) else (fn(*xs),), "opaque")
+
+
+def bilinear(x, w):
+    return torch.einsum("nd,de->ne", x.tanh(), w.sin())
+
+
+def two(x, w):
+    return x.exp() @ w, (w * w).sum(0) + x.sum()
+
+
+def picked(x, index, w):
+    return x[index] * w.cos()
+
+
+def largest(x, w):
+    return torch.max(x * w.sin(), dim=1)
+
+
+def test_one_output():
+    check_op(opaque(bilinear), bilinear, randn(T, N, 4), randn(T, 4, 2))
+
+
+def test_several_outputs():
+    check_op(opaque(two), two, randn(T, N, 4), randn(T, 4, 2))
+
+
+def test_outputs_that_nobody_reads():
+    for unused in ([0], [1]):
+        check_op(opaque(two), two, randn(T, N, 4), randn(T, 4, 2), unused=unused)
+
+
+def test_integer_inputs():
+    check_op(opaque(picked), picked, randn(T, N, 4), torch.randint(0, N, (T, 3)), randn(T, 4))
+
+
+def test_integer_outputs_have_no_tangent():
+    def plain(x, w):
+        return tuple(largest(x, w))
+
+    op = Opaque(plain, "max")
+    inputs = randn(T, N, 4), randn(T, 4)
+    check_op(op, plain, *inputs)
+
+
+def test_an_output_that_ignores_some_inputs():
+    def plain(x, w):
+        return x.square(), w.sin()
+
+    check_op(Opaque(plain, "apart"), plain, randn(T, N, 4), randn(T, 4))
+
+
+def test_random_draws_are_alike_in_every_sweep():
+    op = Opaque(lambda x: (F.dropout(x, 0.5) * x,), "random", random=True)
+    x, keys = randn(T, N, 7), task_keys(5, T, torch.device("cpu"))
+    before = torch.get_rng_state()
+    y, saved = op.forward(x, keys)
+    assert torch.equal(torch.get_rng_state(), before)
+    mask = torch.where(y != 0, 2.0, 0.0).double()
+    assert 0 < (mask == 0).sum() < mask.numel()
+    assert not torch.equal(mask[0], mask[1])
+    dy, x_dot, dy_dot = (randn(T, N, 7) for _ in range(3))
+    needs = (True, False)
+    torch.testing.assert_close(op.backward(saved, dy, needs)[0], 2 * x * mask * dy)
+    y_dot, saved_dot = op.forward_dot(saved, (x_dot, None))
+    torch.testing.assert_close(y_dot, 2 * x * mask * x_dot)
+    got = op.backward_dot(saved, saved_dot, dy, dy_dot, needs)[0]
+    torch.testing.assert_close(got, 2 * mask * (x_dot * dy + x * dy_dot))
+
+
+class Lookup(nn.Module):
+    """An index computed by an op without sweeps of its own goes into one that has them."""
+
+    def __init__(self):
+        super().__init__()
+        self.scores, self.table = nn.Linear(4, 6), nn.Embedding(6, 2)
+
+    def forward(self, x):
+        best, index = torch.max(self.scores(x), 1)
+        return self.table(index) * best[:, None]
+
+
+def test_an_index_computed_from_parameters_has_no_tangent():
+    module = Lookup().double()
+    x, y = randn(T, N, 4), randn(T, N, 2)
+    program = Program(module)
+    objective = Objective(program.plan(x), MSE(), program.layout)
+    context = Context(program.constants(), task_keys(0, T, x.device))
+    data = Data((x,), (y,))
+    phi, v = randn(T, program.layout.size), randn(T, program.layout.size)
+    at = objective.evaluate(phi, data, context, keep=True)
+    got = objective.hessian_product(at, data, objective.gradient(at, data, keep=True)[1], v)
+
+    def loss(phi, x, y):
+        values = {n: p[0] for n, p in program.layout.named(phi[None]).items()}
+        return F.mse_loss(torch.func.functional_call(module, values, x), y)
+
+    def product(phi, x, y, v):
+        return torch.func.vjp(torch.func.grad(lambda p: loss(p, x, y)), phi)[1](v)[0]  # the Hessian is symmetric
+
+    torch.testing.assert_close(got, torch.func.vmap(product)(phi, x, y, v), rtol=1e-10, atol=1e-12)
