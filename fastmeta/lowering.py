@@ -299,8 +299,8 @@ def adaptive_avg_pool2d(to: Lower, x: Slot, output_size: Any) -> Slot:
 
 
 def add(to: Lower, a: Slot | float, b: Slot | float, *, alpha: float = 1) -> Slot:
+    _check_floats(a, b)
     if isinstance(a, Slot) and isinstance(b, Slot):
-        _same_dtype(a, b)
         return to.emit(Add(float(alpha)), a, b)
     if isinstance(a, Slot):
         return to.emit(Shift(float(alpha) * _number(b)), a)
@@ -310,6 +310,7 @@ def add(to: Lower, a: Slot | float, b: Slot | float, *, alpha: float = 1) -> Slo
 
 def sub(to: Lower, a: Slot | float, b: Slot | float, *, alpha: float = 1) -> Slot:
     if isinstance(b, Slot) and not isinstance(a, Slot):
+        _check_floats(b)
         return to.emit(Shift(_number(a)), to.emit(Scale(-float(alpha)), b))
     return add(to, a, b, alpha=-alpha)
 
@@ -319,8 +320,8 @@ def rsub(to: Lower, a: Slot, b: Slot | float, *, alpha: float = 1) -> Slot:
 
 
 def mul(to: Lower, a: Slot | float, b: Slot | float) -> Slot:
+    _check_floats(a, b)
     if isinstance(a, Slot) and isinstance(b, Slot):
-        _same_dtype(a, b)
         return to.emit(Mul(), a, b)
     x, factor = (a, b) if isinstance(a, Slot) else (b, a)
     assert isinstance(x, Slot)
@@ -334,6 +335,7 @@ def div(to: Lower, a: Slot | float, b: Slot | float, *, rounding_mode: str | Non
 
 
 def neg(to: Lower, x: Slot) -> Slot:
+    _check_floats(x)
     return to.emit(Scale(-1.0), x)
 
 
@@ -343,9 +345,11 @@ def _number(value: Any) -> float:
     return float(value)
 
 
-def _same_dtype(a: Slot, b: Slot) -> None:
-    if a.like.dtype != b.like.dtype:
-        raise NotKnown(f"arithmetic of {a.like.dtype} with {b.like.dtype}")
+def _check_floats(*values: Slot | float) -> None:
+    """An op's plain numbers are floats, which would make a float of an index; two dtypes would have to be promoted."""
+    dtypes = sorted({str(v.like.dtype) for v in values if isinstance(v, Slot)})
+    if len(dtypes) > 1 or not all(v.like.dtype.is_floating_point for v in values if isinstance(v, Slot)):
+        raise NotKnown(f"arithmetic of {' with '.join(dtypes)}")
 
 
 # --- shapes ---------------------------------------------------------------------------------------------------------
@@ -363,13 +367,15 @@ def reshape(to: Lower, x: Slot, *shape: Any) -> Slot:
 
 
 def flatten(to: Lower, x: Slot, start_dim: int = 0, end_dim: int = -1) -> Slot:
-    shape = x.shape
+    shape = x.shape or (1,)
     start, end = start_dim % len(shape), end_dim % len(shape)
     return to.emit(Reshape((*shape[:start], math.prod(shape[start : end + 1]), *shape[end + 1 :])), x)
 
 
 def squeeze(to: Lower, x: Slot, dim: Any = None) -> Slot:
     n = len(x.shape)
+    if n == 0:
+        return x
     dims = range(n) if dim is None else [d % n for d in ([dim] if isinstance(dim, int) else dim)]
     return to.emit(Reshape(tuple(s for i, s in enumerate(x.shape) if i not in dims or s != 1)), x)
 
@@ -392,7 +398,9 @@ def transpose(to: Lower, x: Slot, dim0: int, dim1: int) -> Slot:
 
 def _reduce(to: Lower, x: Slot, dim: Any, keepdim: bool, mean: bool) -> Slot:
     n = len(x.shape)
-    dims = range(n) if dim is None else [d % n for d in ([dim] if isinstance(dim, int) else dim)]
+    if n == 0:  # without dimensions of its own PyTorch would reduce over the tasks
+        return x
+    dims = range(n) if dim is None or dim in ((), []) else [d % n for d in ([dim] if isinstance(dim, int) else dim)]
     if not x.like.dtype.is_floating_point:
         raise NotKnown(f"a reduction of {x.like.dtype}")
     return to.emit(Reduce(tuple(dims), keepdim, mean), x)
