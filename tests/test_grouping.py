@@ -28,7 +28,9 @@ def blocks_of(module, rows=None):
     return [node.op for node in plan_of(module, rows).nodes if isinstance(node.op, ConvBlock)]
 
 
-@pytest.mark.parametrize("activation", [nn.ReLU(), nn.LeakyReLU(), nn.ELU(), nn.Tanh(), nn.Sigmoid(), nn.Softplus()], ids=repr)
+@pytest.mark.parametrize(
+    "activation", [nn.ReLU(), nn.LeakyReLU(), nn.ELU(), nn.Tanh(), nn.Sigmoid(), nn.Softplus()], ids=repr
+)
 def test_a_monotone_activation_takes_the_pool_in(activation):
     plan = plan_of(nn.Sequential(conv(), norm(), activation, nn.MaxPool2d(2)))
     (node,) = plan.nodes
@@ -47,7 +49,9 @@ def test_other_activations_leave_the_pool_out(activation):
 
 
 @pytest.mark.parametrize(
-    "pool", [nn.MaxPool2d(3), nn.MaxPool2d(2, 1), nn.MaxPool2d(2, padding=1), nn.MaxPool2d(2, ceil_mode=True), nn.AvgPool2d(2)], ids=repr
+    "pool",
+    [nn.MaxPool2d(3), nn.MaxPool2d(2, 1), nn.MaxPool2d(2, padding=1), nn.MaxPool2d(2, ceil_mode=True), nn.AvgPool2d(2)],
+    ids=repr,
 )
 def test_other_pools_stay_apart(pool):
     (block,) = blocks_of(nn.Sequential(conv(), norm(), nn.ReLU(), pool))
@@ -61,7 +65,15 @@ def test_a_chain_without_pool_fuses():
 
 
 def test_every_block_of_a_deep_network_fuses():
-    layers = [nn.Conv2d(2, 4, 3, bias=False), norm(), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(4, 4, 3, padding=1), norm(), nn.ReLU()]
+    layers = [
+        nn.Conv2d(2, 4, 3, bias=False),
+        norm(),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(4, 4, 3, padding=1),
+        norm(),
+        nn.ReLU(),
+    ]
     first, second = blocks_of(nn.Sequential(*layers))
     assert (first.pool, first.biased) == (True, False)
     assert (second.pool, second.biased) == (False, True)

@@ -19,7 +19,11 @@ CASES = {
         {"lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 0.3},
     ),
     "adam": (Adam(lr=0.1), torch.optim.Adam, {"lr": 0.1}),
-    "adam, other rates": (Adam(lr=0.1, betas=(0.0, 0.5), eps=0.1), torch.optim.Adam, {"lr": 0.1, "betas": (0.0, 0.5), "eps": 0.1}),
+    "adam, other rates": (
+        Adam(lr=0.1, betas=(0.0, 0.5), eps=0.1),
+        torch.optim.Adam,
+        {"lr": 0.1, "betas": (0.0, 0.5), "eps": 0.1},
+    ),
 }
 
 

@@ -82,6 +82,7 @@ def test_concatenate(dim):
     check_op(Concatenate(dim), lambda *xs: torch.cat(xs, dim), *(randn(T, *shape) for shape in shapes))
 
 
-def test_shapes_read_no_fresh_memory(poison):
+@pytest.mark.usefixtures("poison")
+def test_shapes_read_no_fresh_memory():
     test_select((slice(1, 4),))
     test_concatenate(1)

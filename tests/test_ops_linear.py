@@ -56,7 +56,8 @@ def test_conv2d_of_one_sample_and_an_odd_image():
     )
 
 
-def test_conv2d_and_linear_read_no_fresh_memory(poison):
+@pytest.mark.usefixtures("poison")
+def test_conv2d_and_linear_read_no_fresh_memory():
     check_op(Conv2d(padding=(1, 1)), lambda x, w, b: F.conv2d(x, w, b, padding=1), *_small_conv())
     check_op(Linear(), F.linear, randn(T, N, 2, 7), randn(T, 6, 7), randn(T, 6))
 

@@ -99,6 +99,7 @@ def test_group_norm(groups, shape, affine):
     check_op(op, plain, randn(T, *shape), *(affine_inputs(channels) if affine else ()))
 
 
-def test_norms_read_no_fresh_memory(poison):
+@pytest.mark.usefixtures("poison")
+def test_norms_read_no_fresh_memory():
     test_batch_norm_with_the_statistics_of_the_first_rows((), 4, True)
     test_group_norm(3, (N, 6, 5), True)

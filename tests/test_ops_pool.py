@@ -64,7 +64,8 @@ def test_avg_pool2d(op):
     check_op(op, plain, randn(T, N, C, 5, 7))
 
 
-def test_pools_read_no_fresh_memory(poison):
+@pytest.mark.usefixtures("poison")
+def test_pools_read_no_fresh_memory():
     test_max_pool2d("overlapping, padded", (5, 7))
     test_avg_pool2d(AvgPool2d((3, 2), (2, 1), (1, 1), False, True, None))
 
@@ -178,7 +179,8 @@ def test_conv_block_with_gamma_zero(pool):
     check_op(op, chain(op, F.elu), x, w, gamma, beta)
 
 
-def test_conv_block_reads_no_fresh_memory(poison):
+@pytest.mark.usefixtures("poison")
+def test_conv_block_reads_no_fresh_memory():
     op = ConvBlock(SAME, EPS, Activation("relu"), True, biased=True)
     check_op(op, chain(op, F.relu), *block_inputs(op))
 

@@ -1,0 +1,57 @@
+"""Calls whose op must not change an integer's dtype or reduce over the tasks, against the module itself."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from fastmeta.ops.dropout import task_keys
+from fastmeta.program import Program
+
+T, N = 3, 5
+INTEGERS = {
+    "index + 1": lambda m, i: m.table(i + 1),
+    "index * 2": lambda m, i: m.table(i * 2),
+    "index + index": lambda m, i: m.table(i + i),
+    "index * index": lambda m, i: m.table((i * i) % 9),
+    "3 - index": lambda m, i: m.table(3 - i),
+    "index - index": lambda m, i: m.table(i - i),
+    "--index": lambda m, i: m.table(torch.neg(-i)),
+    "index / 2": lambda m, i: m.table(i) * (i / 2)[:, None],
+}
+SCALARS = {
+    "mean of a mean": lambda m, x: m.linear(x).mean().mean(),
+    "sum of a scalar": lambda m, x: m.linear(x) * m.scale.sum(),
+    "no dimensions": lambda m, x: m.linear(x).sum(dim=()),
+    "flatten": lambda m, x: m.linear(x) * torch.flatten(m.scale),
+    "squeeze": lambda m, x: m.linear(x) * m.scale.squeeze() + m.scale.squeeze(0),
+}
+
+
+class Calling(nn.Module):
+    def __init__(self, call):
+        super().__init__()
+        self.call = call
+        self.table, self.linear, self.scale = nn.Embedding(9, 4), nn.Linear(4, 3), nn.Parameter(torch.randn(()))
+
+    def forward(self, x):
+        return self.call(self, x)
+
+
+def check(call, x):
+    module = Calling(call)
+    program = Program(module)
+    params = [p.detach().expand(T, *p.shape) for p in module.parameters()]
+    (y,), _ = program.plan(x).forward(params, [x], program.constants(), task_keys(0, T, x.device))
+    torch.testing.assert_close(y, torch.stack([module(one) for one in x]).detach())
+
+
+@pytest.mark.parametrize("name", INTEGERS)
+def test_integers_stay_integers(name):
+    check(INTEGERS[name], torch.randint(0, 4, (T, N)))
+
+
+@pytest.mark.parametrize("name", SCALARS)
+def test_a_scalar_of_a_task_is_not_reduced_over_the_tasks(name):
+    check(SCALARS[name], torch.randn(T, N, 4))
