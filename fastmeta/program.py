@@ -231,10 +231,33 @@ class Program:
         return builder.finish([None if y is None else next(rest) for y in ys], out_spec)
 
 
+class _Value(fx.Proxy):
+    """fx records `a += b` as `a = a + b`, which forgets that others may hold `a`."""
+
+    def __iadd__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
+
+    def __isub__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.isub, (self, other), {})
+
+    def __imul__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
+
+    def __itruediv__(self, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
+
+
+class _Tracer(fx.Tracer):
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Value(node, self)
+
+
 def _trace(module: nn.Module) -> fx.GraphModule:
     with warnings.catch_warnings(), _Draws() as draws:
         warnings.simplefilter("ignore")  # fx warns of calls it replays, such as a shape check: all are replayed below
-        graph = fx.symbolic_trace(module)
+        tracer = _Tracer()
+        traced = tracer.trace(module)
+        graph = fx.GraphModule(tracer.root, traced)
     if draws.any:
         raise Untraceable("it draws random numbers, which a trace would hold fixed")
     return graph
