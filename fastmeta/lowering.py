@@ -544,6 +544,7 @@ FUNCTIONS: dict[Any, Rule] = {
     operator.imul: mul,
     torch.mul: mul,
     operator.truediv: div,
+    operator.itruediv: div,
     torch.div: div,
     operator.neg: neg,
     torch.neg: neg,
