@@ -19,8 +19,8 @@ torch.set_num_threads(2)
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # torch.compile's own import, the first time it is used
-    deprecated = r"`torch\.jit\.script_method` is (deprecated|not supported)"
+    # torch.compile's and forward-mode autograd's own imports, the first time they are used
+    deprecated = r"`torch\.jit\.script(_method)?` is (deprecated|not supported)"
     config.addinivalue_line("filterwarnings", f"ignore:{deprecated}:DeprecationWarning")
     config.addinivalue_line("markers", 'golden(pattern): which golden cases a test takes, such as "conv4*"')
 

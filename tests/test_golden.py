@@ -1,0 +1,83 @@
+"""The torch backend against the meta-gradients of public libraries, in every mode it runs in (float64)."""
+
+from __future__ import annotations
+
+import pytest
+import torch.nn.functional as F
+from meta_steps import assert_close, relative
+
+import fastmeta
+
+LOSSES = {"mse": F.mse_loss, "cross_entropy": F.cross_entropy}
+ALGORITHMS = {"maml": fastmeta.MAML, "fomaml": fastmeta.FOMAML, "reptile": fastmeta.Reptile}
+
+
+def learner_of(case, **options):
+    inner = {name: value for name, value in case.spec["inner"].items() if name != "optimizer"}
+    if "betas" in inner:
+        inner["betas"] = tuple(inner["betas"])
+    kind = {"sgd": fastmeta.SGD, "adam": fastmeta.Adam}[case.spec["inner"]["optimizer"]]
+    return ALGORITHMS[case.spec["algorithm"]](
+        case.model(),
+        inner_loss=LOSSES[case.spec["loss"]],
+        inner_optimizer=kind(**inner),
+        inner_steps=case.spec["steps"],
+        backend="torch",
+        **options,
+    )
+
+
+def tolerance_of(case):
+    return 1e-8 if case.spec["inner"]["optimizer"] == "adam" else 1e-10
+
+
+def grads_of(learner):
+    grads = {name: p.grad for name, p in learner.module.named_parameters()}
+    learner.zero_grad()
+    return grads
+
+
+def check_step(case, learner):
+    tolerance = tolerance_of(case)
+    out = learner(case["support_x"], case["support_y"], case["query_x"], case["query_y"])
+    assert out.finite.all()
+    assert relative(out.task_losses, case["task_losses"]) < tolerance
+    assert relative(out.loss, case["task_losses"].mean()) < tolerance
+    out.loss.backward()
+    assert_close(grads_of(learner), case.grad, tolerance)
+
+
+def check_learners(case, learner):
+    tolerance = tolerance_of(case)
+    learners = learner.adapt(case["support_x"], case["support_y"])
+    phi = learners.parameters()
+    for name, expected in case.adapted.items():
+        assert relative(phi[name], expected) < tolerance, name
+        # what the inner loop moved, not the values it started from
+        theta = learner.module.get_parameter(name)
+        if (expected - theta).norm() > 1e-3 * theta.norm():
+            assert relative(phi[name] - theta, expected - theta) < 1e2 * tolerance, name
+    outputs = learners(case["query_x"])
+    losses = [LOSSES[case.spec["loss"]](y, target) for y, target in zip(outputs, case["query_y"], strict=True)]
+    loss = sum(losses) / len(losses)
+    assert relative(loss, case["task_losses"].mean()) < tolerance
+    if case.spec["algorithm"] == "reptile":  # whose gradient is no derivative of this loss
+        return
+    loss.backward()
+    assert_close(grads_of(learner), case.grad, tolerance)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"memory": "recompute"}, {"task_chunk": 1}],
+    ids=["whole", "recompute", "one-task-at-a-time"],
+)
+def test_every_case(golden, options):
+    learner = learner_of(golden, **options)
+    check_step(golden, learner)
+    check_learners(golden, learner)
+
+
+@pytest.mark.golden("[at]*_maml_k*")  # Adam, and a tanh MLP
+def test_compiled(golden):
+    check_step(golden, learner_of(golden, compile=True))
