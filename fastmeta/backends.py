@@ -75,7 +75,7 @@ class TorchBackend:
         self._pullback = ready(engine.outer.pullback)
 
     def slices(self, tasks: int, device: torch.device) -> list[slice]:
-        """Slices of the tasks, all of one size where a count up to twice the least allows it: compiled code is per size."""
+        """Slices of the tasks; all of one size where twice as many allow it, as compiled code is made per size."""
         chunk = self.chunk
         if chunk is None:
             chunk = tasks if device.type != "cpu" else self._cache_chunk(tasks)

@@ -97,8 +97,10 @@ class Opaque(Op):
             primals = tuple(x for x, m in zip(xs, moving, strict=True) if m)
             return jvp(of, primals, tuple(d for d in dots if d is not None))[1]
 
-        ys_dot = self._mapped(one, (saved, inputs_dot))
-        ys_dot = tuple(d if d.is_floating_point() or d.is_complex() else None for d in ys_dot)  # an index has none
+        mapped = self._mapped(one, (saved, inputs_dot))
+        ys_dot: MaybeTensors = tuple(
+            d if d.is_floating_point() or d.is_complex() else None for d in mapped
+        )  # an index has none
         return (ys_dot if len(ys_dot) > 1 else ys_dot[0]), inputs_dot
 
     def backward_dot(self, saved: Saved, saved_dot: Saved, dy: Any, dy_dot: Any, needs: Needs) -> MaybeTensors:
