@@ -101,7 +101,7 @@ class Opaque(Op):
         ys_dot: MaybeTensors = tuple(
             d if d.is_floating_point() or d.is_complex() else None for d in mapped
         )  # an index has none
-        return (ys_dot if len(ys_dot) > 1 else ys_dot[0]), inputs_dot
+        return (ys_dot[0] if len(mapped) == 1 else ys_dot), inputs_dot
 
     def backward_dot(self, saved: Saved, saved_dot: Saved, dy: Any, dy_dot: Any, needs: Needs) -> MaybeTensors:
         dys = dy if isinstance(dy, tuple) else (dy,)
