@@ -167,7 +167,7 @@ class Sessions:
 def _make(learner: MetaLearner, program: Program, batch: TaskBatch, steps: int, with_loss: bool) -> TorchBackend:
     choose(learner.backend, program.layout.device)
     size = learner.inner_batch_size
-    head_x, head_y = pytree.tree_map(lambda x: x[:, :size], (batch.support_x, batch.support_y))
+    head_x, head_y = pytree.tree_map_only(Tensor, lambda x: x[:, :size], (batch.support_x, batch.support_y))
     plan = program.plan(head_x)
     layout = program.layout
     inner = Objective(plan, loss_op("inner_loss", learner.inner_loss, plan, head_y), layout)
