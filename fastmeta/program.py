@@ -296,7 +296,9 @@ class _Builder:
         self.label = ""
         self._layers = 0
         self._paths = {id(m): path for path, m in program.module.named_modules()}
-        self.inputs = [self._slot(x, False) for x in pytree.tree_leaves(one_task)]
+        leaves, spec = pytree.tree_flatten(one_task)
+        self.inputs = [self._slot(x, False) for x in leaves]
+        self.args, self.kwargs = call_with(pytree.tree_unflatten(self.inputs, spec))
         self._keys = self._slot(torch.empty((), dtype=torch.int64, device=program.layout.device), False)
         self.params = [self._slot(state[n], True) for n in program.layout.names]
         self.constants = [self._slot(state[n], False) for n in program.constant_names]
@@ -363,7 +365,7 @@ class _Builder:
         self.values, self.random = values, random
         env: dict[fx.Node, Any] = {}
         modules = dict(graph.named_modules())
-        given = iter(self.inputs)
+        given = iter(self.args)
         for node in graph.graph.nodes:
             if node.op == "output":
                 leaves, spec = pytree.tree_flatten(fx.map_arg(node.args[0], env.__getitem__))
@@ -373,7 +375,8 @@ class _Builder:
             if not any(isinstance(v, Tensor) for v in pytree.tree_leaves(values[node])):
                 env[node] = values[node]  # a size, a flag: the same for every task
             elif node.op == "placeholder":
-                env[node] = next(given)
+                slot = next(given, None)
+                env[node] = self.kwargs[str(node.target)] if slot is None else slot
             elif node.op == "get_attr":
                 env[node] = self._attribute(graph, node)
             else:
