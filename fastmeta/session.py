@@ -21,6 +21,8 @@ from .engine import Context, Data, Engine, InnerLoop, MetaGradient, Objective
 from .layout import Layout
 from .losses import check_labels_of, loss_op
 from .ops.dropout import task_keys
+from .ops.opaque import Opaque
+from .plan import Plan
 from .program import Program, leaves_of
 
 if TYPE_CHECKING:
@@ -180,9 +182,25 @@ def _make(learner: MetaLearner, program: Program, batch: TaskBatch, steps: int, 
         plan = program.plan(seen, rows=skip or None)
         loss = loss_op("outer_loss", learner.outer_loss, plan, batch.query_y, skip=skip) if with_loss else None
         outer = Objective(plan, loss, layout, skip)
+    if learner.compile_step:
+        _refuse_compiled_draws(inner.plan, outer.plan)
     loop = InnerLoop(inner, learner.inner_optimizer, steps, size, learner.memory == "recompute")
     engine = Engine(loop, outer, learner.order)
     return TorchBackend(engine, chunk=learner.task_chunk, compiled=learner.compile_step)
+
+
+def _refuse_compiled_draws(*plans: Plan) -> None:
+    """An opaque op seeds its random numbers in Python, which a compiled step would do once and for all.
+
+    Raises:
+        ValueError: such an op is in one of the plans.
+    """
+    drawn = {node.label for plan in plans for node in plan.nodes if isinstance(node.op, Opaque) and node.op.random}
+    if drawn:
+        raise ValueError(
+            f"compile=True cannot take random numbers drawn inside {', '.join(sorted(drawn))}, which has no op of its "
+            "own; use compile=False, nn.Dropout for the randomness, or eval mode"
+        )
 
 
 def _signature(batch: TaskBatch) -> tuple[Any, ...]:

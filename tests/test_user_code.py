@@ -388,3 +388,36 @@ def test_inner_batches_go_round_the_support_set(size, memory):
             optimizer.step()
         for name, p in copied.named_parameters():
             assert relative(phi[name][t], p) < 1e-12
+
+
+def test_a_loss_of_the_users_own_may_hold_mse_loss():
+    x, query = torch.randn(3, 6, 4, dtype=torch.float64), torch.randn(3, 5, 4, dtype=torch.float64)
+    model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 4)).double()
+
+    def loss(outputs, targets):
+        return 2 * F.mse_loss(outputs, targets) + outputs.square().mean()
+
+    grads = []
+    for backend in ("torch", "reference"):
+        model.zero_grad()
+        maml = fastmeta.MAML(
+            model, inner_loss=loss, inner_optimizer=fastmeta.SGD(lr=0.1), inner_steps=2, backend=backend
+        )
+        maml(x, 2 * x, query, query).loss.backward()
+        grads.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-12, atol=1e-14)
+
+
+def test_a_compiled_step_refuses_draws_it_cannot_repeat():
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.linear = nn.Linear(4, 3)
+
+        def forward(self, x):
+            return self.linear(x + 0.1 * torch.randn_like(x))
+
+    maml = fastmeta.MAML(Noisy(), compile=True)
+    x, y = torch.randn(2, 5, 4), torch.randint(3, (2, 5))
+    with pytest.raises(ValueError, match="compile=True cannot take random numbers"):
+        maml(x, y, x, y)
