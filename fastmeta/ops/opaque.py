@@ -87,7 +87,7 @@ class Opaque(Op):
         return _scatter(ds, needs)
 
     def forward_dot(self, saved: Saved, inputs_dot: MaybeTensors) -> tuple[Any, Saved]:
-        # Zero tangents in full: some of PyTorch's own formulas (mse_loss) write into the symbolic zero they are left with.
+        # Zero tangents in full: some of PyTorch's formulas (mse_loss) write into the symbolic zero they are left with.
         inputs_dot = tuple(
             torch.zeros_like(x) if d is None and (x.is_floating_point() or x.is_complex()) else d
             for x, d in zip(saved, inputs_dot, strict=True)
