@@ -51,6 +51,9 @@ class Workload:
         loss: key of LOSSES.
         tasks, support, query, steps: T, N, M, K.
         lr: inner learning rate α.
+        data_seed: which batch. Where one rounding error can push a pre-activation across a ReLU's kink or swap a
+            pool's winner, correct float32 gradients differ by up to 3 %, so the batch is one that keeps a margin: of
+            seeds 1 to 8 the one whose float32 reference gradient is least moved by noise in the weights' last two bits.
     """
 
     name: str
@@ -62,6 +65,7 @@ class Workload:
     query: int
     steps: int
     lr: float
+    data_seed: int = 1
 
     def model(self, seed: int = 0) -> nn.Sequential:
         """The model with the weights that `seed` gives; the caller's random state stays as it is."""
@@ -69,9 +73,9 @@ class Workload:
             torch.manual_seed(seed)
             return self.make_model()
 
-    def batch(self, seed: int = 1) -> Episodes:
+    def batch(self, seed: int | None = None) -> Episodes:
         """A meta-batch: float32 inputs [T, N or M, *sample_shape]; float32 targets or int64 labels."""
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(self.data_seed if seed is None else seed)
         if self.loss == "mse":
             return Sinusoid(shots=self.support, queries=self.query).sample(self.tasks, generator)
         halves = []
@@ -108,6 +112,7 @@ WORKLOADS = {
             query=25,
             steps=1,
             lr=0.1,
+            data_seed=2,
         ),
         # lr 0.05: 0.01 of the MAML paper, whose code sums over the five samples.
         Workload(
