@@ -168,6 +168,11 @@ class Sessions:
 
 def _make(learner: MetaLearner, program: Program, batch: TaskBatch, steps: int, with_loss: bool) -> TorchBackend:
     choose(learner.backend, program.layout.device)
+    if learner.precision == "bfloat16":
+        raise ValueError(
+            'precision="bfloat16" needs Triton kernels, which this version does not have; got it for the torch '
+            'backend. Use precision="float32" or "tf32"'
+        )
     size = learner.inner_batch_size
     head_x, head_y = pytree.tree_map_only(Tensor, lambda x: x[:, :size], (batch.support_x, batch.support_y))
     plan = program.plan(head_x)

@@ -421,3 +421,10 @@ def test_a_compiled_step_refuses_draws_it_cannot_repeat():
     x, y = torch.randn(2, 5, 4), torch.randint(3, (2, 5))
     with pytest.raises(ValueError, match="compile=True cannot take random numbers"):
         maml(x, y, x, y)
+
+
+def test_a_precision_that_no_backend_has_is_refused():
+    maml = fastmeta.MAML(nn.Linear(4, 3), precision="bfloat16")
+    x, y = torch.randn(2, 5, 4), torch.randint(3, (2, 5))
+    with pytest.raises(ValueError, match='precision="bfloat16" needs Triton kernels'):
+        maml(x, y, x, y)
