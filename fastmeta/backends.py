@@ -18,8 +18,6 @@ from torch import Tensor
 from .compiled import Compiled
 from .engine import Context, Data, Engine, MetaGradient
 
-BACKENDS = ("auto", "torch", "triton", "reference")
-
 # Bytes of one pass's values that a slice of tasks may hold on a CPU: about a core's second-level cache. 1,000 sinusoid
 # tasks, 5 steps: 84 ms in slices of 50 tasks (0.7 MiB), 95 of 125, 157 of 1,000. One task is always allowed.
 _CPU_SLICE_BYTES = 2**20

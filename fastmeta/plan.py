@@ -142,8 +142,6 @@ class Plan:
                 continue
             y_dot, saved_dot = node.op.forward_dot(saved, tuple(dot[i] for i in node.inputs))
             tape_dot.append(saved_dot)
-            if isinstance(y_dot, tuple):  # an index beside its value has no tangent
-                y_dot = tuple(d if d is not None and (d.is_floating_point() or d.is_complex()) else None for d in y_dot)
             node.put(dot, y_dot)
             for slot in node.last_use:
                 dot[slot] = None
