@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,11 +13,12 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from . import reference
-from .autograd import Adapt, Apply, MetaStep, mean_finite
+from .autograd import Adapt, Apply, MetaStep, mean_finite, no_autocast
 from .batch import TaskBatch, check_batch, check_options, check_query, finite_tasks, warn_running_statistics
 from .explain import explain
 from .inner import SGD, InnerOptimizer
 from .losses import Loss
+from .notices import warn_user
 from .session import Session, Sessions
 
 Tree = Any  # a tensor, or a tuple or dict of tensors
@@ -204,7 +204,6 @@ class MetaLearner(nn.Module):
             batch, module=self.module, inner_loss=self.inner_loss, outer_loss=self.outer_loss,
             inner_batch_size=self.inner_batch_size, query_required=query_required,
         )  # fmt: skip
-        warn_running_statistics(self.module, stacklevel=4)
         return batch
 
     def _session(self, batch: TaskBatch, *, steps: int | None = None) -> Session:
@@ -215,12 +214,11 @@ class MetaLearner(nn.Module):
         """Names the tasks that diverged, where looking does not make a device wait."""
         if finite.device.type == "cpu" and not bool(finite.all()):
             tasks = (~finite).nonzero().flatten().tolist()
-            warnings.warn(
+            warn_user(
                 f"non-finite values in task(s) {tasks}: their support data holds NaN or infinity, or their inner loop "
                 "diverged. They are left out of the loss and of the meta-gradient (see `finite`); lower the inner "
                 "learning rate, or check the data",
                 RuntimeWarning,
-                stacklevel=4,
             )
 
     # The reference: the same results by autograd, one task at a time. ---------------------------------------------
@@ -235,7 +233,7 @@ class MetaLearner(nn.Module):
             params = {name: p.detach().index_copy(0, kept, again[name]) for name, p in params.items()}
 
         def run(query_x: Tree) -> Tree:
-            with _without_autocast(finite.device):
+            with no_autocast(finite.device.type):
                 return reference.apply(
                     self.module, params, query_x, support_x=batch.support_x, bn_statistics=self.bn_statistics
                 )
@@ -243,7 +241,8 @@ class MetaLearner(nn.Module):
         return Learners(run, params, finite, self.module)
 
     def _reference_adapt(self, batch: TaskBatch, steps: int) -> dict[str, Tensor]:
-        with _without_autocast(_device(self.module)):
+        warn_running_statistics(self.module)
+        with no_autocast(_device(self.module).type):
             return reference.adapt(
                 self.module, inner_loss=self.inner_loss, inner_optimizer=self.inner_optimizer, steps=steps,
                 support_x=batch.support_x, support_y=batch.support_y, inner_batch_size=self.inner_batch_size,
@@ -253,7 +252,7 @@ class MetaLearner(nn.Module):
     def _reference_step(self, batch: TaskBatch) -> MetaOutput:
         learners = self._reference_learners(batch, self.inner_steps)
         outputs = learners(batch.query_x)
-        with _without_autocast(_device(self.module)):
+        with no_autocast(_device(self.module).type):
             losses = reference.task_losses(self.outer_loss, outputs, batch.query_y)
         if self.order == "reptile" and torch.is_grad_enabled():
             losses = losses.detach() + _pull(dict(self.module.named_parameters()), learners.parameters())
@@ -273,10 +272,6 @@ def _take(batch: TaskBatch, tasks: Tensor) -> TaskBatch:
 
 def _device(module: nn.Module) -> torch.device:
     return next(module.parameters()).device
-
-
-def _without_autocast(device: torch.device) -> torch.autocast:
-    return torch.autocast(device.type, enabled=False)
 
 
 def _pull(theta: dict[str, nn.Parameter], phi: dict[str, Tensor]) -> Tensor:

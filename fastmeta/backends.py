@@ -17,10 +17,17 @@ from torch import Tensor
 
 from .compiled import Compiled
 from .engine import Context, Data, Engine, MetaGradient
+from .ops.opaque import Opaque
+from .workers import side_by_side
 
 # Bytes of one pass's values that a slice of tasks may hold on a CPU: about a core's second-level cache. 1,000 sinusoid
 # tasks, 5 steps: 84 ms in slices of 50 tasks (0.7 MiB), 95 of 125, 157 of 1,000. One task is always allowed.
 _CPU_SLICE_BYTES = 2**20
+
+# Bytes of one pass's values from which on a CPU's threads take slices of their own: with less, waking a thread takes
+# longer than it saves, or, where ops run one by one, Python does, which only one thread runs at a time. Compiled, 1,000
+# sinusoids: 51 → 42 ms on two threads; Conv4-64, 8 tasks: 165 → 143; 25 sinusoids: 1.7 → 2.0, so not those.
+_CPU_THREAD_BYTES = 2**20
 
 
 def choose(requested: str, device: torch.device) -> tuple[str, str]:
@@ -51,16 +58,20 @@ class TorchBackend:
 
     Args:
         engine: the engine for one set of shapes.
-        chunk: tasks a slice; None chooses.
+        tasks: T.
+        chunk: tasks a slice; None chooses, and runs slices side by side where that pays.
         compiled: send each whole function through `torch.compile(fullgraph=True)`.
     """
 
-    def __init__(self, engine: Engine, *, chunk: int | None, compiled: bool) -> None:
-        self.chunk = chunk
-        self.engine = engine
+    def __init__(self, engine: Engine, tasks: int, *, chunk: int | None, compiled: bool) -> None:
+        self.engine, self.chunk = engine, chunk
+        self.threads = 1 if chunk is not None else _slices_at_once(engine, tasks, compiled)
+        self.slices = _slices(tasks, chunk or _tasks_a_slice(engine, tasks, self.threads), self.threads)
 
-        def ready(function: Callable[..., Any]) -> Callable[..., Any]:
-            return Compiled(function) if compiled else function
+        def ready(function: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
+            if compiled:
+                return Compiled(function, threads=None if self.threads == 1 else 1).prepare
+            return lambda *args: partial(function, *args)
 
         self._evaluate = ready(partial(engine.meta_step, keep=False))
         self._meta_step = ready(partial(engine.meta_step, keep=True))
@@ -72,30 +83,18 @@ class TorchBackend:
         self._forward = ready(engine.outer.outputs)
         self._pullback = ready(engine.outer.pullback)
 
-    def slices(self, tasks: int, device: torch.device) -> list[slice]:
-        """Slices of the tasks; all of one size where twice as many allow it, as compiled code is made per size."""
-        chunk = self.chunk
-        if chunk is None:
-            chunk = tasks if device.type != "cpu" else self._cache_chunk(tasks)
-        least = -(-tasks // min(chunk, tasks))
-        count = next((n for n in range(least, 2 * least) if tasks % n == 0), least)
-        bounds = [i * tasks // count for i in range(count + 1)]
-        return [slice(a, b) for a, b in pairwise(bounds)]
-
-    def _cache_chunk(self, tasks: int) -> int:
-        plans = (self.engine.loop.objective.plan, self.engine.outer.plan)
-        return max(1, min(tasks, _CPU_SLICE_BYTES // max(plan.bytes_per_task for plan in plans)))
+    def _run(self, calls: Sequence[Callable[[], Any]]) -> list[Any]:
+        return [call() for call in calls] if self.threads == 1 else side_by_side(calls)
 
     def meta_step(
         self, params: Sequence[Tensor], support: Data, query: Data, context: Context, *, keep: bool
     ) -> MetaGradient:
         """Losses [T], outputs and, where `keep` says so, λ_0 [T, P] of all tasks."""
-        run = self._meta_step if keep else self._evaluate
-        slices = self.slices(context.keys.shape[0], context.keys.device)
-        if len(slices) == 1:
-            return run(params, support, query, context)
-        parts = [run(params, support.take(s, 0), query.take(s, 0), context.take(s)) for s in slices]
-        losses, outputs, finite, lams = zip(*parts, strict=True)
+        prepare = self._meta_step if keep else self._evaluate
+        if len(self.slices) == 1:
+            return prepare(params, support, query, context)()
+        calls = [prepare(params, support.take(s, 0), query.take(s, 0), context.take(s)) for s in self.slices]
+        losses, outputs, finite, lams = zip(*self._run(calls), strict=True)
         joined = [torch.cat(ys) for ys in zip(*outputs, strict=True)]
         return MetaGradient(torch.cat(losses), joined, torch.cat(finite), torch.cat(lams) if keep else None)
 
@@ -103,16 +102,16 @@ class TorchBackend:
         self, params: Sequence[Tensor], support: Data, context: Context, *, keep: bool
     ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """φ_K [T, P], and the function λ_K → λ_0, which may be called again."""
-        slices = self.slices(context.keys.shape[0], context.keys.device)
-        data = [(support.take(s, 0), context.take(s)) for s in slices]
-        run = self._adapt if keep else self._adapt_only
-        results = [run(params, *given) for given in data]
+        data = [(support.take(s, 0), context.take(s)) for s in self.slices]
+        prepare = self._adapt if keep else self._adapt_only
+        results = self._run([prepare(params, *given) for given in data])
 
         def adjoint(lam: Tensor) -> Tensor:
             if self.engine.order != "exact":
                 return lam
-            parts = zip(results, data, slices, strict=True)
-            return torch.cat([self._adjoint(trajectory, *given, lam[s]) for (_, trajectory), given, s in parts])
+            parts = zip(results, data, self.slices, strict=True)
+            calls = [self._adjoint(trajectory, *given, lam[s]) for (_, trajectory), given, s in parts]
+            return torch.cat(self._run(calls))
 
         return torch.cat([phi for phi, _ in results]), adjoint
 
@@ -120,15 +119,42 @@ class TorchBackend:
         self, phi: Tensor, inputs: tuple[Tensor, ...], context: Context
     ) -> tuple[list[Tensor], Callable[[Sequence[Tensor | None]], Tensor]]:
         """Outputs [T, M, ...] at φ [T, P], and the function of their cotangents to φ's, which computes them again."""
-        slices = self.slices(context.keys.shape[0], phi.device)
 
         def given(s: slice) -> tuple[Any, ...]:
             return phi[s], tuple(x[s] for x in inputs), context.take(s)
 
-        parts = [self._forward(*given(s)) for s in slices]
+        parts = self._run([self._forward(*given(s)) for s in self.slices])
 
         def pullback(d_outputs: Sequence[Tensor | None]) -> Tensor:
-            ds = [[None if d is None else d[s] for d in d_outputs] for s in slices]
-            return torch.cat([self._pullback(*given(s), d) for s, d in zip(slices, ds, strict=True)])
+            ds = [[None if d is None else d[s] for d in d_outputs] for s in self.slices]
+            calls = [self._pullback(*given(s), d) for s, d in zip(self.slices, ds, strict=True)]
+            return torch.cat(self._run(calls))
 
         return [torch.cat(ys) for ys in zip(*parts, strict=True)], pullback
+
+
+def _bytes_per_task(engine: Engine) -> int:
+    return max(engine.loop.objective.plan.bytes_per_task, engine.outer.plan.bytes_per_task)
+
+
+def _slices_at_once(engine: Engine, tasks: int, compiled: bool) -> int:
+    threads = min(tasks, torch.get_num_threads())
+    if engine.outer.layout.device.type != "cpu" or tasks * _bytes_per_task(engine) < threads * _CPU_THREAD_BYTES:
+        return 1
+    plans = (engine.loop.objective.plan, engine.outer.plan)
+    opaque = any(isinstance(node.op, Opaque) for plan in plans for node in plan.nodes)
+    return 1 if opaque and not compiled else threads  # an opaque op calls the user's module, the same in all threads
+
+
+def _tasks_a_slice(engine: Engine, tasks: int, threads: int) -> int:
+    if engine.outer.layout.device.type != "cpu":
+        return tasks
+    return max(1, min(-(-tasks // threads), _CPU_SLICE_BYTES // _bytes_per_task(engine)))
+
+
+def _slices(tasks: int, chunk: int, threads: int) -> list[slice]:
+    """Slices of the tasks; all of one size where twice as many allow it, as compiled code is made per size."""
+    least = -(-tasks // min(chunk, tasks))
+    count = next((n for n in range(least, 2 * least) if tasks % n == 0 and n % threads == 0), least)
+    bounds = [i * tasks // count for i in range(count + 1)]
+    return [slice(a, b) for a, b in pairwise(bounds)]

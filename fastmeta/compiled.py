@@ -6,35 +6,49 @@ and our own classes alike, and a graph break cannot happen.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
+
+
+class _Graph(NamedTuple):
+    """One compiled trace."""
+
+    code: Callable[..., Sequence[Any]]
+    takes: list[int]  # which of the function's tensors, in order
+    gives: list[int]  # the function's results: which of [*results of the code, *tensors, None]
+
+    def __call__(self, tensors: list[Tensor]) -> list[Any]:
+        results = [*self.code(*[tensors[i] for i in self.takes]), *tensors, None]
+        return [results[i] for i in self.gives]
 
 
 class Compiled:
     """`fn` on trees of tensors, compiled once for every set of shapes and strides: a trace holds both.
 
-    Anything else in the trees must not vary.
+    Anything else in the trees must not vary. `threads` is how many the compiled loops run on; None: all.
     """
 
-    def __init__(self, fn: Callable[..., Any]) -> None:
+    def __init__(self, fn: Callable[..., Any], *, threads: int | None = None) -> None:
         self._fn = fn
-        self._graphs: dict[tuple[Any, ...], tuple[Callable[..., Any], pytree.TreeSpec]] = {}
+        self._threads = threads
+        self._graphs: dict[tuple[Any, ...], tuple[_Graph, pytree.TreeSpec]] = {}
 
-    def __call__(self, *args: Any) -> Any:
-        leaves = pytree.tree_leaves(args)
-        tensors = [leaf for leaf in leaves if isinstance(leaf, Tensor)]
-        key = tuple((t.shape, t.stride()) for t in tensors)
+    def prepare(self, *args: Any) -> Callable[[], Any]:
+        """The call on `args`, compiled by now, for any thread to make."""
+        tensors: list[Tensor] = []
+        _collect(args, tensors)
+        key = tuple([(t.shape, t.stride()) for t in tensors])
         if key not in self._graphs:
             self._graphs[key] = self._compile(args, tensors)
         graph, spec = self._graphs[key]
-        return pytree.tree_unflatten(graph(*tensors), spec)
+        return lambda: pytree.tree_unflatten(graph(tensors), spec)
 
-    def _compile(self, args: Any, tensors: list[Tensor]) -> tuple[Callable[..., Any], pytree.TreeSpec]:
+    def _compile(self, args: Any, tensors: list[Tensor]) -> tuple[_Graph, pytree.TreeSpec]:
         leaves, spec = pytree.tree_flatten(args)
         where = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         out_spec: pytree.TreeSpec | None = None
@@ -49,9 +63,52 @@ class Compiled:
 
         graph = make_fx(flat)(*tensors)
         assert out_spec is not None
-        # Shapes and strides are this cache's key, so the compiler's own guards would only ask again; a wrapper in C++
-        # calls the small products of an MLP without Python. Together 5.2 ms → 2.5 for sinusoids, 25 tasks, 5 steps.
-        options: dict[str, Any] = {"guard_filter_fn": torch.compiler.skip_all_guards_unsafe}
+        return self._through_torch_compile(graph, tensors), out_spec
+
+    def _through_torch_compile(self, graph: fx.GraphModule, tensors: list[Tensor]) -> _Graph:
+        """The code that torch.compile makes of `graph`, and how its arguments and results lie.
+
+        Called through torch.compile, it would compare the same shapes and strides again that are this cache's key,
+        and run Python for each product: 25 sinusoids, 5 steps, take 5.2 ms that way and 1.8 this way.
+        """
+        from torch._inductor.compile_fx import compile_fx  # the compiler's own imports take seconds
+
+        options: dict[str, Any] = {}
         if tensors[0].device.type == "cpu":
             options["cpp_wrapper"] = True
-        return torch.compile(graph, fullgraph=True, dynamic=False, options=options), out_spec
+            if self._threads is not None:
+                options["cpp.threads"] = self._threads
+        found: list[tuple[Callable[..., Any], list[int], list[Any]]] = []
+
+        def backend(gm: fx.GraphModule, inputs: Sequence[Any]) -> Callable[..., Any]:
+            code: Any = compile_fx(gm, list(inputs), config_patches=options)
+
+            def first(*given: Tensor) -> Any:
+                results = code(*given)
+                found.append((code, [_index(probes, x) for x in given], [*results]))
+                return results
+
+            return first
+
+        probes = [t.detach() for t in tensors]  # each an object of its own, to be known again
+        outputs = torch.compile(graph, fullgraph=True, dynamic=False, backend=backend)(*probes)
+        if not found:  # nothing to compute
+            found.append((lambda: (), [], []))
+        ((code, takes, results),) = found
+        return _Graph(code, takes, [_index([*results, *probes, None], y) for y in outputs])
+
+
+def _index(values: Sequence[Any], wanted: Any) -> int:
+    """Where this very object is."""
+    return next(i for i, value in enumerate(values) if value is wanted)
+
+
+def _collect(tree: Any, into: list[Tensor]) -> None:
+    """The tensors of `tree` in pytree's order, a tenth of pytree's time (0.2 ms for the data of a meta-step)."""
+    for leaf in tree:
+        if isinstance(leaf, Tensor):
+            into.append(leaf)
+        elif isinstance(leaf, tuple | list):
+            _collect(leaf, into)
+        else:
+            assert not isinstance(leaf, dict), "engine functions take tuples and lists"

@@ -26,6 +26,7 @@ class TaskConfig:
     task: str = field(default="sinusoid", metadata={"choices": ("sinusoid", "omniglot"), "flag": False})
     model: str = field(default="sinusoid-mlp", metadata={"help": "network", "choices": MODELS})
     channels: int = field(default=64, metadata={"help": "filters of each convolution"})
+    zero_head: bool = field(default=False, metadata={"help": "start a classifier's last layer at zero"})
     ways: int = field(default=5, metadata={"help": "classes of a task"})
     shots: int = field(default=10, metadata={"help": "support samples per class (or per sinusoid)"})
     train_shots: int = field(default=0, metadata={"help": "while training; 0: as --shots"})
@@ -174,7 +175,8 @@ def from_flat(settings: Mapping[str, Any]) -> RunConfig:
 def make_model(config: RunConfig) -> nn.Sequential:
     """The run's network, initialised from its seed."""
     torch.manual_seed(config.train.seed)
-    return build_model(config.tasks.model, ways=config.tasks.ways, channels=config.tasks.channels)
+    part = config.tasks
+    return build_model(part.model, ways=part.ways, channels=part.channels, zero_head=part.zero_head)
 
 
 def make_algorithm(

@@ -19,7 +19,7 @@ from torch import Tensor
 from .batch import finite_tasks
 from .inner import InnerOptimizer, State
 from .layout import Layout
-from .ops.base import Op, Saved
+from .ops.base import Loss, Saved
 from .ops.dropout import step_keys
 from .plan import Plan, Tape
 
@@ -45,9 +45,9 @@ class Context(NamedTuple):
     constants: tuple[Tensor, ...]
     keys: Tensor
 
-    def at(self, step: int) -> Context:
-        """The context of inner step `step`; the query pass counts as step K."""
-        return Context(self.constants, step_keys(self.keys, step))
+    def at(self, step: int, plan: Plan) -> Context:
+        """The context of inner step `step` of a plan; the query pass counts as step K."""
+        return Context(self.constants, step_keys(self.keys, step)) if plan.random else self
 
     def take(self, tasks: slice) -> Context:
         return Context(self.constants, self.keys[tasks])
@@ -56,7 +56,6 @@ class Context(NamedTuple):
 class Evaluation(NamedTuple):
     """A loss at some φ, with the tapes of plan and loss."""
 
-    losses: Tensor  # [T]
     outputs: list[Tensor]
     saved: Saved
     tape: Tape
@@ -71,12 +70,12 @@ class Objective:
     """
 
     plan: Plan
-    loss: Op | None  # None: only the outputs are wanted
+    loss: Loss | None  # None: only the outputs are wanted
     layout: Layout
     skip: int = 0
 
     @property
-    def _loss(self) -> Op:
+    def _loss(self) -> Loss:
         assert self.loss is not None, "this objective was made without a loss"
         return self.loss
 
@@ -109,16 +108,19 @@ class Objective:
         grads, cotangents = self.plan.backward(tape, d_outputs, keep=keep)
         return self.layout.pack(grads, tasks), cotangents
 
-    def evaluate(self, phi: Tensor, data: Data, context: Context, *, keep: bool) -> Evaluation:
+    def evaluate(self, phi: Tensor, data: Data, context: Context, *, keep: bool = True) -> Evaluation:
         outputs, tape = self._forward(phi, data.inputs, context, keep)
-        losses, saved = self._loss.forward(*outputs, *data.targets)
-        return Evaluation(losses, outputs, saved if keep else None, tape)
+        return Evaluation(outputs, self._loss.prepare(*outputs, *data.targets), tape)
+
+    def losses(self, at: Evaluation) -> Tensor:
+        """[T]."""
+        return self._loss.value(at.saved)
 
     def gradient(self, at: Evaluation, data: Data, *, keep: bool = False) -> tuple[Tensor, list[Any]]:
         """g [T, P] of each task's own loss; the cotangents inside the plan too where `keep` asks for them."""
         outputs = len(self.plan.output_slots)
-        d_outputs = list(self._loss.backward(at.saved, torch.ones_like(at.losses), self._needs(data)))[:outputs]
-        return self._backward(at.tape, d_outputs, at.losses.shape[0], keep=keep)
+        d_outputs = self._loss.backward(at.saved, None, self._needs(data))[:outputs]
+        return self._backward(at.tape, d_outputs, at.outputs[0].shape[0], keep=keep)
 
     def hessian_product(self, at: Evaluation, data: Data, cotangents: list[Any], v: Tensor) -> Tensor:
         """H v [T, P], H the Hessian of each task's loss: the gradient on dual numbers. Consumes the tapes."""
@@ -126,8 +128,7 @@ class Objective:
         outputs_dot, tape_dot = self.plan.forward_dot(at.tape, self.layout.views(v))
         no_tangent = (None,) * len(data.targets)
         _, saved_dot = self._loss.forward_dot(at.saved, (*outputs_dot, *no_tangent))
-        seed = torch.ones_like(at.losses)
-        d_outputs_dot = self._loss.backward_dot(at.saved, saved_dot, seed, None, self._needs(data))[:outputs]
+        d_outputs_dot = self._loss.backward_dot(at.saved, saved_dot, None, None, self._needs(data))[:outputs]
         grads = self.plan.backward_dot(at.tape, tape_dot, cotangents, d_outputs_dot)
         return self.layout.pack(grads, v.shape[0])
 
@@ -174,7 +175,7 @@ class InnerLoop:
 
     def _gradient(self, phi: Tensor, k: int, support: Data, context: Context, *, keep: bool) -> Record:
         data = self._batch(support, k)
-        at = self.objective.evaluate(phi, data, context.at(k), keep=True)
+        at = self.objective.evaluate(phi, data, context.at(k, self.objective.plan))
         g, cotangents = self.objective.gradient(at, data, keep=keep)
         return Record(g, at, cotangents)
 
@@ -248,14 +249,15 @@ class Engine:
         """Losses and outputs on the query set and, where `keep` says so, each task's share of the meta-gradient."""
         phi, trajectory = self.adapt(params, support, context, keep=keep)
         differentiate = keep and self.order != "reptile"
-        at = self.outer.evaluate(phi, query, context.at(self.loop.steps), keep=differentiate)
+        at = self.outer.evaluate(phi, query, context.at(self.loop.steps, self.outer.plan), keep=differentiate)
+        losses = self.outer.losses(at)
         if not keep:
-            return MetaGradient(at.losses, at.outputs, finite_tasks(support.inputs, at.losses), None)
+            return MetaGradient(losses, at.outputs, finite_tasks(support.inputs, losses), None)
         if self.order == "reptile":
             lam = self.outer.layout.pack([p.unsqueeze(0) for p in params], 1) - phi
         else:
             lam, _ = self.outer.gradient(at, query)
         if self.order == "exact":
             lam = self.loop.adjoint(trajectory, support, context, lam)
-        finite = finite_tasks(support.inputs, at.losses, lam)
-        return MetaGradient(at.losses, at.outputs, finite, torch.where(finite.unsqueeze(1), lam, 0.0))
+        finite = finite_tasks(support.inputs, losses, lam)
+        return MetaGradient(losses, at.outputs, finite, torch.where(finite.unsqueeze(1), lam, 0.0))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .backends import choose
-from .ops.opaque import Opaque
+from .ops.opaque import Opaque, OpaqueLoss
 from .plan import Plan
 
 if TYPE_CHECKING:
@@ -53,6 +53,6 @@ def _table(plan: Plan) -> list[str]:
 
 
 def _loss(op: object) -> str:
-    if isinstance(op, Opaque):
-        return f"{op.title}, opaque through torch.func"
+    if isinstance(op, OpaqueLoss):
+        return f"{op.name}, opaque through torch.func"
     return f"{type(op).__name__}, own sweeps"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -36,13 +37,30 @@ class Layout:
         shapes = tuple(p.shape for p in params.values())
         return cls(tuple(params), shapes, tuple(offsets), end, first.dtype, first.device)
 
+    @cached_property
+    def _padding(self) -> tuple[int, ...]:
+        """Unused values behind each parameter."""
+        ends = (*self.offsets[1:], self.size)
+        return tuple(end - at - shape.numel() for at, end, shape in zip(self.offsets, ends, self.shapes, strict=True))
+
+    @cached_property
+    def _widths(self) -> list[int]:
+        """Parameters and the paddings between them, in a row."""
+        pairs = zip(self.shapes, self._padding, strict=True)
+        return [width for shape, pad in pairs for width in (shape.numel(), pad)]
+
     def views(self, flat: Tensor) -> list[Tensor]:
         """The parameters as views [T, *shape] of `flat` [T, P]."""
-        tasks = flat.shape[0]
+        pieces = flat.split_with_sizes(self._widths, 1)[::2]
         return [
-            flat[:, offset : offset + shape.numel()].view(tasks, *shape)
-            for offset, shape in zip(self.offsets, self.shapes, strict=True)
+            piece if len(shape) == 1 else piece.view(-1, *shape)
+            for piece, shape in zip(pieces, self.shapes, strict=True)
         ]
+
+    def split(self, flat: Tensor) -> tuple[Tensor, ...]:
+        """The parameters' own shapes out of one row [P]."""
+        pieces = flat.split_with_sizes(self._widths)[::2]
+        return tuple(piece.view(shape) for piece, shape in zip(pieces, self.shapes, strict=True))
 
     def named(self, flat: Tensor) -> dict[str, Tensor]:
         return dict(zip(self.names, self.views(flat), strict=True))
@@ -50,13 +68,10 @@ class Layout:
     def pack(self, values: Sequence[Tensor | None], tasks: int) -> Tensor:
         """Per-parameter tensors [T, *shape] as one buffer [T, P]; `None` counts as zero."""
         pieces: list[Tensor] = []
-        ends = (*self.offsets[1:], self.size)
-        zero = torch.zeros((), dtype=self.dtype, device=self.device)
-        for value, shape, offset, end in zip(values, self.shapes, self.offsets, ends, strict=True):
-            used = 0
+        for value, shape, pad in zip(values, self.shapes, self._padding, strict=True):
             if value is not None:
-                pieces.append(value.reshape(tasks, -1))
-                used = shape.numel()
-            if end - offset > used:
-                pieces.append(zero.expand(tasks, end - offset - used))
+                pieces.append(value if value.dim() == 2 == len(shape) + 1 else value.reshape(tasks, -1))
+            gap = pad if value is not None else pad + shape.numel()
+            if gap:
+                pieces.append(torch.zeros(1, 1, dtype=self.dtype, device=self.device).expand(tasks, gap))
         return torch.cat(pieces, 1)

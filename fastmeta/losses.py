@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .batch import check_class_targets, check_per_task_loss
-from .ops.base import Op
+from .ops.base import Loss as LossOp
 from .ops.cross_entropy import CrossEntropy
 from .ops.mse import MSE
-from .ops.opaque import Opaque
+from .ops.opaque import Opaque, OpaqueLoss
 from .plan import Plan
 
 Loss = Callable[[Any, Any], Tensor]
@@ -37,7 +37,7 @@ def known_loss(loss: Loss) -> CrossEntropy | MSE | None:
     return MSE() if loss is F.mse_loss and not options else None
 
 
-def loss_op(name: str, loss: Loss, plan: Plan, targets: Any, *, skip: int = 0) -> Op:
+def loss_op(name: str, loss: Loss, plan: Plan, targets: Any, *, skip: int = 0) -> LossOp:
     """The op of `loss` between a plan's outputs and a tree of targets [T, N, ...].
 
     Its inputs are the leaves of the outputs, then the leaves of the targets; it gives one loss per task [T]. `skip`
@@ -71,7 +71,7 @@ def loss_op(name: str, loss: Loss, plan: Plan, targets: Any, *, skip: int = 0) -
     leaves = [
         None if leaf is None else True for leaf in leaves
     ]  # where targets stand; the data itself must not live on
-    return Opaque(run, title)
+    return OpaqueLoss(Opaque(run, title))
 
 
 def check_labels_of(

@@ -58,6 +58,8 @@ def call_with(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 def leaves_of(tree: Any) -> tuple[Tensor, ...]:
     """The tensors of a user's tree."""
+    if isinstance(tree, Tensor):
+        return (tree,)
     return tuple(leaf for leaf in pytree.tree_leaves(tree) if leaf is not None)
 
 

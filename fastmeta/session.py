@@ -6,7 +6,7 @@ trainable parameters) and kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from .autograd import no_autocast
 from .backends import TorchBackend, choose
-from .batch import TaskBatch
+from .batch import TaskBatch, warn_running_statistics
 from .engine import Context, Data, Engine, InnerLoop, MetaGradient, Objective
 from .layout import Layout
 from .losses import check_labels_of, loss_op
@@ -24,11 +25,14 @@ from .ops.dropout import task_keys
 from .ops.opaque import Opaque
 from .plan import Plan
 from .program import Program, leaves_of
+from .survey import Survey, survey
 
 if TYPE_CHECKING:
     from .algorithms import MetaLearner
 
 Tree = Any
+
+_MOST_PROGRAMS = 16  # kept of a module whose state goes on changing
 
 
 @dataclass(frozen=True)
@@ -36,8 +40,8 @@ class Session:
     """A meta-batch on its way through a backend."""
 
     learner: MetaLearner
+    state: Survey
     program: Program
-    params: list[nn.Parameter]  # θ, the trainable ones, in the layout's order
     backend: TorchBackend
     batch: TaskBatch
     context: Context
@@ -46,6 +50,11 @@ class Session:
     @property
     def layout(self) -> Layout:
         return self.program.layout
+
+    @property
+    def params(self) -> list[nn.Parameter]:
+        """θ in the layout's order."""
+        return self.state.trainable
 
     def _support(self) -> Data:
         return Data(leaves_of(self.batch.support_x), leaves_of(self.batch.support_y))
@@ -80,12 +89,14 @@ class Session:
         """The same tasks with query inputs, planned for their shapes."""
         batch = replace(self.batch, query_x=query_x, query_y=None)
         sessions = self.learner._sessions
-        backend = sessions.backend(self.learner, self.program, batch, self.steps, with_loss=False)
+        backend = sessions.backend(self.learner, self.state, batch, self.steps, with_loss=False)
         return replace(self, batch=batch, backend=backend)
 
     def apply(self, phi: Tensor) -> tuple[list[Tensor], Callable[[Sequence[Tensor | None]], Tensor]]:
         with torch.no_grad(), self.numerics():
-            outputs, pullback = self.backend.apply(phi, self._query_inputs(), self.context.at(self.steps))
+            outputs, pullback = self.backend.apply(
+                phi, self._query_inputs(), self.context.at(self.steps, self.backend.engine.outer.plan)
+            )
         return outputs, self._in_numerics(pullback)
 
     def output_tree(self, outputs: Sequence[Tensor]) -> Tree:
@@ -104,7 +115,7 @@ class Session:
     def numerics(self) -> Iterator[None]:
         """Precision is the learner's, whatever autocast surrounds the call."""
         device = self.layout.device.type
-        with torch.autocast(device, enabled=False):
+        with no_autocast(device):
             if device != "cuda":
                 yield
                 return
@@ -120,11 +131,10 @@ class Session:
 
 
 class Sessions:
-    """Programs and backends of one meta-learner, by what they were made for."""
+    """Programs of one meta-learner, by the state of its module, each with its backends, by what they were made for."""
 
     def __init__(self) -> None:
-        self._programs: dict[Any, Program] = {}
-        self._backends: dict[Any, TorchBackend] = {}
+        self._programs: dict[Hashable, tuple[Program, dict[Hashable, TorchBackend]]] = {}
         self.last: TorchBackend | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Sessions:
@@ -135,34 +145,34 @@ class Sessions:
 
     def open(self, learner: MetaLearner, batch: TaskBatch, steps: int) -> Session:
         """A session on `batch`; without a query set only `adapt` may be called on it."""
-        program = self.program(learner)
-        backend = self.backend(learner, program, batch, steps, with_loss=batch.query_x is not None)
+        state = survey(learner.module)
+        program = self.program(learner, state)
+        backend = self.backend(learner, state, batch, steps, with_loss=batch.query_x is not None)
         keys = _keys(batch.tasks, program.layout.device, random=backend.engine.random)
-        params = [p for p in learner.module.parameters() if p.requires_grad]
-        return Session(learner, program, params, backend, batch, Context(program.constants(), keys), steps)
+        return Session(learner, state, program, backend, batch, Context(program.constants(), keys), steps)
 
-    def program(self, learner: MetaLearner) -> Program:
-        module = learner.module
-        tensors = (*module.parameters(), *module.buffers())
-        key = (
-            tuple((m.training, len(m._forward_hooks), len(m._forward_pre_hooks)) for m in module.modules()),
-            tuple((t.requires_grad, t.shape, t.dtype, t.device) for t in tensors),
-        )
+    def program(self, learner: MetaLearner, state: Survey | None = None) -> Program:
+        """The program of the module in its present state."""
+        key = (survey(learner.module) if state is None else state).key
         if key not in self._programs:
-            self._programs[key] = Program(module)
-        return self._programs[key]
+            warn_running_statistics(learner.module)
+            if len(self._programs) == _MOST_PROGRAMS:
+                self._programs.pop(next(iter(self._programs)))
+            self._programs[key] = Program(learner.module), {}
+        return self._programs[key][0]
 
     def backend(
-        self, learner: MetaLearner, program: Program, batch: TaskBatch, steps: int, *, with_loss: bool
+        self, learner: MetaLearner, state: Survey, batch: TaskBatch, steps: int, *, with_loss: bool
     ) -> TorchBackend:
+        program, backends = self._programs[state.key]
         options = (
             learner.inner_loss, learner.outer_loss, learner.inner_optimizer, learner.inner_batch_size, learner.memory,
             learner.task_chunk, learner.bn_statistics, learner.compile_step, learner.backend, learner.precision,
         )  # fmt: skip
-        key = (id(program), steps, with_loss, options, _signature(batch))
-        if key not in self._backends:
-            self._backends[key] = _make(learner, program, batch, steps, with_loss)
-        self.last = self._backends[key]
+        key = (steps, with_loss, options, _signature(batch))
+        if key not in backends:
+            backends[key] = _make(learner, program, batch, steps, with_loss)
+        self.last = backends[key]
         return self.last
 
 
@@ -191,7 +201,7 @@ def _make(learner: MetaLearner, program: Program, batch: TaskBatch, steps: int, 
         _refuse_compiled_draws(inner.plan, outer.plan)
     loop = InnerLoop(inner, learner.inner_optimizer, steps, size, learner.memory == "recompute")
     engine = Engine(loop, outer, learner.order)
-    return TorchBackend(engine, chunk=learner.task_chunk, compiled=learner.compile_step)
+    return TorchBackend(engine, batch.tasks, chunk=learner.task_chunk, compiled=learner.compile_step)
 
 
 def _refuse_compiled_draws(*plans: Plan) -> None:
@@ -208,8 +218,14 @@ def _refuse_compiled_draws(*plans: Plan) -> None:
         )
 
 
-def _signature(batch: TaskBatch) -> tuple[Any, ...]:
-    leaves, spec = pytree.tree_flatten((batch.support_x, batch.support_y, batch.query_x, batch.query_y))
+def _signature(batch: TaskBatch) -> tuple[Hashable, ...]:
+    return tuple(_shapes(tree) for tree in (batch.support_x, batch.support_y, batch.query_x, batch.query_y))
+
+
+def _shapes(tree: Tree) -> Hashable:
+    if isinstance(tree, Tensor):
+        return tree.shape, tree.dtype
+    leaves, spec = pytree.tree_flatten(tree)
     return spec, tuple(None if x is None else (x.shape, x.dtype) for x in leaves)
 
 

@@ -83,6 +83,18 @@ def test_a_cotangent_without_tangent_counts_as_zero(op):
     assert torch.equal(absent, zero)
 
 
+@pytest.mark.parametrize("op", [CrossEntropy(0.1), MSE()], ids=["cross_entropy", "mse"])
+def test_no_cotangent_stands_for_one_a_task(op):
+    x = randn(T, N, C)
+    y = labels(N) if isinstance(op, CrossEntropy) else randn(T, N, C)
+    loss, saved = op.forward(x, y)
+    _, saved_dot = op.forward_dot(saved, (randn(T, N, C), None))
+    one, needs = torch.ones_like(loss), (True, False)
+    assert torch.equal(op.backward(saved, None, needs)[0], op.backward(saved, one, needs)[0])
+    implied, given = (op.backward_dot(saved, saved_dot, dy, None, needs)[0] for dy in (None, one))
+    assert torch.equal(implied, given)
+
+
 # --- a whole module --------------------------------------------------------------------------------------------------
 
 
@@ -114,10 +126,10 @@ def test_hessian_is_symmetric_and_the_derivative_of_the_gradient(name, loss):
     phi, u, v = (randn(T, program.layout.size) * live for _ in range(3))
 
     def gradient(phi):
-        return objective.gradient(objective.evaluate(phi, data, context, keep=True), data)[0]
+        return objective.gradient(objective.evaluate(phi, data, context), data)[0]
 
     def product(v):
-        at = objective.evaluate(phi, data, context, keep=True)
+        at = objective.evaluate(phi, data, context)
         return objective.hessian_product(at, data, objective.gradient(at, data, keep=True)[1], v)
 
     hv, hu = product(v), product(u)

@@ -107,7 +107,7 @@ def test_an_index_computed_from_parameters_has_no_tangent():
     context = Context(program.constants(), task_keys(0, T, x.device))
     data = Data((x,), (y,))
     phi, v = randn(T, program.layout.size), randn(T, program.layout.size)
-    at = objective.evaluate(phi, data, context, keep=True)
+    at = objective.evaluate(phi, data, context)
     got = objective.hessian_product(at, data, objective.gradient(at, data, keep=True)[1], v)
 
     def loss(phi, x, y):

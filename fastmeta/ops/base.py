@@ -44,6 +44,38 @@ class Op:
         raise NotImplementedError
 
 
+class Loss(Op):
+    """An op at the end: outputs and targets [T, N, ...] → one loss a task, [T].
+
+    An inner step asks for gradients only, so the values are apart from what the sweeps need. In `backward` and
+    `backward_dot` a cotangent of None is one for every task: the gradient of each task's own loss.
+    """
+
+    def prepare(self, *inputs: Tensor) -> Saved:
+        """What `forward` leaves for the other sweeps."""
+        raise NotImplementedError
+
+    def value(self, saved: Saved) -> Tensor:
+        """The losses [T]."""
+        raise NotImplementedError
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Saved]:
+        saved = self.prepare(*inputs)
+        return self.value(saved), saved
+
+    def backward(self, saved: Saved, dy: Tensor | None, needs: Needs) -> MaybeTensors:
+        raise NotImplementedError
+
+    def forward_dot(self, saved: Saved, inputs_dot: MaybeTensors) -> tuple[None, Saved]:
+        """What `backward_dot` needs. The losses' own tangents are wanted by nobody."""
+        raise NotImplementedError
+
+    def backward_dot(
+        self, saved: Saved, saved_dot: Saved, dy: Tensor | None, dy_dot: Tensor | None, needs: Needs
+    ) -> MaybeTensors:
+        raise NotImplementedError
+
+
 class LinearMap(Op):
     """An op linear in its one input: all four sweeps are the map or its transpose."""
 
@@ -86,6 +118,18 @@ class Bilinear(Op):
         """(dx, dw): dx is linear in dy and w, dw in dy and x. Where one is not needed, its factor gives a shape."""
         raise NotImplementedError
 
+    def product_plus(self, y: Tensor | None, x: Tensor, w: Tensor) -> Tensor:
+        """y + B(x, w), where `None` is zero."""
+        term = self.product(x, w)
+        return term if y is None else y + term
+
+    def product_backward_plus(
+        self, d: tuple[Tensor | None, Tensor | None], dy: Tensor, x: Tensor, w: Tensor, need_x: bool, need_w: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """d + product_backward(dy, x, w)."""
+        dx, dw = self.product_backward(dy, x, w, need_x, need_w)
+        return total(d[0], dx), total(d[1], dw)
+
     def add_bias(self, y: Tensor, b: Tensor) -> Tensor:
         raise NotImplementedError
 
@@ -107,10 +151,9 @@ class Bilinear(Op):
     def forward_dot(self, saved: Saved, inputs_dot: MaybeTensors) -> tuple[Tensor, Saved]:
         x, w = saved
         x_dot, w_dot, *bias_dot = inputs_dot
-        y_dot = None if x_dot is None else self.product(x_dot, w)
-        if w_dot is not None:
-            term = self.product(x, w_dot)
-            y_dot = term if y_dot is None else y_dot + term
+        y_dot = None if w_dot is None else self.product(x, w_dot)
+        if x_dot is not None:
+            y_dot = self.product_plus(y_dot, x_dot, w)
         if bias_dot and bias_dot[0] is not None:
             if y_dot is None:  # a frozen weight under a trainable bias, on an input without tangent
                 y_dot = self.product(x, w).mul(0.0)
@@ -125,9 +168,7 @@ class Bilinear(Op):
         need_x, need_w = needs[0] and w_dot is not None, needs[1] and x_dot is not None
         if need_x or need_w:
             along_x, along_w = x if x_dot is None else x_dot, w if w_dot is None else w_dot
-            dx_term, dw_term = self.product_backward(dy, along_x, along_w, need_x, need_w)
-            dx_dot = total(dx_dot, dx_term)
-            dw_dot = total(dw_dot, dw_term)
+            dx_dot, dw_dot = self.product_backward_plus((dx_dot, dw_dot), dy, along_x, along_w, need_x, need_w)
         return (dx_dot, dw_dot, *(self.bias_backward(dy_dot) if need else None for need in needs[2:]))
 
 

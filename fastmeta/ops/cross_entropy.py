@@ -12,60 +12,60 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import MaybeTensors, Needs, Op, Saved
+from .base import Loss, MaybeTensors, Needs, Saved
 
 
 @dataclass(frozen=True)
-class CrossEntropy(Op):
+class CrossEntropy(Loss):
     """Inputs: logits [T, N, C, ...] and labels [T, N, ...]; gives [T]."""
 
     label_smoothing: float = 0.0
     ignore_index: int = -100
 
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, Saved]:
+    def prepare(self, *inputs: Tensor) -> Saved:
         logits, labels = inputs
         log_p = torch.log_softmax(logits, 2)
         valid = labels != self.ignore_index
         index = torch.where(valid, labels, 0).unsqueeze(2)  # an ignored label, -100 or 255, must not index
         weight = valid.to(logits.dtype)
         weight = weight / weight.flatten(1).sum(1).view(-1, *(1,) * (labels.dim() - 1))  # 0 / 0 = NaN, as PyTorch's
-        nll = -log_p.gather(2, index).squeeze(2)
-        if self.label_smoothing:
-            smooth = -log_p.mean(2)
-            nll = (1.0 - self.label_smoothing) * nll + self.label_smoothing * smooth
-        loss = torch.where(valid, nll * weight, 0.0).flatten(1).sum(1)
-        # all labels ignored: 0 / 0, which `where` has hidden above
-        loss = torch.where(valid.flatten(1).any(1), loss, torch.nan)
-        return loss, (log_p.exp(), index, weight.unsqueeze(2))
+        return log_p, index, weight.unsqueeze(2)
 
-    def backward(self, saved: Saved, dy: Tensor, needs: Needs) -> MaybeTensors:
-        p, index, weight = saved
+    def value(self, saved: Saved) -> Tensor:
+        log_p, index, weight = saved
+        nll = -log_p.gather(2, index)
+        if self.label_smoothing:
+            smooth = -log_p.mean(2, keepdim=True)
+            nll = (1.0 - self.label_smoothing) * nll + self.label_smoothing * smooth
+        # a sample of weight zero must not count even where its log p is −∞; a weight of NaN, all samples ignored, must
+        return torch.where(weight == 0, 0.0, nll * weight).flatten(1).sum(1)
+
+    def backward(self, saved: Saved, dy: Tensor | None, needs: Needs) -> MaybeTensors:
+        log_p, index, weight = saved
         eps = self.label_smoothing
+        p = log_p.exp()
         g = p - eps / p.shape[2] if eps else p
         g = g.scatter_add(2, index, torch.full_like(index, eps - 1.0, dtype=p.dtype))
-        return g * (weight * _column(dy, p)), None
+        return g * _weighted(weight, dy), None
 
-    def forward_dot(self, saved: Saved, inputs_dot: MaybeTensors) -> tuple[Tensor, Saved]:
+    def forward_dot(self, saved: Saved, inputs_dot: MaybeTensors) -> tuple[None, Saved]:
         (l_dot, _) = inputs_dot
         assert l_dot is not None, "a loss without any tangent is not swept"
-        ones = l_dot.new_ones(l_dot.shape[0])
-        (g, _) = self.backward(saved, ones, (True, False))
-        assert g is not None
-        return (g * l_dot).flatten(1).sum(1), l_dot
+        return None, l_dot
 
     def backward_dot(
-        self, saved: Saved, saved_dot: Saved, dy: Tensor, dy_dot: Tensor | None, needs: Needs
+        self, saved: Saved, saved_dot: Saved, dy: Tensor | None, dy_dot: Tensor | None, needs: Needs
     ) -> MaybeTensors:
-        p, _, weight = saved
-        l_dot = saved_dot
+        log_p, _, weight = saved
+        p, l_dot = log_p.exp(), saved_dot
         bend = p * (l_dot - (p * l_dot).sum(2, keepdim=True))
-        dl_dot = bend * (weight * _column(dy, p))
+        dl_dot = bend * _weighted(weight, dy)
         if dy_dot is not None:
             (g, _) = self.backward(saved, dy_dot, needs)
             dl_dot = dl_dot + g
         return dl_dot, None
 
 
-def _column(dy: Tensor, like: Tensor) -> Tensor:
-    """[T] as [T, 1, 1, ...]."""
-    return dy.view(-1, *(1,) * (like.dim() - 1))
+def _weighted(weight: Tensor, dy: Tensor | None) -> Tensor:
+    """weight [T, N, 1, ...] times dy [T], None for ones."""
+    return weight if dy is None else weight * dy.view(-1, *(1,) * (weight.dim() - 1))

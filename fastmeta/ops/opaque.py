@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.func import jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .base import MaybeTensors, Needs, Op, Saved, shared
+from .base import Loss, MaybeTensors, Needs, Op, Saved, shared
 
 Outputs = tuple[Tensor, ...]
 
@@ -86,12 +86,16 @@ class Opaque(Op):
         ds = self._mapped(lambda xs, dys: self._pullback(xs, dys, needs), (saved, dys))
         return _scatter(ds, needs)
 
-    def forward_dot(self, saved: Saved, inputs_dot: MaybeTensors) -> tuple[Any, Saved]:
-        # Zero tangents in full: some of PyTorch's formulas (mse_loss) write into the symbolic zero they are left with.
-        inputs_dot = tuple(
+    @staticmethod
+    def tangents(inputs: tuple[Tensor, ...], inputs_dot: MaybeTensors) -> MaybeTensors:
+        """Zeros in full for None: some of PyTorch's formulas (mse_loss) write into the symbolic zero they are given."""
+        return tuple(
             torch.zeros_like(x) if d is None and (x.is_floating_point() or x.is_complex()) else d
-            for x, d in zip(saved, inputs_dot, strict=True)
+            for x, d in zip(inputs, inputs_dot, strict=True)
         )
+
+    def forward_dot(self, saved: Saved, inputs_dot: MaybeTensors) -> tuple[Any, Saved]:
+        inputs_dot = self.tangents(saved, inputs_dot)
 
         def one(xs: tuple[Tensor, ...], dots: MaybeTensors) -> Outputs:
             moving = tuple(d is not None for d in dots)
@@ -130,6 +134,37 @@ class Opaque(Op):
 
         ds = self._mapped(one, (saved, saved_dot, dys, dys_dot))
         return _scatter(ds, needs)
+
+
+@dataclass(frozen=True)
+class OpaqueLoss(Loss):
+    """A loss as an opaque op of one output."""
+
+    op: Opaque
+
+    @property
+    def name(self) -> str:
+        return self.op.name
+
+    def prepare(self, *inputs: Tensor) -> Saved:
+        losses, saved = self.op.forward(*inputs)
+        return saved, losses
+
+    def value(self, saved: Saved) -> Tensor:
+        return saved[1]
+
+    def backward(self, saved: Saved, dy: Tensor | None, needs: Needs) -> MaybeTensors:
+        inputs, losses = saved
+        return self.op.backward(inputs, torch.ones_like(losses) if dy is None else dy, needs)
+
+    def forward_dot(self, saved: Saved, inputs_dot: MaybeTensors) -> tuple[None, Saved]:
+        return None, self.op.tangents(saved[0], inputs_dot)
+
+    def backward_dot(
+        self, saved: Saved, saved_dot: Saved, dy: Tensor | None, dy_dot: Tensor | None, needs: Needs
+    ) -> MaybeTensors:
+        inputs, losses = saved
+        return self.op.backward_dot(inputs, saved_dot, torch.ones_like(losses) if dy is None else dy, dy_dot, needs)
 
 
 def _apart(x: Tensor) -> Tensor:
