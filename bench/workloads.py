@@ -52,8 +52,9 @@ class Workload:
         tasks, support, query, steps: T, N, M, K.
         lr: inner learning rate α.
         data_seed: which batch. Where one rounding error can push a pre-activation across a ReLU's kink or swap a
-            pool's winner, correct float32 gradients differ by up to 3 %, so the batch is one that keeps a margin: of
-            seeds 1 to 8 the one whose float32 reference gradient is least moved by noise in the weights' last two bits.
+            pool's winner, correct float32 gradients differ by up to 3 % in one step and 20 % in five (on seed 1 of
+            mini-5w1s two candidates of a pool lie 4e-7 apart), so the batch is one that keeps a margin: of seeds 1 to 8
+            the one whose gradient is least moved by noise in the weights' last bits.
     """
 
     name: str
@@ -125,6 +126,7 @@ WORKLOADS = {
             query=75,
             steps=5,
             lr=0.05,
+            data_seed=5,
         ),
     )
 }

@@ -145,7 +145,7 @@ class Activation(Op):
     def times_slope(self, x: Tensor, d: Tensor) -> Tensor:
         """f'(x) d."""
         if self.kind == "relu":  # one fused pass instead of a comparison, a cast and a product
-            return _aten.threshold_backward(d, x, 0.0)
+            return _aten.threshold_backward.default(d, x, 0.0)
         if self.kind == "identity":
             return d
         return KINDS[self.kind].slope(x, *self.args) * d

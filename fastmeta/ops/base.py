@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 Saved = Any  # what a sweep keeps for the next one: private to each op
@@ -130,7 +131,8 @@ class Bilinear(Op):
         dx, dw = self.product_backward(dy, x, w, need_x, need_w)
         return total(d[0], dx), total(d[1], dw)
 
-    def add_bias(self, y: Tensor, b: Tensor) -> Tensor:
+    def bias_like(self, b: Tensor, x: Tensor) -> Tensor:
+        """b as it broadcasts to the outputs."""
         raise NotImplementedError
 
     def bias_backward(self, dy: Tensor) -> Tensor:
@@ -138,10 +140,7 @@ class Bilinear(Op):
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Saved]:
         x, w, *bias = inputs
-        y = self.product(x, w)
-        if bias:
-            y = self.add_bias(y, bias[0])
-        return y, (x, w)
+        return self.product_plus(self.bias_like(bias[0], x) if bias else None, x, w), (x, w)
 
     def backward(self, saved: Saved, dy: Tensor, needs: Needs) -> MaybeTensors:
         x, w = saved
@@ -151,15 +150,15 @@ class Bilinear(Op):
     def forward_dot(self, saved: Saved, inputs_dot: MaybeTensors) -> tuple[Tensor, Saved]:
         x, w = saved
         x_dot, w_dot, *bias_dot = inputs_dot
-        y_dot = None if w_dot is None else self.product(x, w_dot)
+        y_dot = None if not bias_dot or bias_dot[0] is None else self.bias_like(bias_dot[0], x)
+        if w_dot is None and x_dot is None:  # a frozen weight under a trainable bias, on an input without tangent
+            x_dot = torch.zeros_like(x)
+        if w_dot is not None:
+            y_dot = self.product_plus(y_dot, x, w_dot)
         if x_dot is not None:
             y_dot = self.product_plus(y_dot, x_dot, w)
-        if bias_dot and bias_dot[0] is not None:
-            if y_dot is None:  # a frozen weight under a trainable bias, on an input without tangent
-                y_dot = self.product(x, w).mul(0.0)
-            y_dot = self.add_bias(y_dot, bias_dot[0])
         assert y_dot is not None, "an op without any tangent is not swept"
-        return y_dot, (x_dot, w_dot)
+        return y_dot, (inputs_dot[0], w_dot)
 
     def backward_dot(self, saved: Saved, saved_dot: Saved, dy: Tensor, dy_dot: Tensor, needs: Needs) -> MaybeTensors:
         x, w = saved

@@ -49,8 +49,8 @@ class Conv2d(Bilinear):
             None if dw is None else dw.unflatten(0, (tasks, -1)),
         )
 
-    def add_bias(self, y: Tensor, b: Tensor) -> Tensor:
-        return y + b[:, None, :, None, None]
+    def bias_like(self, b: Tensor, x: Tensor) -> Tensor:
+        return b[:, None, :, None, None]
 
     def bias_backward(self, dy: Tensor) -> Tensor:
         return dy.sum((1, 3, 4))
