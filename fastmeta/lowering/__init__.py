@@ -1,0 +1,11 @@
+"""Which op each PyTorch module, function and method becomes.
+
+A rule takes a `Lower` (the plan under construction) and the call's own arguments, tensors among them as `Slot`s, and
+returns the slot of the result. Where a variant has no op of its own, the rule raises `NotKnown` with the reason and
+the call becomes an opaque op.
+"""
+
+from .base import NotKnown, Slot
+from .tables import FUNCTIONS, INPLACE_FUNCTIONS, METHODS, MODULES
+
+__all__ = ["FUNCTIONS", "INPLACE_FUNCTIONS", "METHODS", "MODULES", "NotKnown", "Slot"]

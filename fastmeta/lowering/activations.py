@@ -1,0 +1,53 @@
+"""Rules of activations and dropout."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from fastmeta.ops.activation import Activation
+from fastmeta.ops.dropout import Dropout
+
+from .base import Lower, Rule, Slot
+
+
+def act(to: Lower, x: Slot, kind: str, *args: float) -> Slot:
+    return to.emit(Activation(kind, args), x)
+
+
+def gelu(to: Lower, x: Slot, approximate: str = "none") -> Slot:
+    return act(to, x, "gelu_tanh" if approximate == "tanh" else "gelu")
+
+
+def dropout(
+    to: Lower,
+    x: Slot,
+    p: float = 0.5,
+    training: bool = True,
+    inplace: bool = False,  # noqa: ARG001  the caller of rules sees to it
+) -> Slot:
+    if not training or p == 0:
+        return x
+    return to.emit(Dropout(p, to.next_layer()), x, to.keys())
+
+
+def _activation(kind: str, *names: str, **defaults: float) -> tuple[Rule, Rule]:
+    """The rules of an activation: as a function with keyword parameters, and as a module with attributes."""
+
+    def function(to: Lower, x: Slot, *args: float, inplace: bool = False, **options: float) -> Slot:  # noqa: ARG001
+        values = {**defaults, **dict(zip(defaults, args, strict=False)), **options}
+        return act(to, x, kind, *(float(values[k]) for k in defaults))
+
+    def module(to: Lower, m: nn.Module, x: Slot) -> Slot:
+        return act(to, x, kind, *(float(getattr(m, name)) for name in names))
+
+    return function, module
+
+
+relu, relu_module = _activation("relu")
+leaky, leaky_module = _activation("leaky_relu", "negative_slope", negative_slope=0.01)
+elu, elu_module = _activation("elu", "alpha", alpha=1.0)
+silu, silu_module = _activation("silu")
+tanh, tanh_module = _activation("tanh")
+sigmoid, sigmoid_module = _activation("sigmoid")
+softplus, softplus_module = _activation("softplus", "beta", "threshold", beta=1.0, threshold=20.0)
+sin, _ = _activation("sin")

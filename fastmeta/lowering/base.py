@@ -1,0 +1,54 @@
+"""What a rule of lowering sees: the plan under construction, and its values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from fastmeta.ops.base import Op
+
+
+class NotKnown(Exception):
+    """No op covers this call; the message says why."""
+
+
+@dataclass(frozen=True)
+class Slot:
+    """A value of the plan. `like` is a data-free tensor with one task's shape and dtype."""
+
+    index: int
+    like: Tensor
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.like.shape)
+
+
+class Lower(Protocol):
+    """What a rule may ask of the plan under construction."""
+
+    rows: int | None  # batch-norm statistics from the first rows only
+
+    def emit(self, op: Op, *inputs: Slot) -> Slot: ...
+
+    def tensor(self, module: nn.Module, name: str) -> Slot | None:
+        """The slot of a module's parameter or buffer, or None where it has none."""
+        ...
+
+    def keys(self) -> Slot:
+        """The slot of the step's random keys."""
+        ...
+
+    def next_layer(self) -> int:
+        """A number of its own for each dropout."""
+        ...
+
+
+Rule = Callable[..., Any]
+
+
+def pair(value: int | Sequence[int]) -> tuple[int, int]:
+    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[-1]))
