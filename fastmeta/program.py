@@ -1,7 +1,8 @@
 """nn.Module → Program: a torch.fx trace, made into a plan of ops for each set of input shapes.
 
 Known calls become ops (builder.py, lowering), chains that have a fused op are grouped (grouping.py), everything else
-becomes an opaque op whose sweeps come from torch.func, and a module that cannot be traced becomes one opaque op as a whole.
+becomes an opaque op whose sweeps come from torch.func, and a module that cannot be traced becomes one opaque op as a
+whole.
 """
 
 from __future__ import annotations
