@@ -41,14 +41,16 @@ _WITHIN_20W1S = RunConfig(
         zero_head=True,
         ways=20,
         shots=1,
-        queries=4,
+        queries=2,
         within_alphabet=True,
         rotations=True,
-        augment=0.5,
+        mirrored=True,
+        augment=1.0,
+        augment_classes=1.0,
     ),
     algorithm=AlgorithmConfig(inner_lr=0.2, inner_steps=3),
-    train=TrainConfig(iterations=2_600, meta_batch=8, outer_lr=2e-3, schedule="cosine", grad_clip=10.0),
-    evaluation=EvaluationConfig(eval_steps=5),
+    train=TrainConfig(iterations=5_000, meta_batch=8, outer_lr=2e-3, schedule="cosine", grad_clip=10.0),
+    evaluation=EvaluationConfig(eval_steps=10),
 )
 
 _MAML_5W1S = RunConfig(
@@ -89,8 +91,8 @@ PRESETS: dict[str, Preset] = {
     "within-20w1s": Preset(
         _WITHIN_20W1S,
         "fastmeta's own, for the Omniglot challenge with few alphabets (Lake et al. 2015: 20 ways within an "
-        "alphabet): turned alphabets and distorted images make up for what is missing. Settings chosen on "
-        "Latin, left out of small2.",
+        "alphabet): turned and mirrored alphabets, distorted classes and images make up for what is missing. "
+        "Settings chosen on Sanskrit, left out of small2.",
     ),
     "maml-5w1s": Preset(
         _MAML_5W1S,

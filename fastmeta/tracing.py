@@ -7,7 +7,8 @@ import warnings
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
+from torch.nn.utils.parametrize import is_parametrized
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
@@ -16,7 +17,7 @@ class Untraceable(Exception):
 
 
 class Draws(TorchDispatchMode):
-    """Notes whether any operation inside draws random numbers."""
+    """Notes whether any operation inside draws random numbers, and refuses what PyTorch differentiates wrongly."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -24,6 +25,12 @@ class Draws(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         self.any |= torch.Tag.nondeterministic_seeded in func.tags
+        if func is torch.ops.aten._weight_norm_interface.default:
+            raise ValueError(
+                "model calls torch._weight_norm where it cannot be replaced, and PyTorch's second derivative of it is "
+                "wrong; use torch.nn.utils.parametrizations.weight_norm in a module that torch.fx can trace, or write "
+                "g * v / ||v|| yourself"
+            )
         return func(*args, **(kwargs or {}))
 
 
@@ -87,6 +94,11 @@ class _Value(fx.Proxy):
 
 
 class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        if is_parametrized(m) or type(m).__module__.startswith("torch.nn.utils."):
+            return False  # its weight is computed by calls that may have ops of their own
+        return super().is_leaf_module(m, module_qualified_name)
+
     def proxy(self, node: fx.Node) -> fx.Proxy:
         return _Value(node, self)
 
@@ -102,9 +114,20 @@ def trace(module: nn.Module) -> fx.GraphModule:
         tracer = _Tracer()
         traced = tracer.trace(module)
         graph = fx.GraphModule(tracer.root, traced)
+    for node in graph.graph.nodes:
+        if node.target is torch._weight_norm:  # pyright: ignore[reportPrivateImportUsage]
+            node.target = weight_norm
+    graph.recompile()
     if draws.any:
         raise Untraceable("it draws random numbers, which a trace would hold fixed")
     return graph
+
+
+def weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """As torch._weight_norm, g v / ||v|| with a norm for each index of `dim`; its second derivative in PyTorch is wrong
+    (off by more than its size for a 5×2 weight)."""
+    dims = [d for d in range(v.dim()) if dim == -1 or d != dim % v.dim()]
+    return v * (g / torch.linalg.vector_norm(v, dim=dims, keepdim=True))
 
 
 def first_line(error: BaseException) -> str:

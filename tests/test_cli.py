@@ -10,13 +10,14 @@ import time
 from pathlib import Path
 
 import pytest
-import torch
 from omniglot_files import background, one_shot_runs, write_folder, write_zip
 
 from fastmeta.checkpoint import load_checkpoint
 from fastmeta.cli import main
 from fastmeta.options import given
 from fastmeta.presets import PRESETS
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 SMALL = ["--ways", "3", "--queries", "2", "--channels", "4", "--inner-steps", "2", "--meta-batch", "2"]
 SHORT = ["--iterations", "3", "--episodes", "6"]
@@ -27,15 +28,6 @@ def folder(tmp_path, monkeypatch) -> Path:
     """Every command runs in an empty folder, where `runs/` is its default output."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Networks of four channels lose more to a second thread than they win."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

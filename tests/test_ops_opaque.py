@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 import torch.nn.functional as F
+from meta_steps import assert_agrees_with_reference, regression
 from op_harness import check_op, randn
 from torch import nn
 
+import fastmeta
 from fastmeta.engine import Context, Data, Objective
 from fastmeta.ops.dropout import task_keys
 from fastmeta.ops.mse import MSE
@@ -118,3 +121,85 @@ def test_an_index_computed_from_parameters_has_no_tangent():
         return torch.func.vjp(torch.func.grad(lambda p: loss(p, x, y)), phi)[1](v)[0]  # the Hessian is symmetric
 
     torch.testing.assert_close(got, torch.func.vmap(product)(phi, x, y, v), rtol=1e-10, atol=1e-12)
+
+
+def test_random_draws_of_a_task_do_not_depend_on_the_others():
+    op = Opaque(lambda x: (F.dropout(x, 0.5),), "random", random=True)
+    x, keys = torch.ones(4, 50, dtype=torch.float64), task_keys(1, 4, torch.device("cpu"))
+    together, _ = op.forward(x, keys)
+    apart = [op.forward(x[t : t + 1], keys[t : t + 1])[0] for t in range(4)]
+    assert torch.equal(together, torch.cat(apart))
+    assert len({tuple(row.tolist()) for row in together}) == 4
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+@pytest.mark.parametrize(
+    "fn", [F.mish, lambda x: F.huber_loss(x, torch.zeros_like(x), reduction="none")], ids=["mish", "huber_loss"]
+)
+def test_functions_without_a_forward_mode_rule(fn):
+    def composed(x, w):
+        return fn(torch.einsum("nd,de->ne", x, w))
+
+    x, w, x_dot, w_dot = randn(T, N, 4), randn(T, 4, 3), randn(T, N, 4), randn(T, 4, 3)
+    op, dy, dy_dot = opaque(composed), randn(T, N, 3), randn(T, N, 3)
+    _, saved = op.forward(x, w)
+    y_dot, saved_dot = op.forward_dot(saved, (x_dot, w_dot))
+    got = op.backward_dot(saved, saved_dot, dy, dy_dot, (True, True))
+    h = 1e-6
+    ahead, behind = (op.forward(x + s * x_dot, w + s * w_dot) for s in (h, -h))
+    torch.testing.assert_close(y_dot, (ahead[0] - behind[0]) / (2 * h), rtol=1e-6, atol=1e-7)
+    ahead, behind = (op.backward(saved, dy + s * dy_dot, (True, True)) for (_, saved), s in ((ahead, h), (behind, -h)))
+    for d, a, b in zip(got, ahead, behind, strict=True):
+        torch.testing.assert_close(d, (a - b) / (2 * h), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["gaussian_nll_loss", "rrelu"])
+def test_functions_that_vmap_refuses(name):
+    torch.manual_seed(0)
+    activation = nn.RReLU().eval() if name == "rrelu" else nn.Tanh()
+    model = nn.Sequential(nn.Linear(2, 5), activation, nn.Linear(5, 1)).double()
+
+    def loss(outputs, targets):
+        if name == "rrelu":
+            return F.mse_loss(outputs, targets)
+        return F.gaussian_nll_loss(outputs, targets, torch.ones_like(outputs))
+
+    assert_agrees_with_reference(model, regression(), loss=loss)
+
+
+class Normed(nn.Module):
+    """What weight_norm computes, written out."""
+
+    def __init__(self, v, g, b):
+        super().__init__()
+        self.v, self.g, self.b = (nn.Parameter(t.detach().clone()) for t in (v, g, b))
+
+    def forward(self, x):
+        return F.linear(x, self.g * self.v / self.v.pow(2).sum(1, keepdim=True).sqrt(), self.b)
+
+
+def test_weight_norm_has_the_right_second_derivative():
+    layer = nn.utils.parametrizations.weight_norm(nn.Linear(2, 5)).double()
+    g, v = layer.parametrizations.weight.original0, layer.parametrizations.weight.original1
+    batch, gradients = regression(), []
+    for first in (layer, Normed(v, g, layer.bias)):
+        torch.manual_seed(0)
+        model = nn.Sequential(first, nn.Tanh(), nn.Linear(5, 1)).double()
+        learner = fastmeta.MAML(model, inner_loss=F.mse_loss, inner_optimizer=fastmeta.SGD(lr=0.3), inner_steps=2)
+        assert "opaque" not in "\n".join(line for line in learner.explain().splitlines() if "linear" in line)
+        learner(*batch).loss.backward()
+        gradients.append([first.v.grad, first.g.grad] if isinstance(first, Normed) else [v.grad, g.grad])
+    for got, want in zip(*gradients, strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-13)
+
+
+def test_weight_norm_out_of_sight_is_refused():
+    class Hidden(nn.Linear):
+        def forward(self, x):
+            return F.linear(x, torch._weight_norm(self.weight, self.weight.norm(dim=1, keepdim=True), 0))
+
+    model = Hidden(2, 2).double()
+    model.register_forward_hook(lambda *_: None)  # so it is not traced
+    learner = fastmeta.MAML(model, inner_loss=F.mse_loss)
+    with pytest.raises(ValueError, match="second derivative of it is wrong"):
+        learner(*regression(outputs=2))

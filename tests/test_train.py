@@ -26,16 +26,9 @@ from fastmeta.presets import PRESETS
 from fastmeta.tasks import Episodes, Sinusoid
 from fastmeta.train import TrainConfig, Trainer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PROGRAM = Path(__file__).with_name("kill_and_resume.py")
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Networks of a dozen units lose more to a second thread than they win."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def learner(kind: type = fastmeta.MAML, *, dtype: torch.dtype = torch.float32, backend: str = "auto"):

@@ -14,13 +14,7 @@ import fastmeta
 from fastmeta import backends
 from fastmeta.workers import side_by_side
 
-
-@pytest.fixture(autouse=True)
-def three_threads():
-    before = torch.get_num_threads()
-    torch.set_num_threads(3)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("three_threads")
 
 
 def test_calls_run_on_several_threads_of_one_thread_each():

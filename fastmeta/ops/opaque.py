@@ -8,7 +8,7 @@ differentiated twice.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from .base import Loss, MaybeTensors, Needs, Op, Saved, shared
 
 Outputs = tuple[Tensor, ...]
+Groups = tuple[tuple[Tensor | None, ...], ...]
 
 
 @dataclass(frozen=True)
@@ -40,8 +41,24 @@ class Opaque(Op):
     def name(self) -> str:
         return self.title
 
-    def _mapped(self, f: Callable[..., Any], groups: tuple[tuple[Tensor | None, ...], ...]) -> Any:
-        """f over the tasks; what all tasks share is handed over once."""
+    def _mapped(self, f: Callable[..., Outputs], groups: Groups) -> Outputs:
+        """f over the tasks. Where it draws random numbers one by one, each from its own key, so that no task's numbers
+        depend on who else is there."""
+        with sdpa_kernel(SDPBackend.MATH):
+            if not self.random:
+                return self._together(f, groups)
+            keys = groups[0][-1]
+            assert keys is not None
+            parts = []
+            for t, key in enumerate(keys.tolist()):
+                with _seeded(key):
+                    one = tuple(tuple(None if x is None else x[t : t + 1] for x in group) for group in groups)
+                    parts.append(self._together(f, one))
+            return tuple(torch.cat(values) for values in zip(*parts, strict=True))
+
+    @staticmethod
+    def _together(f: Callable[..., Outputs], groups: Groups) -> Outputs:
+        """What all tasks share is handed over once."""
         dims = tuple(tuple(None if x is None or shared(x) else 0 for x in group) for group in groups)
         args = tuple(tuple(x[0] if x is not None and shared(x) else x for x in group) for group in groups)
         flat = [d for group in dims for d in group]
@@ -49,25 +66,22 @@ class Opaque(Op):
             dims = tuple(tuple(None if x is None else 0 for x in group) for group in groups)
             args = groups
         args = tuple(tuple(None if x is None else _apart(x) for x in group) for group in args)
-        with ExitStack() as stack:
-            for context in self._contexts(groups):
-                stack.enter_context(context)
+        try:
             return vmap(f, dims, randomness="different")(*args)
-
-    def _contexts(self, groups: tuple[tuple[Tensor | None, ...], ...]) -> list[AbstractContextManager[Any]]:
-        contexts: list[AbstractContextManager[Any]] = [sdpa_kernel(SDPBackend.MATH)]
-        if self.random:
-            keys = groups[0][-1]
-            assert keys is not None
-            contexts.append(_seeded(int(keys[0])))
-        return contexts
+        except RuntimeError as error:
+            if "vmap" not in str(error):
+                raise
+        # what vmap refuses (gaussian_nll_loss looks at its data, rrelu has no rule) runs task by task
+        tasks = next(x.shape[0] for x in groups[0] if x is not None)
+        each = [f(*(tuple(None if x is None else x[t] for x in group) for group in groups)) for t in range(tasks)]
+        return tuple(torch.stack(values) for values in zip(*each, strict=True))
 
     def _call(self, inputs: tuple[Tensor, ...]) -> Outputs:
         return self.fn(*(inputs[:-1] if self.random else inputs))
 
     def forward(self, *inputs: Tensor) -> tuple[Any, Saved]:
         ys = self._mapped(self._call, (inputs,))
-        return (ys if len(ys) > 1 else ys[0]), inputs
+        return (ys[0] if len(ys) == 1 else ys), inputs
 
     def _pullback(self, xs: tuple[Tensor, ...], dys: tuple[Tensor | None, ...], needs: Needs) -> tuple[Tensor, ...]:
         """Cotangents of the needed inputs, for one task."""
@@ -105,7 +119,7 @@ class Opaque(Op):
                 return self._call(tuple(next(it) if m else x for x, m in zip(xs, moving, strict=True)))
 
             primals = tuple(x for x, m in zip(xs, moving, strict=True) if m)
-            return jvp(of, primals, tuple(d for d in dots if d is not None))[1]
+            return _push(of, primals, tuple(d for d in dots if d is not None))
 
         mapped = self._mapped(one, (saved, inputs_dot))
         ys_dot: MaybeTensors = tuple(
@@ -130,10 +144,23 @@ class Opaque(Op):
                 return self._pullback(tuple(full[: len(xs)]), tuple(full[len(xs) :]), needs)  # pyright: ignore[reportArgumentType, reportReturnType]
 
             primals = tuple(v for v, m in zip(values, moving, strict=True) if m)
-            return jvp(of, primals, tuple(t for t in tangents if t is not None))[1]  # pyright: ignore[reportArgumentType, reportReturnType]
+            return _push(of, primals, tuple(t for t in tangents if t is not None))  # pyright: ignore[reportArgumentType]
 
         ds = self._mapped(one, (saved, saved_dot, dys, dys_dot))
         return _scatter(ds, needs)
+
+
+def _push(f: Callable[..., Outputs], primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]) -> Outputs:
+    """Tangent of f's outputs. For what has no forward-mode rule (huber_loss, mish), twice reverse: u ↦ Jᵀu is linear,
+    and its own transpose is J."""
+    try:
+        return jvp(f, primals, tangents)[1]
+    except RuntimeError as error:
+        if "forward AD" not in str(error):
+            raise
+    ys, pull, *_ = vjp(f, *primals)
+    transpose = vjp(pull, tuple(map(torch.zeros_like, ys)))[1]
+    return transpose(tangents)[0]
 
 
 @dataclass(frozen=True)
