@@ -42,6 +42,7 @@ def main() -> None:
     batch = Batch(*torch.load(folder / "batch.pt"))
     half = Batch(*(x[2 * rank : 2 * rank + 2] for x in batch))
     torch.save(gradients(DistributedDataParallel(learner()), half), folder / f"{rank}.pt")
+    distributed.barrier()  # neither leaves while the other still needs it
     distributed.destroy_process_group()
 
 
