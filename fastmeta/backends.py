@@ -17,7 +17,7 @@ from torch import Tensor
 
 from .compiled import Compiled
 from .engine import Context, Data, Engine, MetaGradient
-from .ops.opaque import Opaque
+from .ops.opaque import Opaque, OpaqueLoss
 from .workers import side_by_side
 
 # Bytes of one pass's values that a slice of tasks may hold on a CPU: about a core's second-level cache. 1,000 sinusoid
@@ -64,14 +64,17 @@ class TorchBackend:
     """
 
     def __init__(self, engine: Engine, tasks: int, *, chunk: int | None, compiled: bool) -> None:
-        self.engine, self.chunk = engine, chunk
+        self.engine, self.chunk, self._compiled = engine, chunk, compiled
+        opaque = _is_opaque(engine)
         self.threads = 1 if chunk is not None else _slices_at_once(engine, tasks, compiled)
         self.slices = _slices(tasks, chunk or _tasks_a_slice(engine, tasks, self.threads), self.threads)
 
         def ready(function: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
             if compiled:
                 return Compiled(function, threads=None if self.threads == 1 else 1).prepare
-            return lambda *args: partial(function, *args)
+            if opaque:  # torch.func needs the bookkeeping
+                return lambda *args: partial(function, *args)
+            return lambda *args: partial(_untracked, function, *args)
 
         self._evaluate = ready(partial(engine.meta_step, keep=False))
         self._meta_step = ready(partial(engine.meta_step, keep=True))
@@ -91,7 +94,7 @@ class TorchBackend:
     ) -> MetaGradient:
         """Losses [T], outputs and, where `keep` says so, λ_0 [T, P] of all tasks."""
         prepare = self._meta_step if keep else self._evaluate
-        if len(self.slices) == 1:
+        if len(self.slices) == 1 and self._compiled:
             return prepare(params, support, query, context)()
         calls = [prepare(params, support.take(s, 0), query.take(s, 0), context.take(s)) for s in self.slices]
         losses, outputs, finite, lams = zip(*self._run(calls), strict=True)
@@ -141,9 +144,23 @@ def _slices_at_once(engine: Engine, tasks: int, compiled: bool) -> int:
     threads = min(tasks, torch.get_num_threads())
     if engine.outer.layout.device.type != "cpu" or tasks * _bytes_per_task(engine) < threads * _CPU_THREAD_BYTES:
         return 1
-    plans = (engine.loop.objective.plan, engine.outer.plan)
-    opaque = any(isinstance(node.op, Opaque) for plan in plans for node in plan.nodes)
-    return 1 if opaque and not compiled else threads  # an opaque op calls the user's module, the same in all threads
+    # an opaque op calls the user's module, which is one for all threads
+    return 1 if _is_opaque(engine) and not compiled else threads
+
+
+def _is_opaque(engine: Engine) -> bool:
+    """Whether torch.func runs any part of it."""
+    parts = (engine.loop.objective, engine.outer)
+    return any(isinstance(node.op, Opaque) for part in parts for node in part.plan.nodes) or any(
+        isinstance(part.loss, OpaqueLoss) for part in parts
+    )
+
+
+def _untracked(function: Callable[..., Any], *args: Any) -> Any:
+    """Outside autograd's bookkeeping, which is a seventh of the time of 25 sinusoids. What comes of it may only leave
+    through an operation that makes a new tensor: here `torch.cat`."""
+    with torch.inference_mode():
+        return function(*args)
 
 
 def _tasks_a_slice(engine: Engine, tasks: int, threads: int) -> int:
