@@ -66,7 +66,9 @@ class TorchBackend:
     def __init__(self, engine: Engine, tasks: int, *, chunk: int | None, compiled: bool) -> None:
         self.engine, self.chunk, self._compiled = engine, chunk, compiled
         opaque = _is_opaque(engine)
-        self.threads = 1 if chunk is not None else _slices_at_once(engine, tasks, compiled)
+        # an opaque op that is not compiled calls the user's module, which is one for all threads
+        alone = chunk is not None or (opaque and not compiled)
+        self.threads = 1 if alone else _slices_at_once(engine, tasks)
         self.slices = _slices(tasks, chunk or _tasks_a_slice(engine, tasks, self.threads), self.threads)
 
         def ready(function: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
@@ -140,12 +142,10 @@ def _bytes_per_task(engine: Engine) -> int:
     return max(engine.loop.objective.plan.bytes_per_task, engine.outer.plan.bytes_per_task)
 
 
-def _slices_at_once(engine: Engine, tasks: int, compiled: bool) -> int:
+def _slices_at_once(engine: Engine, tasks: int) -> int:
     threads = min(tasks, torch.get_num_threads())
-    if engine.outer.layout.device.type != "cpu" or tasks * _bytes_per_task(engine) < threads * _CPU_THREAD_BYTES:
-        return 1
-    # an opaque op calls the user's module, which is one for all threads
-    return 1 if _is_opaque(engine) and not compiled else threads
+    worth_it = tasks * _bytes_per_task(engine) >= threads * _CPU_THREAD_BYTES
+    return threads if worth_it and engine.outer.layout.device.type == "cpu" else 1
 
 
 def _is_opaque(engine: Engine) -> bool:

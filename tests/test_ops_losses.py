@@ -71,25 +71,25 @@ def test_mse(shape):
     check_op(MSE(), F.mse_loss, randn(T, *shape), randn(T, *shape), active=[0])
 
 
+def swept_forward(op):
+    """What both forward sweeps leave, one for each task, and the inputs that want a gradient."""
+    y = labels(N) if isinstance(op, CrossEntropy) else randn(T, N, C)
+    loss, saved = op.forward(randn(T, N, C), y)
+    _, saved_dot = op.forward_dot(saved, (randn(T, N, C), None))
+    return saved, saved_dot, torch.ones_like(loss), (True, False)
+
+
 @pytest.mark.parametrize("op", [CrossEntropy(0.1), MSE()], ids=["cross_entropy", "mse"])
 def test_a_cotangent_without_tangent_counts_as_zero(op):
-    x = randn(T, N, C)
-    y = labels(N) if isinstance(op, CrossEntropy) else randn(T, N, C)
-    loss, saved = op.forward(x, y)
-    _, saved_dot = op.forward_dot(saved, (randn(T, N, C), None))
-    dy, needs = torch.ones_like(loss), (True, False)
+    saved, saved_dot, dy, needs = swept_forward(op)
     absent = op.backward_dot(saved, saved_dot, dy, None, needs)[0]
-    zero = op.backward_dot(saved, saved_dot, dy, torch.zeros_like(loss), needs)[0]
+    zero = op.backward_dot(saved, saved_dot, dy, torch.zeros_like(dy), needs)[0]
     assert torch.equal(absent, zero)
 
 
 @pytest.mark.parametrize("op", [CrossEntropy(0.1), MSE()], ids=["cross_entropy", "mse"])
 def test_no_cotangent_stands_for_one_a_task(op):
-    x = randn(T, N, C)
-    y = labels(N) if isinstance(op, CrossEntropy) else randn(T, N, C)
-    loss, saved = op.forward(x, y)
-    _, saved_dot = op.forward_dot(saved, (randn(T, N, C), None))
-    one, needs = torch.ones_like(loss), (True, False)
+    saved, saved_dot, one, needs = swept_forward(op)
     assert torch.equal(op.backward(saved, None, needs)[0], op.backward(saved, one, needs)[0])
     implied, given = (op.backward_dot(saved, saved_dot, dy, None, needs)[0] for dy in (None, one))
     assert torch.equal(implied, given)
