@@ -13,8 +13,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from . import reference
-from .autograd import Adapt, Apply, MetaStep, mean_finite, no_autocast
+from .autograd import Adapt, Apply, MetaStep, no_autocast
 from .batch import TaskBatch, check_batch, check_options, check_query, finite_tasks, warn_running_statistics
+from .engine import mean_finite
 from .explain import explain
 from .inner import SGD, InnerOptimizer
 from .losses import Loss
@@ -138,18 +139,19 @@ class MetaLearner(nn.Module):
         Raises:
             TypeError, ValueError: shapes, dtypes, devices or labels that do not fit; the message names the argument.
         """
-        batch = self._check(TaskBatch(support_x, support_y, query_x, query_y), query_required=self.order != "reptile")
-        if batch.query_x is None:
-            batch = TaskBatch(batch.support_x, batch.support_y, batch.support_x, batch.support_y)
+        batch = TaskBatch(support_x, support_y, query_x, query_y)
+        if query_x is None:
+            self._check(batch, query_required=self.order != "reptile")
+            batch = TaskBatch(support_x, support_y, support_x, support_y)
         if self.backend == "reference":
+            self._check(batch)
             return self._reference_step(batch)
         session = self._session(batch)
         if torch.is_grad_enabled():
             run = partial(session.meta_step, keep=True)
             loss, losses, finite, *outputs = MetaStep.apply(run, session.layout, *session.params)  # pyright: ignore[reportGeneralTypeIssues]
         else:
-            losses, outputs, finite, _ = session.meta_step(keep=False)
-            loss = mean_finite(losses, finite)
+            loss, _, (losses, outputs, finite, _) = session.meta_step(keep=False)
         self._warn(finite)
         return MetaOutput(loss, losses, session.output_tree(outputs), finite)
 
@@ -165,8 +167,9 @@ class MetaLearner(nn.Module):
         if steps is not None and (not isinstance(steps, int) or steps < 0):
             raise ValueError(f"steps must be an integer of at least 0 or None (inner_steps), got {steps!r}")
         steps = self.inner_steps if steps is None else steps
-        batch = self._check(TaskBatch(support_x, support_y), query_required=False)
+        batch = TaskBatch(support_x, support_y)
         if self.backend == "reference":
+            self._check(batch, query_required=False)
             learners = self._reference_learners(batch, steps)
             self._warn(learners.finite)
             return learners
@@ -199,12 +202,12 @@ class MetaLearner(nn.Module):
 
     # ----------------------------------------------------------------------------------------------------------------
 
-    def _check(self, batch: TaskBatch, *, query_required: bool) -> TaskBatch:
+    def _check(self, batch: TaskBatch, *, query_required: bool = True) -> None:
+        """Raises what is wrong with a batch: `check_batch` with this learner's options."""
         check_batch(
             batch, module=self.module, inner_loss=self.inner_loss, outer_loss=self.outer_loss,
             inner_batch_size=self.inner_batch_size, query_required=query_required,
         )  # fmt: skip
-        return batch
 
     def _session(self, batch: TaskBatch, *, steps: int | None = None) -> Session:
         return self._sessions.open(self, batch, self.inner_steps if steps is None else steps)

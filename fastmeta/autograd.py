@@ -49,35 +49,32 @@ def _only_once(values: tuple[Tensor, ...], sources: tuple[Tensor, ...]) -> tuple
     return _OnlyOnce.apply(*values, *sources)[: len(values)]  # pyright: ignore[reportReturnType, reportOptionalSubscript]
 
 
-def mean_finite(losses: Tensor, finite: Tensor) -> Tensor:
-    """Mean of [T] losses over the tasks that stayed finite; NaN without any, for all to see."""
-    return torch.where(finite, losses, 0.0).sum() / finite.sum()  # where, not a product: 0 · NaN is NaN
-
-
 class MetaStep(Function):
     """(θ) → mean loss, task losses [T], finite [T], outputs. All tasks' λ_0 are there when forward returns."""
 
     @staticmethod
     def forward(ctx: Any, run: Callable[[], MetaGradient], layout: Layout, *params: Tensor) -> tuple[Tensor, ...]:
-        losses, outputs, finite, lam = run()
-        assert lam is not None
-        ctx.layout = layout
-        ctx.save_for_backward(lam, finite, *params)
+        loss, gradient, (losses, outputs, finite, lam) = run()
+        assert gradient is not None, "a meta-step without its gradient"
+        ctx.layout, ctx.params = layout, params
+        ctx.save_for_backward(gradient, lam)
         ctx.mark_non_differentiable(finite, *outputs)
         ctx.set_materialize_grads(False)
-        return (mean_finite(losses, finite), losses, finite, *outputs)
+        return (loss, losses, finite, *outputs)
 
     @staticmethod
     def backward(ctx: Any, d_loss: Tensor | None, d_losses: Tensor | None, *_: Any) -> Any:
-        lam, finite, *params = ctx.saved_tensors
+        gradient, lam = ctx.saved_tensors
         sources = tuple(d for d in (d_loss, d_losses) if d is not None)
         if not sources:
-            return (None,) * (2 + len(params))
+            return (None,) * (2 + len(ctx.params))
         with torch.no_grad(), no_autocast(lam.device.type):
-            weights = None if d_loss is None else finite * (d_loss / finite.sum())
-            total = weights if d_losses is None else d_losses if weights is None else d_losses + weights
-            grads = ctx.layout.split(total @ lam)
-        return (None, None, *_only_once(grads, (*sources, *params)))
+            of_mean = None if d_loss is None else gradient * d_loss
+            of_tasks = None if d_losses is None else d_losses @ lam
+            total = of_tasks if of_mean is None else of_mean if of_tasks is None else of_mean + of_tasks
+            assert total is not None
+            grads = ctx.layout.split(total)
+        return (None, None, *_only_once(grads, (*sources, *ctx.params)))
 
 
 class Adapt(Function):

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from .compiled import Compiled
-from .engine import Context, Data, Engine, MetaGradient
+from .engine import Context, Data, Engine, MetaGradient, TaskResults
+from .ops.dropout import task_keys
 from .ops.opaque import Opaque, OpaqueLoss
 from .workers import side_by_side
 
@@ -64,7 +65,9 @@ class TorchBackend:
     """
 
     def __init__(self, engine: Engine, tasks: int, *, chunk: int | None, compiled: bool) -> None:
-        self.engine, self.chunk, self._compiled = engine, chunk, compiled
+        self.engine, self.chunk = engine, chunk
+        self._random = engine.random
+        self._still = torch.zeros(tasks, dtype=torch.int64, device=engine.outer.layout.device)
         opaque = _is_opaque(engine)
         # an opaque op that is not compiled calls the user's module, which is one for all threads
         alone = chunk is not None or (opaque and not compiled)
@@ -78,8 +81,10 @@ class TorchBackend:
                 return lambda *args: partial(function, *args)
             return lambda *args: partial(_untracked, function, *args)
 
-        self._evaluate = ready(partial(engine.meta_step, keep=False))
-        self._meta_step = ready(partial(engine.meta_step, keep=True))
+        self._whole = compiled and len(self.slices) == 1  # then the means over tasks are compiled along
+        whole = partial(_whole, engine) if self._whole else engine.meta_step
+        self._evaluate = ready(partial(whole, keep=False))
+        self._meta_step = ready(partial(whole, keep=True))
         if compiled:  # from one compiled function to the next only the trajectory travels
             engine = replace(engine, loop=replace(engine.loop, recompute=True))
         self._adapt_only = ready(partial(engine.adapt, keep=False))
@@ -88,20 +93,27 @@ class TorchBackend:
         self._forward = ready(engine.outer.outputs)
         self._pullback = ready(engine.outer.pullback)
 
+    def keys(self) -> Tensor:
+        """The tasks' random keys, from PyTorch's own generator; a module that draws nothing leaves that alone."""
+        if not self._random:
+            return self._still
+        return task_keys(int(torch.randint(2**31, ())), self._still.shape[0], self._still.device)
+
     def _run(self, calls: Sequence[Callable[[], Any]]) -> list[Any]:
         return [call() for call in calls] if self.threads == 1 else side_by_side(calls)
 
     def meta_step(
         self, params: Sequence[Tensor], support: Data, query: Data, context: Context, *, keep: bool
     ) -> MetaGradient:
-        """Losses [T], outputs and, where `keep` says so, λ_0 [T, P] of all tasks."""
+        """Losses, outputs and, where `keep` says so, the meta-gradient and each task's share of it."""
         prepare = self._meta_step if keep else self._evaluate
-        if len(self.slices) == 1 and self._compiled:
+        if self._whole:
             return prepare(params, support, query, context)()
         calls = [prepare(params, support.take(s, 0), query.take(s, 0), context.take(s)) for s in self.slices]
         losses, outputs, finite, lams = zip(*self._run(calls), strict=True)
         joined = [torch.cat(ys) for ys in zip(*outputs, strict=True)]
-        return MetaGradient(torch.cat(losses), joined, torch.cat(finite), torch.cat(lams) if keep else None)
+        tasks = TaskResults(torch.cat(losses), joined, torch.cat(finite), torch.cat(lams) if keep else None)
+        return MetaGradient.of(tasks)
 
     def adapt(
         self, params: Sequence[Tensor], support: Data, context: Context, *, keep: bool
@@ -136,6 +148,10 @@ class TorchBackend:
             return torch.cat(self._run(calls))
 
         return [torch.cat(ys) for ys in zip(*parts, strict=True)], pullback
+
+
+def _whole(engine: Engine, *args: Any, keep: bool) -> MetaGradient:
+    return MetaGradient.of(engine.meta_step(*args, keep=keep))
 
 
 def _bytes_per_task(engine: Engine) -> int:

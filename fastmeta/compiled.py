@@ -7,6 +7,7 @@ and our own classes alike, and a graph break cannot happen.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -15,16 +16,23 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 
+def _sum_of_product(plus: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    return plus + torch.bmm(a, b)
+
+
+# The compiler fuses a sum with what follows, but not the one inside a product: 25 sinusoids take 1.0 ms for 1.3.
+_DECOMPOSED = {torch.ops.aten.baddbmm.default: _sum_of_product}
+
+
 class _Graph(NamedTuple):
     """One compiled trace."""
 
     code: Callable[..., Sequence[Any]]
     takes: list[int]  # which of the function's tensors, in order
-    gives: list[int]  # the function's results: which of [*results of the code, *tensors, None]
+    gives: Any  # the function's tree of results, each by its place in [*results of the code, *tensors, None]
 
-    def __call__(self, tensors: list[Tensor]) -> list[Any]:
-        results = [*self.code(*[tensors[i] for i in self.takes]), *tensors, None]
-        return [results[i] for i in self.gives]
+    def __call__(self, tensors: list[Tensor]) -> Any:
+        return _filled(self.gives, [*self.code(*[tensors[i] for i in self.takes]), *tensors, None])
 
 
 class Compiled:
@@ -36,7 +44,7 @@ class Compiled:
     def __init__(self, fn: Callable[..., Any], *, threads: int | None = None) -> None:
         self._fn = fn
         self._threads = threads
-        self._graphs: dict[tuple[Any, ...], tuple[_Graph, pytree.TreeSpec]] = {}
+        self._graphs: dict[tuple[Any, ...], _Graph] = {}
 
     def prepare(self, *args: Any) -> Callable[[], Any]:
         """The call on `args`, compiled by now, for any thread to make."""
@@ -45,10 +53,9 @@ class Compiled:
         key = tuple([(t.shape, t.stride()) for t in tensors])
         if key not in self._graphs:
             self._graphs[key] = self._compile(args, tensors)
-        graph, spec = self._graphs[key]
-        return lambda: pytree.tree_unflatten(graph(tensors), spec)
+        return partial(self._graphs[key], tensors)
 
-    def _compile(self, args: Any, tensors: list[Tensor]) -> tuple[_Graph, pytree.TreeSpec]:
+    def _compile(self, args: Any, tensors: list[Tensor]) -> _Graph:
         leaves, spec = pytree.tree_flatten(args)
         where = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Tensor)]
         out_spec: pytree.TreeSpec | None = None
@@ -61,11 +68,11 @@ class Compiled:
             outputs, out_spec = pytree.tree_flatten(self._fn(*pytree.tree_unflatten(filled, spec)))
             return outputs
 
-        graph = make_fx(flat)(*tensors)
+        graph = make_fx(flat, _DECOMPOSED)(*tensors)
         assert out_spec is not None
-        return self._through_torch_compile(graph, tensors), out_spec
+        return self._through_torch_compile(graph, tensors, out_spec)
 
-    def _through_torch_compile(self, graph: fx.GraphModule, tensors: list[Tensor]) -> _Graph:
+    def _through_torch_compile(self, graph: fx.GraphModule, tensors: list[Tensor], out_spec: pytree.TreeSpec) -> _Graph:
         """The code that torch.compile makes of `graph`, and how its arguments and results lie.
 
         Called through torch.compile, it would compare the same shapes and strides again that are this cache's key,
@@ -95,12 +102,21 @@ class Compiled:
         if not found:  # nothing to compute
             found.append((lambda: (), [], []))
         ((code, takes, results),) = found
-        return _Graph(code, takes, [_index([*results, *probes, None], y) for y in outputs])
+        gives = [_index([*results, *probes, None], y) for y in outputs]
+        return _Graph(code, takes, pytree.tree_unflatten(gives, out_spec))
 
 
 def _index(values: Sequence[Any], wanted: Any) -> int:
     """Where this very object is."""
     return next(i for i, value in enumerate(values) if value is wanted)
+
+
+def _filled(tree: Any, values: Sequence[Any]) -> Any:
+    """`tree` with every place replaced by the value there, a fifth of pytree's time."""
+    if tree.__class__ is int:
+        return values[tree]
+    items = [_filled(item, values) for item in tree]
+    return items if tree.__class__ is list else tree._make(items) if hasattr(tree, "_make") else tuple(items)
 
 
 def _collect(tree: Any, into: list[Tensor]) -> None:

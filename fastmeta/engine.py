@@ -193,21 +193,22 @@ class InnerLoop:
         return phi, trajectory
 
     def adjoint(self, trajectory: Trajectory, support: Data, context: Context, lam: Tensor) -> Tensor:
-        """λ_K → λ_0, exactly: λ_k = a_φ + H(φ_k) a_g with (a_φ, a_g, a_s) the optimiser's vjp. Uses the records up."""
+        """λ_K → λ_0, exactly, by the optimiser's vjp and the loss's Hessian at every φ_k. Uses the records up."""
         sigma = self.optimizer.init(lam)
         phis, states, records = trajectory
         for k in range(len(phis) - 1, -1, -1):
             record, records[k] = records[k], None
             if record is None:
                 record = self._gradient(phis[k], k, support, context, keep=True)
-            direct, a_g, sigma = self.optimizer.vjp(phis[k], record.g, states[k], k, lam, sigma)
+            pulled = self.optimizer.vjp(phis[k], record.g, states[k], k, lam, sigma)
             data = self._batch(support, k)
-            lam = direct + self.objective.hessian_product(record.at, data, record.cotangents, a_g)
+            product = self.objective.hessian_product(record.at, data, record.cotangents, pulled.v)
+            lam, sigma = pulled.direct.add(product, alpha=pulled.factor), pulled.state
         return lam
 
 
-class MetaGradient(NamedTuple):
-    """What a meta-step gives.
+class TaskResults(NamedTuple):
+    """What a meta-step gives for each task.
 
     A task that met a NaN or infinity, in its support data or on the way, has `finite` false and a λ_0 of zero, so
     that it cannot reach the other tasks' meta-gradient.
@@ -217,6 +218,24 @@ class MetaGradient(NamedTuple):
     outputs: list[Tensor]  # [T, M, ...]
     finite: Tensor  # [T] bool
     lam: Tensor | None  # λ_0 [T, P]: each task's share of the meta-gradient, where it was asked for
+
+
+class MetaGradient(NamedTuple):
+    """What a meta-step gives: means over the tasks that stayed finite, and what they are means of."""
+
+    loss: Tensor
+    gradient: Tensor | None  # [P]
+    tasks: TaskResults
+
+    @classmethod
+    def of(cls, tasks: TaskResults) -> MetaGradient:
+        gradient = None if tasks.lam is None else tasks.lam.sum(0) / tasks.finite.sum()
+        return cls(mean_finite(tasks.losses, tasks.finite), gradient, tasks)
+
+
+def mean_finite(losses: Tensor, finite: Tensor) -> Tensor:
+    """Mean of [T] losses over the tasks that stayed finite; NaN without any, for all to see."""
+    return torch.where(finite, losses, 0.0).sum() / finite.sum()  # where, not a product: 0 · NaN is NaN
 
 
 ORDERS = ("exact", "first", "reptile")
@@ -245,14 +264,14 @@ class Engine:
 
     def meta_step(
         self, params: Sequence[Tensor], support: Data, query: Data, context: Context, *, keep: bool
-    ) -> MetaGradient:
+    ) -> TaskResults:
         """Losses and outputs on the query set and, where `keep` says so, each task's share of the meta-gradient."""
         phi, trajectory = self.adapt(params, support, context, keep=keep)
         differentiate = keep and self.order != "reptile"
         at = self.outer.evaluate(phi, query, context.at(self.loop.steps, self.outer.plan), keep=differentiate)
         losses = self.outer.losses(at)
         if not keep:
-            return MetaGradient(losses, at.outputs, finite_tasks(support.inputs, losses), None)
+            return TaskResults(losses, at.outputs, finite_tasks(support.inputs, losses), None)
         if self.order == "reptile":
             lam = self.outer.layout.pack([p.unsqueeze(0) for p in params], 1) - phi
         else:
@@ -260,4 +279,4 @@ class Engine:
         if self.order == "exact":
             lam = self.loop.adjoint(trajectory, support, context, lam)
         finite = finite_tasks(support.inputs, losses, lam)
-        return MetaGradient(losses, at.outputs, finite, torch.where(finite.unsqueeze(1), lam, 0.0))
+        return TaskResults(losses, at.outputs, finite, torch.where(finite.unsqueeze(1), lam, 0.0))

@@ -9,11 +9,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 State = tuple[Tensor, ...]
+
+
+class Pulled(NamedTuple):
+    """An adjoint pulled back through one step: λ_k = direct + factor · H v, H the Hessian at φ_k, and σ_k = state.
+
+    The factor stands apart because it then costs nothing: it goes into the sum.
+    """
+
+    direct: Tensor
+    v: Tensor
+    factor: float
+    state: State
 
 
 def _check_rate(name: str, value: float, *, below_one: bool = False) -> None:
@@ -61,20 +74,16 @@ class SGD:
         u = d.add(b, alpha=self.momentum) if self.nesterov else b
         return phi.sub(u, alpha=self.lr), (b,)
 
-    def vjp(
-        self, phi: Tensor, g: Tensor, state: State, k: int, lam: Tensor, sigma: State
-    ) -> tuple[Tensor, Tensor, State]:
-        """(λ_{k+1}, σ_{k+1}) → (a_φ, a_g, a_s); λ_k is then a_φ + H a_g, and σ_k is a_s."""
-        du = lam.mul(-self.lr)
+    def vjp(self, phi: Tensor, g: Tensor, state: State, k: int, lam: Tensor, sigma: State) -> Pulled:
+        """(λ_{k+1}, σ_{k+1}) → what λ_k and σ_k are made of."""
         if not self.momentum:
-            return (lam.add(du, alpha=self.weight_decay) if self.weight_decay else lam), du, ()
+            keep = 1.0 - self.lr * self.weight_decay
+            return Pulled(lam.mul(keep) if self.weight_decay else lam, lam, -self.lr, ())
+        du = lam.mul(-self.lr)
         db = sigma[0].add(du, alpha=self.momentum if self.nesterov else 1.0)
         dd = db + du if self.nesterov else db
-        return (
-            (lam.add(dd, alpha=self.weight_decay) if self.weight_decay else lam),
-            dd,
-            (db.mul(self.momentum),),
-        )
+        direct = lam.add(dd, alpha=self.weight_decay) if self.weight_decay else lam
+        return Pulled(direct, dd, 1.0, (db.mul(self.momentum),))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,10 +129,8 @@ class Adam:
         c1, c2 = (1 - beta ** (k + 1) for beta in self.betas)
         return phi.addcdiv(m, v.sqrt().mul(c2**-0.5).add(self.eps), value=-self.lr / c1), (m, v)
 
-    def vjp(
-        self, phi: Tensor, g: Tensor, state: State, k: int, lam: Tensor, sigma: State
-    ) -> tuple[Tensor, Tensor, State]:
-        """(λ_{k+1}, σ_{k+1}) → (a_φ, a_g, a_s); λ_k is then a_φ + H a_g, and σ_k is a_s."""
+    def vjp(self, phi: Tensor, g: Tensor, state: State, k: int, lam: Tensor, sigma: State) -> Pulled:
+        """(λ_{k+1}, σ_{k+1}) → what λ_k and σ_k are made of."""
         beta1, beta2 = self.betas
         c1, c2 = 1 - beta1 ** (k + 1), 1 - beta2 ** (k + 1)
         m, v = self._moments(g, state)
@@ -134,7 +141,8 @@ class Adam:
         safe = torch.where(root > 0, root, 1.0)
         dm = sigma[0].add(dm_hat, alpha=1 / c1)
         dv = sigma[1] + torch.where(root > 0, droot / (2.0 * c2 * safe), 0.0)
-        return lam, dm.mul(1 - beta1).addcmul(g, dv, value=2 * (1 - beta2)), (dm.mul(beta1), dv.mul(beta2))
+        a_g = dm.mul(1 - beta1).addcmul(g, dv, value=2 * (1 - beta2))
+        return Pulled(lam, a_g, 1.0, (dm.mul(beta1), dv.mul(beta2)))
 
 
 InnerOptimizer = SGD | Adam

@@ -44,23 +44,26 @@ class Layout:
         return tuple(end - at - shape.numel() for at, end, shape in zip(self.offsets, ends, self.shapes, strict=True))
 
     @cached_property
-    def _widths(self) -> list[int]:
-        """Parameters and the paddings between them, in a row."""
-        pairs = zip(self.shapes, self._padding, strict=True)
-        return [width for shape, pad in pairs for width in (shape.numel(), pad)]
+    def _pieces(self) -> tuple[list[int], list[tuple[int, torch.Size]]]:
+        """Widths of the parameters and of the paddings between them, in a row; which are parameters, of what shape."""
+        widths: list[int] = []
+        params: list[tuple[int, torch.Size]] = []
+        for shape, pad in zip(self.shapes, self._padding, strict=True):
+            params.append((len(widths), shape))
+            widths += [shape.numel(), pad] if pad else [shape.numel()]
+        return widths, params
 
     def views(self, flat: Tensor) -> list[Tensor]:
         """The parameters as views [T, *shape] of `flat` [T, P]."""
-        pieces = flat.split_with_sizes(self._widths, 1)[::2]
-        return [
-            piece if len(shape) == 1 else piece.view(-1, *shape)
-            for piece, shape in zip(pieces, self.shapes, strict=True)
-        ]
+        widths, params = self._pieces
+        pieces = flat.split_with_sizes(widths, 1)
+        return [pieces[i] if len(shape) == 1 else pieces[i].view(-1, *shape) for i, shape in params]
 
     def split(self, flat: Tensor) -> tuple[Tensor, ...]:
         """The parameters' own shapes out of one row [P]."""
-        pieces = flat.split_with_sizes(self._widths)[::2]
-        return tuple(piece.view(shape) for piece, shape in zip(pieces, self.shapes, strict=True))
+        widths, params = self._pieces
+        pieces = flat.split_with_sizes(widths)
+        return tuple([pieces[i] if len(shape) == 1 else pieces[i].view(shape) for i, shape in params])
 
     def named(self, flat: Tensor) -> dict[str, Tensor]:
         return dict(zip(self.names, self.views(flat), strict=True))
@@ -73,5 +76,6 @@ class Layout:
                 pieces.append(value if value.dim() == 2 == len(shape) + 1 else value.reshape(tasks, -1))
             gap = pad if value is not None else pad + shape.numel()
             if gap:
-                pieces.append(torch.zeros(1, 1, dtype=self.dtype, device=self.device).expand(tasks, gap))
+                # contiguous: one expanded piece sends `cat` of all of them down a path three times as slow
+                pieces.append(torch.zeros(tasks, gap, dtype=self.dtype, device=self.device))
         return torch.cat(pieces, 1)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from torch import Tensor
@@ -30,7 +31,7 @@ class Node:
     why: str = ""  # for an opaque op: why it is one
     last_use: tuple[int, ...] = ()  # slots that nobody reads after this node
 
-    @property
+    @cached_property
     def active(self) -> bool:
         return any(self.needs)
 
@@ -140,7 +141,7 @@ class Plan:
             if not node.active:
                 tape_dot.append(None)
                 continue
-            y_dot, saved_dot = node.op.forward_dot(saved, tuple(dot[i] for i in node.inputs))
+            y_dot, saved_dot = node.op.forward_dot(saved, tuple([dot[i] for i in node.inputs]))
             tape_dot.append(saved_dot)
             node.put(dot, y_dot)
             for slot in node.last_use:

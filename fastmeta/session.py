@@ -21,7 +21,6 @@ from .batch import TaskBatch, warn_running_statistics
 from .engine import Context, Data, Engine, InnerLoop, MetaGradient, Objective
 from .layout import Layout
 from .losses import check_labels_of, loss_op
-from .ops.dropout import task_keys
 from .ops.opaque import Opaque
 from .plan import Plan
 from .program import Program, leaves_of
@@ -144,12 +143,11 @@ class Sessions:
         return Sessions, ()
 
     def open(self, learner: MetaLearner, batch: TaskBatch, steps: int) -> Session:
-        """A session on `batch`; without a query set only `adapt` may be called on it."""
+        """A session on `batch`, which is checked; without a query set only `adapt` may be called on it."""
         state = survey(learner.module)
-        program = self.program(learner, state)
         backend = self.backend(learner, state, batch, steps, with_loss=batch.query_x is not None)
-        keys = _keys(batch.tasks, program.layout.device, random=backend.engine.random)
-        return Session(learner, state, program, backend, batch, Context(program.constants(), keys), steps)
+        program, _ = self._programs[state.key]
+        return Session(learner, state, program, backend, batch, Context(program.constants(), backend.keys()), steps)
 
     def program(self, learner: MetaLearner, state: Survey | None = None) -> Program:
         """The program of the module in its present state."""
@@ -164,13 +162,18 @@ class Sessions:
     def backend(
         self, learner: MetaLearner, state: Survey, batch: TaskBatch, steps: int, *, with_loss: bool
     ) -> TorchBackend:
-        program, backends = self._programs[state.key]
+        """The backend for a batch like this one, which is checked where there has been none like it."""
         options = (
             learner.inner_loss, learner.outer_loss, learner.inner_optimizer, learner.inner_batch_size, learner.memory,
             learner.task_chunk, learner.bn_statistics, learner.compile_step, learner.backend, learner.precision,
         )  # fmt: skip
         key = (steps, with_loss, options, _signature(batch))
+        _, backends = self._programs.get(state.key, (None, {}))
         if key not in backends:
+            if with_loss or batch.query_x is None:  # the parts of any other were checked when they came
+                learner._check(batch, query_required=with_loss)
+            program = self.program(learner, state)
+            _, backends = self._programs[state.key]
             backends[key] = _make(learner, program, batch, steps, with_loss)
         self.last = backends[key]
         return self.last
@@ -219,18 +222,17 @@ def _refuse_compiled_draws(*plans: Plan) -> None:
 
 
 def _signature(batch: TaskBatch) -> tuple[Hashable, ...]:
-    return tuple(_shapes(tree) for tree in (batch.support_x, batch.support_y, batch.query_x, batch.query_y))
+    """Batches of equal signature pass the same checks and share a plan."""
+    return tuple(_kinds(tree) for tree in (batch.support_x, batch.support_y, batch.query_x, batch.query_y))
 
 
-def _shapes(tree: Tree) -> Hashable:
+def _kinds(tree: Tree) -> Hashable:
     if isinstance(tree, Tensor):
-        return tree.shape, tree.dtype
+        return _kind(tree)
     leaves, spec = pytree.tree_flatten(tree)
-    return spec, tuple(None if x is None else (x.shape, x.dtype) for x in leaves)
+    return spec, tuple(_kind(x) if isinstance(x, Tensor) else x.__class__ for x in leaves)
 
 
-def _keys(tasks: int, device: torch.device, *, random: bool) -> Tensor:
-    """The tasks' random keys, from PyTorch's own generator; a module that draws nothing leaves that alone."""
-    if not random:
-        return torch.zeros(tasks, dtype=torch.int64, device=device)
-    return task_keys(int(torch.randint(2**31, ())), tasks, device)
+def _kind(x: Tensor) -> Hashable:
+    """All that `check_batch` looks at."""
+    return x.shape, x.dtype, x.device, x.requires_grad and torch.is_grad_enabled()

@@ -28,7 +28,7 @@ def survey(module: nn.Module) -> Survey:
     for m in _walk(module, set()):
         key += (id(m), len(m._forward_hooks), len(m._forward_pre_hooks))
         # `module.modules()` and the like take ten times as long, and a sinusoid's whole meta-step a millisecond
-        key += [value for value in m.__dict__.values() if _plain(value)]
+        key += [v for v in m.__dict__.values() if v.__class__ in _PLAIN or (v.__class__ is tuple and _plain(v))]
         for p in m._parameters.values():
             if p is not None:
                 params[id(p)] = p
@@ -49,9 +49,8 @@ def _walk(module: nn.Module, seen: set[int]) -> Iterator[nn.Module]:
                 yield from _walk(child, seen)
 
 
-def _plain(value: Any) -> bool:
-    kind = value.__class__
-    return kind in _PLAIN or (kind is tuple and all(v.__class__ in _PLAIN for v in value))
+def _plain(values: tuple[Any, ...]) -> bool:
+    return all(v.__class__ in _PLAIN for v in values)
 
 
 def _kind(t: Tensor) -> Hashable:

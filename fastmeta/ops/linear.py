@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
-from .base import Bilinear, shared
+from .base import Bilinear, MaybeTensors, Needs, Saved, shared
 
 
 def _product(a: Tensor, b: Tensor, plus: Tensor | None = None) -> Tensor:
@@ -15,14 +14,18 @@ def _product(a: Tensor, b: Tensor, plus: Tensor | None = None) -> Tensor:
         return a * b if plus is None else torch.addcmul(plus, a, b)
     if plus is None:
         return torch.bmm(a, b)
-    if get_proxy_mode() is not None:  # compiled code fuses the sum: 1.3 ms → 1.0 for 25 sinusoids
-        return plus + torch.bmm(a, b)
     return torch.baddbmm(plus, a, b)
 
 
 def _rows(x: Tensor) -> Tensor:
     """[T, ..., D] as [T, rows, D]."""
     return x if x.dim() == 3 else x.reshape(x.shape[0], -1, x.shape[-1])
+
+
+def _stacking_pays(dy: Tensor, x: Tensor) -> bool:
+    """Whether copying both factors of dW next to their tangents moves less than reading and adding to a dW again."""
+    rows, outs, ins = dy.shape[1], dy.shape[2], x.shape[2]
+    return rows * (outs + ins) <= outs * ins
 
 
 class Linear(Bilinear):
@@ -60,6 +63,17 @@ class Linear(Bilinear):
             _product(dy, w, dx) if need_x else dx,
             _product(dy.transpose(1, 2), x, dw) if need_w else dw,
         )
+
+    def backward_dot(self, saved: Saved, saved_dot: Saved, dy: Tensor, dy_dot: Tensor, needs: Needs) -> MaybeTensors:
+        (x, w), (x_dot, w_dot) = saved, saved_dot
+        if x_dot is None or w_dot is None or not needs[1] or dy.dim() != 3 or shared(x) or not _stacking_pays(dy, x):
+            return super().backward_dot(saved, saved_dot, dy, dy_dot, needs)
+        # dW_dot = dy_dotᵀ x + dyᵀ x_dot as one product of twice the depth: 27 µs for 43 on 25 layers 40 → 40
+        dw_dot = _product(torch.cat([dy_dot, dy], 1).transpose(1, 2), torch.cat([x, x_dot], 1))
+        dx_dot, _ = self.product_backward(dy_dot, x, w, needs[0], False)
+        if needs[0]:
+            dx_dot, _ = self.product_backward_plus((dx_dot, None), dy, x, w_dot, True, False)
+        return (dx_dot, dw_dot, *(self.bias_backward(dy_dot) if need else None for need in needs[2:]))
 
     def bias_like(self, b: Tensor, x: Tensor) -> Tensor:
         return b.unsqueeze(1) if x.dim() == 3 else b.view(b.shape[0], *(1,) * (x.dim() - 2), b.shape[1])
