@@ -12,6 +12,7 @@ import copy
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -51,9 +52,18 @@ class Problem:
         sx, sy, qx, qy = self.batch
         return sx[t], sy[t], qx[t], qy[t]
 
+    @cached_property
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """θ by name, looked up once, as an optimiser does."""
+        return dict(self.model.named_parameters())
+
+    def zero_grad(self) -> None:
+        for p in self.parameters.values():
+            p.grad = None
+
     def gradient(self) -> dict[str, Tensor | None]:
         """What lies in `.grad` of the model's own parameters."""
-        return {name: p.grad for name, p in self.model.named_parameters()}
+        return {name: p.grad for name, p in self.parameters.items()}
 
 
 def loop_over_tasks(problem: Problem, query_loss: Callable[..., Tensor]) -> MetaStep:
@@ -61,7 +71,7 @@ def loop_over_tasks(problem: Problem, query_loss: Callable[..., Tensor]) -> Meta
     tasks = problem.workload.tasks
 
     def step() -> Mapping[str, Any]:
-        problem.model.zero_grad()
+        problem.zero_grad()
         for t in range(tasks):
             (query_loss(*problem.task(t)) / tasks).backward()
         return problem.gradient()
@@ -136,7 +146,7 @@ def higher(problem: Problem) -> MetaStep:
     order = {"copy_initial_weights": False, "track_higher_grads": not problem.first_order}
 
     def step() -> Mapping[str, Any]:
-        model.zero_grad()
+        problem.zero_grad()
         for t in range(tasks):
             sx, sy, qx, qy = problem.task(t)
             with package.innerloop_ctx(model, inner, **order) as (learner, optimizer):
@@ -215,7 +225,7 @@ def func_vmap(problem: Problem) -> MetaStep:
     batched = vmap(_functional_task(problem), in_dims=(None, 0, 0, 0, 0))
 
     def step() -> Mapping[str, Any]:
-        problem.model.zero_grad()
+        problem.zero_grad()
         batched(theta, *problem.batch).mean().backward()
         return problem.gradient()
 
@@ -248,7 +258,7 @@ def fastmeta_peer(
         )
 
         def step() -> Mapping[str, Any]:
-            problem.model.zero_grad()
+            problem.zero_grad()
             maml(*problem.batch).loss.backward()
             return problem.gradient()
 
