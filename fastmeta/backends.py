@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from itertools import pairwise
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from .compiled import Compiled
 from .engine import Context, Data, Engine, MetaGradient, TaskResults
 from .ops.dropout import task_keys
 from .ops.opaque import Opaque, OpaqueLoss
+from .perceptron import Layer, NotTaken, perceptron
 from .workers import side_by_side
 
 # Bytes of one pass's values that a slice of tasks may hold on a CPU: about a core's second-level cache. 1,000 sinusoid
@@ -31,27 +32,65 @@ _CPU_SLICE_BYTES = 2**20
 _CPU_THREAD_BYTES = 2**20
 
 
-def choose(requested: str, device: torch.device) -> tuple[str, str]:
-    """(backend, why) for what the user asked for.
+class Choice(NamedTuple):
+    """A backend and why; the layers are what Triton kernels run."""
+
+    backend: str
+    why: str
+    layers: list[Layer] | None = None
+
+
+def choose(requested: str, device: torch.device, engine: Engine | None = None) -> Choice:
+    """The backend for what the user asked for. Without an engine, before the first batch, "auto" stays open.
 
     Raises:
-        RuntimeError: "triton" was asked for and no kernel takes the program.
+        RuntimeError: "triton" was asked for, and there is neither a GPU nor Triton's interpreter, or no kernel takes
+            the program.
     """
-    if requested == "triton":
+    if requested not in ("auto", "triton"):
+        return Choice(requested, "asked for")
+    if device.type != "cuda" and requested == "auto":
+        return Choice("torch", f"the module is on {device}, and Triton kernels run on GPUs")
+    if device.type != "cuda":
         from triton import knobs
 
-        interpreted = knobs.runtime.interpret
-        if device.type != "cuda" and not interpreted:
+        if not knobs.runtime.interpret:
             raise RuntimeError(
                 f'backend="triton" needs a CUDA device or Triton\'s interpreter mode; the module is on {device} and '
                 'TRITON_INTERPRET is not set. Move the module to a GPU, or use backend="auto" or "torch"'
             )
-        raise RuntimeError(
-            'backend="triton": this version has no kernel that takes this program. Use backend="auto" or "torch"'
-        )
-    if requested == "auto":
-        return "torch", "no Triton kernel takes this program"
-    return requested, "asked for"
+    if engine is None:
+        return Choice(requested, "chosen at the first batch" if requested == "auto" else "asked for")
+    try:
+        layers = perceptron(engine)
+    except NotTaken as reason:
+        if requested == "triton":
+            raise RuntimeError(
+                f'backend="triton": {reason}. Use backend="auto" or "torch", which run every program'
+            ) from None
+        return Choice("torch", f"no Triton kernel takes the program: {reason}")
+    return Choice("triton", "asked for" if requested == "triton" else "a perceptron within the kernels' limits", layers)
+
+
+class Backend(Protocol):
+    """What runs the engine's functions on all tasks of a meta-batch."""
+
+    engine: Engine
+    chunk: int | None
+
+    def keys(self) -> Tensor: ...
+
+    def meta_step(
+        self, params: Sequence[Tensor], support: Data, query: Data, context: Context, *, keep: bool
+    ) -> MetaGradient: ...
+
+    def adapt(
+        self, params: Sequence[Tensor], support: Data, context: Context, *, keep: bool
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]: ...
+
+    def apply(
+        self, phi: Tensor, inputs: tuple[Tensor, ...], context: Context
+    ) -> tuple[list[Tensor], Callable[[Sequence[Tensor | None]], Tensor]]: ...
 
 
 class TorchBackend:

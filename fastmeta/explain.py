@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 def explain(learner: MetaLearner) -> str:
     """A report of a meta-learner: a line per op after the first call, a line on tracing before it."""
     program = learner._sessions.program(learner)
-    backend, why = choose(learner.backend, program.layout.device)
+    last = learner._sessions.last
+    choice = choose(learner.backend, program.layout.device, None if last is None else last.engine)
     lines = [
         f"{type(learner).__name__}, {learner.inner_steps} inner step(s), {learner.inner_optimizer}",
         f"backend: {backend} ({why})" + (", compiled whole" if learner.compile_step else ""),

@@ -38,7 +38,7 @@ class Layout:
         return cls(tuple(params), shapes, tuple(offsets), end, first.dtype, first.device)
 
     @cached_property
-    def _padding(self) -> tuple[int, ...]:
+    def padding(self) -> tuple[int, ...]:
         """Unused values behind each parameter."""
         ends = (*self.offsets[1:], self.size)
         return tuple(end - at - shape.numel() for at, end, shape in zip(self.offsets, ends, self.shapes, strict=True))
@@ -48,7 +48,7 @@ class Layout:
         """Widths of the parameters and of the paddings between them, in a row; which are parameters, of what shape."""
         widths: list[int] = []
         params: list[tuple[int, torch.Size]] = []
-        for shape, pad in zip(self.shapes, self._padding, strict=True):
+        for shape, pad in zip(self.shapes, self.padding, strict=True):
             params.append((len(widths), shape))
             widths += [shape.numel(), pad] if pad else [shape.numel()]
         return widths, params
@@ -71,7 +71,7 @@ class Layout:
     def pack(self, values: Sequence[Tensor | None], tasks: int) -> Tensor:
         """Per-parameter tensors [T, *shape] as one buffer [T, P]; `None` counts as zero."""
         pieces: list[Tensor] = []
-        for value, shape, pad in zip(values, self.shapes, self._padding, strict=True):
+        for value, shape, pad in zip(values, self.shapes, self.padding, strict=True):
             if value is not None:
                 pieces.append(value if value.dim() == 2 == len(shape) + 1 else value.reshape(tasks, -1))
             gap = pad if value is not None else pad + shape.numel()

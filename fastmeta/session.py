@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from .autograd import no_autocast
-from .backends import TorchBackend, choose
+from .backends import Backend, TorchBackend, choose
 from .batch import TaskBatch, warn_running_statistics
 from .engine import Context, Data, Engine, InnerLoop, MetaGradient, Objective
 from .layout import Layout
@@ -41,7 +41,7 @@ class Session:
     learner: MetaLearner
     state: Survey
     program: Program
-    backend: TorchBackend
+    backend: Backend
     batch: TaskBatch
     context: Context
     steps: int
@@ -133,8 +133,8 @@ class Sessions:
     """Programs of one meta-learner, by the state of its module, each with its backends, by what they were made for."""
 
     def __init__(self) -> None:
-        self._programs: dict[Hashable, tuple[Program, dict[Hashable, TorchBackend]]] = {}
-        self.last: TorchBackend | None = None
+        self._programs: dict[Hashable, tuple[Program, dict[Hashable, Backend]]] = {}
+        self.last: Backend | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Sessions:
         return Sessions()  # a copied learner holds another module, and makes its own plans
@@ -161,7 +161,7 @@ class Sessions:
 
     def backend(
         self, learner: MetaLearner, state: Survey, batch: TaskBatch, steps: int, *, with_loss: bool
-    ) -> TorchBackend:
+    ) -> Backend:
         """The backend for a batch like this one, which is checked where there has been none like it."""
         options = (
             learner.inner_loss, learner.outer_loss, learner.inner_optimizer, learner.inner_batch_size, learner.memory,
@@ -179,13 +179,7 @@ class Sessions:
         return self.last
 
 
-def _make(learner: MetaLearner, program: Program, batch: TaskBatch, steps: int, with_loss: bool) -> TorchBackend:
-    choose(learner.backend, program.layout.device)
-    if learner.precision == "bfloat16":
-        raise ValueError(
-            'precision="bfloat16" needs Triton kernels, which this version does not have; got it for the torch '
-            'backend. Use precision="float32" or "tf32"'
-        )
+def _make(learner: MetaLearner, program: Program, batch: TaskBatch, steps: int, with_loss: bool) -> Backend:
     size = learner.inner_batch_size
     head_x, head_y = pytree.tree_map_only(Tensor, lambda x: x[:, :size], (batch.support_x, batch.support_y))
     plan = program.plan(head_x)
@@ -204,6 +198,18 @@ def _make(learner: MetaLearner, program: Program, batch: TaskBatch, steps: int, 
         _refuse_compiled_draws(inner.plan, outer.plan)
     loop = InnerLoop(inner, learner.inner_optimizer, steps, size, learner.memory == "recompute")
     engine = Engine(loop, outer, learner.order)
+    choice = choose(learner.backend, layout.device, engine)
+    if choice.layers is not None:
+        from .triton_backend import TritonBackend
+
+        return TritonBackend(
+            engine, choice.layers, batch.tasks, chunk=learner.task_chunk, precision=learner.precision
+        )
+    if learner.precision == "bfloat16":
+        raise ValueError(
+            f'precision="bfloat16" needs Triton kernels, and this runs on the torch backend ({choice.why}). Use '
+            'precision="float32" or "tf32"'
+        )
     return TorchBackend(engine, batch.tasks, chunk=learner.task_chunk, compiled=learner.compile_step)
 
 

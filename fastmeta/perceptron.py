@@ -1,0 +1,116 @@
+"""Whether a program is a multilayer perceptron that the Triton kernels take, and its description for them."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+
+from .engine import Engine, Objective
+from .layout import Layout
+from .ops.activation import Activation
+from .ops.cross_entropy import CrossEntropy
+from .ops.linear import Linear
+from .ops.mse import MSE
+from .ops.shape import Reshape
+from .plan import Node, Plan
+
+MOST_SAMPLES = MOST_WIDE = 128
+DEEPEST = 8
+
+
+class NotTaken(Exception):
+    """No kernel takes the program; the message names the op, the limit and what to do."""
+
+
+class Layer(NamedTuple):
+    """y = f(x Wᵀ + b): widths, places of weight and bias in the layout (None: no bias), and f."""
+
+    inputs: int
+    outputs: int
+    weight: int
+    bias: int | None
+    activation: Activation
+
+
+def perceptron(engine: Engine) -> list[Layer]:
+    """The layers of the engine's program.
+
+    Raises:
+        NotTaken: it is no chain of linear layers and activations within the kernels' limits.
+    """
+    inner, outer = engine.loop.objective, engine.outer
+    if inner.layout.dtype != torch.float32:
+        raise NotTaken(f"kernels take float32 parameters, these are {str(inner.layout.dtype).removeprefix('torch.')}")
+    if outer.skip:
+        raise NotTaken('bn_statistics="support" has nothing to act on in a perceptron; use "batch"')
+    layers = _layers(inner.plan, inner.layout)
+    if _layers(outer.plan, outer.layout) != layers:
+        raise NotTaken("the query pass is another program than the inner loop's")
+    for plan, name in ((inner.plan, "support samples of a step"), (outer.plan, "query samples")):
+        samples = plan.output_shapes[0][0]
+        if samples > MOST_SAMPLES:
+            raise NotTaken(f"{samples} {name}, the kernels take up to {MOST_SAMPLES}")
+    _check_loss(inner)
+    return layers
+
+
+def _check_loss(objective: Objective) -> None:
+    if not isinstance(objective.loss, MSE | CrossEntropy):
+        kind = type(objective.loss).__name__
+        raise NotTaken(f"the inner loss is {kind}, the kernels have cross-entropy and mean squared error")
+    if len(objective.plan.output_shapes[0]) != 2:
+        raise NotTaken(f"outputs of shape {list(objective.plan.output_shapes[0])} a task, the kernels give [N, C]")
+
+
+def _layers(plan: Plan, layout: Layout) -> list[Layer]:
+    if len(plan.input_slots) != 1 or len(plan.output_slots) != 1:
+        raise NotTaken("the kernels take modules of one input and one output tensor")
+    if plan.constant_slots:
+        raise NotTaken("the module has frozen parameters or buffers, which the kernels do not read")
+    place = {slot: i for i, slot in enumerate(plan.param_slots)}
+    at = plan.input_slots[0]
+    nodes = list(plan.nodes)
+    if nodes and isinstance(nodes[0].op, Reshape) and nodes[0].inputs == (at,):
+        at = nodes.pop(0).outputs[0]  # images as rows, which the kernels read anyway
+    layers: list[Layer] = []
+    for node in nodes:
+        if node.inputs[0] != at:
+            raise NotTaken(f"{node.label or node.op.name}: the kernels take chains, without branches")
+        if isinstance(node.op, Linear):
+            layers.append(_linear(node, place, layout))
+        elif isinstance(node.op, Activation) and layers and layers[-1].activation.kind == "identity":
+            layers[-1] = layers[-1]._replace(activation=node.op)
+        else:
+            raise NotTaken(f"{node.label or node.op.name}: no kernel for {node.op.name} here")
+        at = node.outputs[0]
+    _check_sizes(layers, plan, layout)
+    if at != plan.output_slots[0]:
+        raise NotTaken("the module returns something else than its last layer's output")
+    return layers
+
+
+def _linear(node: Node, place: dict[int, int], layout: Layout) -> Layer:
+    _, w, *b = node.inputs
+    if any(slot not in place for slot in (w, *b)):
+        raise NotTaken(f"{node.label}: its weight is computed, and the kernels read parameters only")
+    outputs, inputs = layout.shapes[place[w]]
+    return Layer(inputs, outputs, place[w], place[b[0]] if b else None, Activation("identity"))
+
+
+def _check_sizes(layers: list[Layer], plan: Plan, layout: Layout) -> None:
+    from .kernels.activation import KINDS
+
+    used = [i for layer in layers for i in (layer.weight, layer.bias) if i is not None]
+    if sorted(used) != list(range(len(layout.names))):
+        raise NotTaken("every parameter must be the weight or bias of one linear layer, and of one only")
+    if not 1 <= len(layers) <= DEEPEST:
+        raise NotTaken(f"{len(layers)} linear layers, the kernels take 1 to {DEEPEST}")
+    widest = max(size for layer in layers for size in (layer.inputs, layer.outputs))
+    if widest > MOST_WIDE:
+        raise NotTaken(f"a layer is {widest} wide, the kernels take up to {MOST_WIDE}")
+    for layer in layers:
+        if layer.activation.kind not in KINDS:
+            raise NotTaken(f"no kernel for the activation {layer.activation.kind}")
+    if plan.output_shapes[0] != (plan.output_shapes[0][0], layers[-1].outputs):
+        raise NotTaken(f"outputs of shape {list(plan.output_shapes[0])} a task, the kernels give [N, C]")

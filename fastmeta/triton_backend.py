@@ -1,0 +1,192 @@
+"""The engine's functions on Triton kernels: same interface as the torch backend, whole loops in single launches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from math import prod
+
+import torch
+from torch import Tensor
+
+from .engine import Context, Data, Engine, MetaGradient, TaskResults, mean_finite
+from .inner import Adam, InnerOptimizer
+from .kernels.activation import KINDS
+from .kernels.mlp import MLP, Adapted, Chain, InnerRule, LossRule, mean_over_tasks
+from .layout import Layout
+from .ops.base import Loss
+from .ops.cross_entropy import CrossEntropy
+from .ops.mse import MSE
+from .perceptron import Layer
+
+
+class TritonBackend:
+    """A perceptron on the kernels of `mlp_loop`.
+
+    Args:
+        engine: the engine for one set of shapes.
+        layers: its program, as `perceptron` found it.
+        tasks: T.
+        chunk: tasks a slice; None: all at once.
+        precision: of matrix products, "float32", "tf32" or "bfloat16".
+    """
+
+    def __init__(self, engine: Engine, layers: list[Layer], tasks: int, *, chunk: int | None, precision: str) -> None:
+        self.engine, self.chunk = engine, chunk
+        layout = engine.outer.layout
+        self._still = torch.zeros(tasks, dtype=torch.int64, device=layout.device)
+        size = chunk or tasks
+        self.slices = [slice(at, min(at + size, tasks)) for at in range(0, tasks, size)]
+        loop = engine.loop
+        assert loop.objective.loss is not None, "an inner loop has a loss"
+        self._mlp = MLP(
+            _chain(layers, layout), _inner_rule(loop.optimizer, loop.steps, loop.batch),
+            _loss_rule(loop.objective.loss), precision,
+        )  # fmt: skip
+        self._known = isinstance(engine.outer.loss, MSE | CrossEntropy)
+        self._pads = [
+            torch.zeros(pad, dtype=layout.dtype, device=layout.device) if pad else None for pad in layout.padding
+        ]
+
+    def keys(self) -> Tensor:
+        """No kernel draws random numbers, so all tasks' keys are zero."""
+        return self._still
+
+    def _theta(self, params: Sequence[Tensor]) -> list[Tensor]:
+        """The pieces of θ as a row [P]."""
+        pieces: list[Tensor] = []
+        for p, pad in zip(params, self._pads, strict=True):
+            pieces += [p.detach().reshape(-1)] if pad is None else [p.detach().reshape(-1), pad]
+        return pieces
+
+    def _adapt(self, params: Sequence[Tensor], support: Data, *, keep: bool) -> Adapted:
+        x, y = _rows(support.inputs[0]), support.targets[0].contiguous()
+        return self._mlp.adapt(self._theta(params), x, y, keep=keep and self.engine.order == "exact")
+
+    def meta_step(
+        self, params: Sequence[Tensor], support: Data, query: Data, context: Context, *, keep: bool
+    ) -> MetaGradient:
+        """Losses, outputs and, where `keep` says so, the meta-gradient and each task's share of it."""
+        parts = [self._slice(params, support.take(s, 0), query.take(s, 0), keep=keep) for s in self.slices]
+        tasks = parts[0] if len(parts) == 1 else _joined(parts)
+        if tasks.lam is None:
+            return MetaGradient(mean_finite(tasks.losses, tasks.finite), None, tasks)
+        gradient, loss = mean_over_tasks(tasks.lam, tasks.losses, tasks.finite)
+        return MetaGradient(loss, gradient, tasks)
+
+    def _slice(self, params: Sequence[Tensor], support: Data, query: Data, *, keep: bool) -> TaskResults:
+        loop, outer, order = self.engine.loop, self.engine.outer, self.engine.order
+        adapted = self._adapt(params, support, keep=keep)
+        x = _rows(query.inputs[0])
+        tasks, steps = x.shape[0], loop.steps
+        exact = keep and order == "exact"
+        lams = x.new_empty(2 if exact else 1, tasks, self._mlp.chain.size) if keep else None
+        lam = None if lams is None else lams[steps % 2 if exact else 0]
+        finite = x.new_empty(tasks, dtype=torch.uint8)
+        last = None if exact and steps else finite  # the last launch finds the tasks that are not finite
+        shape = (tasks, *outer.plan.output_shapes[0])
+        if self._known:
+            y, rule = query.targets[0].contiguous(), _loss_rule(outer.loss)
+            outputs, losses = self._mlp.apply(
+                adapted, steps, x, y, rule, lam=lam, finite=last, reptile=keep and order == "reptile"
+            )
+        else:
+            outputs, losses = self._own_loss(adapted, x, query, lam=lam, finite=last, shape=shape)
+        if lams is not None and exact and steps:
+            y = support.targets[0].contiguous()
+            lam = self._mlp.adjoint(adapted, lams, _rows(support.inputs[0]), y, finite=finite)
+        return TaskResults(losses, [outputs.view(shape)], finite.view(torch.bool), lam)
+
+    def _own_loss(
+        self, adapted: Adapted, x: Tensor, query: Data, *, lam: Tensor | None, finite: Tensor | None,
+        shape: tuple[int, ...],
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """The query pass with an outer loss of the user's, whose sweeps are torch's, between two launches."""
+        loss, steps = self.engine.outer.loss, self.engine.loop.steps
+        assert loss is not None, "a meta-step has an outer loss"
+        outputs, _ = self._mlp.apply(adapted, steps, x, x, LossRule("none"), lam=None)
+        losses, saved = loss.forward(outputs.view(shape), *query.targets)
+        adapted.bad.add_(losses - losses)
+        needs = (True, *(False,) * len(query.targets))
+        d = loss.backward(saved, None, needs)[0]
+        d = torch.zeros_like(outputs) if d is None else d.contiguous()
+        reptile = lam is not None and self.engine.order == "reptile"
+        if lam is not None or finite is not None:
+            self._mlp.apply(adapted, steps, x, d, LossRule("given"), lam=lam, finite=finite, reptile=reptile)
+        return outputs, losses
+
+    def adapt(
+        self, params: Sequence[Tensor], support: Data, context: Context, *, keep: bool
+    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+        """φ_K [T, P], and the function λ_K → λ_0, which may be called again."""
+        steps, order = self.engine.loop.steps, self.engine.order
+        data = [support.take(s, 0) for s in self.slices]
+        runs = [self._adapt(params, part, keep=keep) for part in data]
+
+        def adjoint(lam: Tensor) -> Tensor:
+            if order != "exact" or not steps:
+                return lam
+            parts: list[Tensor] = []
+            for run, part, s in zip(runs, data, self.slices, strict=True):
+                lams = lam.new_empty(2, s.stop - s.start, lam.shape[1])
+                lams[steps % 2].copy_(lam[s])
+                y = part.targets[0].contiguous()
+                parts.append(self._mlp.adjoint(run, lams, _rows(part.inputs[0]), y))
+            return torch.cat(parts)
+
+        finals = [run.final(s.stop - s.start, steps) for run, s in zip(runs, self.slices, strict=True)]
+        return torch.cat(finals), adjoint
+
+    def apply(
+        self, phi: Tensor, inputs: tuple[Tensor, ...], context: Context
+    ) -> tuple[list[Tensor], Callable[[Sequence[Tensor | None]], Tensor]]:
+        """Outputs [T, M, ...] at φ [T, P], and the function of their cotangents to φ's."""
+        x = _rows(inputs[0])
+        at = Adapted(phi.contiguous(), phi, 1, phi.new_zeros(phi.shape[0]))
+        outputs, _ = self._mlp.apply(at, 1, x, x, LossRule("none"), lam=None)
+
+        def pullback(d_outputs: Sequence[Tensor | None]) -> Tensor:
+            (d,) = d_outputs
+            lam = torch.zeros_like(at.phis)
+            if d is not None:
+                self._mlp.apply(at, 1, x, d.contiguous(), LossRule("given"), lam=lam)
+            return lam
+
+        return [outputs.view(x.shape[0], *self.engine.outer.plan.output_shapes[0])], pullback
+
+
+def _chain(layers: list[Layer], layout: Layout) -> Chain:
+    args: list[float] = []
+    for layer in layers:
+        args += [*layer.activation.args, 0.0, 0.0][:2]
+    return Chain(
+        (layers[0].inputs, *(layer.outputs for layer in layers)),
+        tuple(layout.offsets[layer.weight] for layer in layers),
+        tuple(-1 if layer.bias is None else layout.offsets[layer.bias] for layer in layers),
+        tuple(KINDS.index(layer.activation.kind) for layer in layers),
+        tuple(map(float, args)),
+        layout.size,
+    )
+
+
+def _inner_rule(optimizer: InnerOptimizer, steps: int, batch: int | None) -> InnerRule:
+    if isinstance(optimizer, Adam):
+        return InnerRule("adam", (*optimizer.betas, optimizer.eps), optimizer.lr, steps, batch)
+    hyper = (optimizer.momentum, float(optimizer.nesterov), optimizer.weight_decay)
+    return InnerRule("sgd", hyper, optimizer.lr, steps, batch)
+
+
+def _loss_rule(loss: Loss | None) -> LossRule:
+    if isinstance(loss, CrossEntropy):
+        return LossRule("cross_entropy", loss.label_smoothing, loss.ignore_index)
+    return LossRule("mse")
+
+
+def _rows(x: Tensor) -> Tensor:
+    """Inputs [T, N, ...] as [T, N, D]."""
+    return x.reshape(*x.shape[:2], prod(x.shape[2:])).contiguous()
+
+
+def _joined(parts: list[TaskResults]) -> TaskResults:
+    losses, outputs, finite, lams = zip(*parts, strict=True)
+    joined = [torch.cat(ys) for ys in zip(*outputs, strict=True)]
+    return TaskResults(torch.cat(losses), joined, torch.cat(finite), None if lams[0] is None else torch.cat(lams))

@@ -1,0 +1,86 @@
+"""Inner optimisers inside kernels, on a block of one parameter: the step of `fastmeta/inner.py` and its vjp.
+
+`RULE` is "sgd" with `HYPER` = (momentum, nesterov, weight_decay) or "adam" with (beta1, beta2, eps). The optimiser's
+state lies in up to two rows of P values `p_state`, `STRIDE` apart: the velocity, or the first and second moment. `steps`
+points to (lr, 1 − beta1^(k+1), 1 − beta2^(k+1)) of step k, made in float64: in float32 the last loses four digits.
+"""
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def load_state(p_state, offsets, mask, none):
+    """A row of the optimiser's state or of its adjoint; zero where there is `none` yet."""
+    return tl.load(p_state + offsets, mask=tl.where(mask, none, 1) == 0, other=0.0)
+
+
+@triton.jit
+def learning_rate(p_lr, p_steps, offsets, mask, LR_EACH: tl.constexpr):
+    """α of this step: one number, or one for each value of the block."""
+    if LR_EACH:
+        lr = tl.load(p_lr + offsets, mask=mask, other=0.0)
+    else:
+        lr = tl.load(p_steps)
+    return lr
+
+
+@triton.jit
+def step(
+    phi, g, p_old, p_new, p_steps, lr, offsets, m_load, m_store, first, STRIDE: tl.constexpr, RULE: tl.constexpr,
+    HYPER: tl.constexpr,
+):  # fmt: skip
+    """φ_{k+1} of a block; the state goes from `p_old` to `p_new`."""
+    if RULE == "sgd":
+        d = g + HYPER[2] * phi
+        if HYPER[0] > 0:
+            b = d + HYPER[0] * load_state(p_old, offsets, m_load, first)
+            tl.store(p_new + offsets, b, mask=m_store)
+            d = d + HYPER[0] * b if HYPER[1] else b
+        new = phi - lr * d
+    else:
+        m = HYPER[0] * load_state(p_old, offsets, m_load, first) + (1.0 - HYPER[0]) * g
+        v = HYPER[1] * load_state(p_old + STRIDE, offsets, m_load, first) + (1.0 - HYPER[1]) * g * g
+        tl.store(p_new + offsets, m, mask=m_store)
+        tl.store(p_new + STRIDE + offsets, v, mask=m_store)
+        c1, c2 = tl.load(p_steps + 1), tl.load(p_steps + 2)
+        new = phi - lr * (m / c1) / (tl.sqrt(v / c2) + HYPER[2])
+    return new
+
+
+@triton.jit
+def pulled_sgd(lam, lr, p_sigma, offsets, mask, first, HYPER: tl.constexpr):
+    """v of `fastmeta/inner.py`'s Pulled, whose factor is 1 here, and the new σ. Needs no gradient."""
+    du = -lr * lam
+    v = du
+    sigma = du
+    if HYPER[0] > 0:
+        db = load_state(p_sigma, offsets, mask, first) + (HYPER[0] * du if HYPER[1] else du)
+        v = db + du if HYPER[1] else db
+        sigma = HYPER[0] * db
+    return v, sigma
+
+
+@triton.jit
+def pulled_adam(
+    lam, g, lr, p_sigma, p_sigma_new, p_state, p_steps, offsets, m_load, m_store, first, last, STRIDE: tl.constexpr,
+    HYPER: tl.constexpr,
+):  # fmt: skip
+    """v of Pulled; the new σ is stored. Where all gradients were zero the root's derivative is taken as zero.
+
+    `first`: the first inner step, before which there is no state; `last`: the last one, after which there is no σ.
+    """
+    m = HYPER[0] * load_state(p_state, offsets, m_load, first) + (1.0 - HYPER[0]) * g
+    v = HYPER[1] * load_state(p_state + STRIDE, offsets, m_load, first) + (1.0 - HYPER[1]) * g * g
+    c1, c2 = tl.load(p_steps + 1), tl.load(p_steps + 2)
+    root = tl.sqrt(v / c2)
+    denominator = root + HYPER[2]
+    dm_hat = -lr * lam / denominator
+    d_root = -dm_hat * (m / c1) / denominator
+    safe = tl.where(root > 0.0, root, 1.0)
+    dm = load_state(p_sigma, offsets, m_load, last) + dm_hat / c1
+    dv = load_state(p_sigma + STRIDE, offsets, m_load, last)
+    dv += tl.where(root > 0.0, d_root / (2.0 * c2 * safe), 0.0)
+    tl.store(p_sigma_new + offsets, HYPER[0] * dm, mask=m_store)
+    tl.store(p_sigma_new + STRIDE + offsets, HYPER[1] * dv, mask=m_store)
+    return (1.0 - HYPER[0]) * dm + 2.0 * (1.0 - HYPER[1]) * g * dv
