@@ -52,9 +52,9 @@ def choose(requested: str, device: torch.device, engine: Engine | None = None) -
     if device.type != "cuda" and requested == "auto":
         return Choice("torch", f"the module is on {device}, and Triton kernels run on GPUs")
     if device.type != "cuda":
-        from triton import knobs
+        from .kernels.launch import needs_a_gpu
 
-        if not knobs.runtime.interpret:
+        if needs_a_gpu():
             raise RuntimeError(
                 f'backend="triton" needs a CUDA device or Triton\'s interpreter mode; the module is on {device} and '
                 'TRITON_INTERPRET is not set. Move the module to a GPU, or use backend="auto" or "torch"'

@@ -1,18 +1,30 @@
-"""The one place through which every kernel is launched, so that launches can be counted and looked at."""
+"""The one place through which every kernel is launched, so that launches can be counted, watched or only compiled."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-Watcher = Callable[[str, tuple[int, ...], dict[str, Any]], None]
+import numpy as np
+from triton import knobs
 
-watchers: list[Watcher] = []
-"""Called before each launch with the kernel's name, its grid and its keyword arguments."""
+Run = Callable[[Any, tuple[int, ...], tuple[Any, ...], dict[str, Any]], None]
+
+
+def _on_device(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]) -> None:
+    with np.errstate(all="ignore"):  # the interpreter is NumPy, and NaN a result like any other
+        kernel[grid](*args, **options)
+
+
+run: Run = _on_device
+"""What a launch does: `ahead_of_time` and `counts` put other functions here."""
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
     """Runs `kernel` on `grid` programs. Multiply-add fusion is on, whatever a Triton version's default is."""
-    for watcher in watchers:
-        watcher(kernel.__name__, grid, options)
-    kernel[grid](*args, **options, enable_fp_fusion=True)
+    run(kernel, grid, args, {**options, "enable_fp_fusion": True})
+
+
+def needs_a_gpu() -> bool:
+    """Whether launches run, and not in Triton's interpreter."""
+    return run is _on_device and not knobs.runtime.interpret

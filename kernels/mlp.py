@@ -12,11 +12,7 @@ from torch import Tensor
 from .launch import launch
 from .mean_over_tasks import mean_kernel
 from .mlp_loop import adapt_kernel, adjoint_kernel, apply_kernel
-from .tiles import block, warps
-
-# "float32": three tf32 products, 21 bits of mantissa. bf16x3 would take fewer registers but keeps 16 bits only.
-DOT_PRECISION = {"float32": "tf32x3", "tf32": "tf32", "bfloat16": "bf16"}
-
+from .tiles import STAGES, block, dot_precision, warps
 
 @dataclass(frozen=True)
 class Chain:
@@ -71,10 +67,10 @@ class InnerRule:
         return 2 if self.name == "adam" else int(self.hyper[0] > 0)
 
     def schedule(self, device: torch.device) -> Tensor:
-        """[K, 3] float32: learning rate, 1 − beta1^(k+1), 1 − beta2^(k+1)."""
+        """[K, 4] float32: learning rate, 1 − beta1^(k+1), 1 − beta2^(k+1), and a zero."""
         beta1, beta2 = self.hyper[:2] if self.name == "adam" else (0.0, 0.0)
-        rows = [(self.lr, 1.0 - beta1 ** (k + 1), 1.0 - beta2 ** (k + 1)) for k in range(self.steps)]
-        return torch.tensor(rows, dtype=torch.float64).reshape(-1, 3).float().to(device)
+        rows = [(self.lr, 1.0 - beta1 ** (k + 1), 1.0 - beta2 ** (k + 1), 0.0) for k in range(self.steps)]
+        return torch.tensor(rows, dtype=torch.float64).reshape(-1, 4).float().to(device)
 
     def constants(self) -> dict[str, Any]:
         return {"RULE": self.name, "HYPER": self.hyper, "STATES": self.states}
@@ -103,7 +99,7 @@ class MLP:
     chain: Chain
     inner: InnerRule
     inner_loss: LossRule
-    precision: str  # a key of DOT_PRECISION
+    precision: str  # "float32", "tf32" or "bfloat16"
     _schedules: dict[torch.device, Tensor] = field(default_factory=dict)
 
     def _schedule(self, device: torch.device) -> Tensor:
@@ -113,12 +109,10 @@ class MLP:
 
     def _common(self, samples: int) -> dict[str, Any]:
         constants = self.chain.constants()
-        precision = DOT_PRECISION[self.precision]
-        if precision == "bf16" and triton.knobs.runtime.interpret:
-            precision = "ieee"  # the interpreter multiplies bfloat16's bit patterns
         size = block(samples)
         return {
-            **constants, "BN": size, "PRECISION": precision, "num_warps": warps((*constants["BLOCKS"], size)),
+            **constants, "BN": size, "PRECISION": dot_precision(self.precision),
+            "num_warps": warps((*constants["BLOCKS"], size)), "num_stages": STAGES,
         }  # fmt: skip
 
     def _loop(self, x: Tensor, lr: Tensor | None) -> dict[str, Any]:

@@ -97,6 +97,16 @@ def forward(x, p_phi, DEPTH: tl.constexpr, DIMS: tl.constexpr, BLOCKS: tl.conste
 
 
 @triton.jit
+def again(tiles, p_zero, DEPTH: tl.constexpr):
+    """The same tiles, which the compiler takes for new ones."""
+    zero = tl.load(p_zero, volatile=True)
+    fresh = ()
+    for l in tl.static_range(DEPTH):
+        fresh = fresh + (tiles[l] + zero,)
+    return fresh
+
+
+@triton.jit
 def adapt_kernel(
     p_phis, p_states, p_bad, p_x, p_y, p_lr, p_steps, T, R, K: tl.constexpr,
     N: tl.constexpr, B: tl.constexpr, BN: tl.constexpr, P: tl.constexpr, DEPTH: tl.constexpr, DIMS: tl.constexpr,
@@ -114,7 +124,7 @@ def adapt_kernel(
         x = tl.load(p_x + at + o_flat, mask=at + o_flat < N * DIMS[0], other=0.0)
         drift += x - x
     tl.store(p_bad + i_task, tl.sum(drift, 0))
-    for k in range(K):
+    for k in tl.range(0, K, disable_licm=True):
         p_phi = p_phis + phi_row(k, i_task, T, R) * P
         p_new = p_phis + phi_row(k + 1, i_task, T, R) * P
         p_old_state = p_states + (((k + R - 1) % R) * T + i_task) * STATES * P
@@ -124,21 +134,22 @@ def adapt_kernel(
         x = inputs(p_x, rows, m_rows, DIMS[0], BLOCKS[0])
         zs, y = forward(x, p_phi, DEPTH, DIMS, BLOCKS, W_AT, B_AT, ACTS, ARGS, PRECISION)
         _, d = loss_gradient(y, p_y, rows, m_rows, B, DIMS[DEPTH], BLOCKS[DEPTH], LOSS, SMOOTHING, IGNORE)
+        zs = again(zs, p_steps + 4 * k + 3, DEPTH)
         for l in tl.static_range(DEPTH - 1, -1, -1):
             d = d * slope(zs[l], l, ACTS, ARGS)
             if B_AT[l] >= 0:
                 offsets, m_load, m_store = bias_block(DIMS[l + 1], BLOCKS[l + 1])
                 b = tl.load(p_phi + B_AT[l] + offsets, mask=m_load, other=0.0)
-                lr = learning_rate(p_lr + k * P + B_AT[l], p_steps + 3 * k, offsets, m_load, LR_EACH)
-                b = step(b, tl.sum(d, 0), p_old_state + B_AT[l], p_new_state + B_AT[l], p_steps + 3 * k, lr, offsets,
+                lr = learning_rate(p_lr + k * P + B_AT[l], p_steps + 4 * k, offsets, m_load, LR_EACH)
+                b = step(b, tl.sum(d, 0), p_old_state + B_AT[l], p_new_state + B_AT[l], p_steps + 4 * k, lr, offsets,
                          m_load, m_store, first, P, RULE, HYPER)  # fmt: skip
                 tl.store(p_new + B_AT[l] + offsets, b, mask=m_store)
             offsets, m_load, m_store = weight_block(DIMS[l + 1], DIMS[l], BLOCKS[l + 1], BLOCKS[l])
             w = tl.load(p_phi + W_AT[l] + offsets, mask=m_load, other=0.0)
             x_in = act(zs[l - 1], l - 1, ACTS, ARGS) if l > 0 else x
             g = dot(tl.trans(d), x_in, PRECISION)
-            lr = learning_rate(p_lr + k * P + W_AT[l], p_steps + 3 * k, offsets, m_load, LR_EACH)
-            new = step(w, g, p_old_state + W_AT[l], p_new_state + W_AT[l], p_steps + 3 * k, lr, offsets, m_load, m_store,
+            lr = learning_rate(p_lr + k * P + W_AT[l], p_steps + 4 * k, offsets, m_load, LR_EACH)
+            new = step(w, g, p_old_state + W_AT[l], p_new_state + W_AT[l], p_steps + 4 * k, lr, offsets, m_load, m_store,
                        first, P, RULE, HYPER)  # fmt: skip
             tl.store(p_new + W_AT[l] + offsets, new, mask=m_store)
             if l > 0:
@@ -239,7 +250,7 @@ def adjoint_kernel(
     p_x += i_task * N * DIMS[0]
     p_y += i_task * N * (DIMS[DEPTH] if LOSS == "mse" else 1)
     p_v += i_task * P
-    for back in range(K):
+    for back in tl.range(0, K, disable_licm=True):
         k = K - 1 - back
         source = (K - back) % 2
         p_phi = p_phis + phi_row(k, i_task, T, R) * P
@@ -247,7 +258,7 @@ def adjoint_kernel(
         p_sigma = p_sigmas + (source * T + i_task) * STATES * P
         p_sigma_new = p_sigmas + ((1 - source) * T + i_task) * STATES * P
         p_state = p_states + (((k + R - 1) % R) * T + i_task) * STATES * P
-        p_step = p_steps + 3 * k
+        p_step = p_steps + 4 * k
         p_lr_k = p_lr + k * P
         first, last = (k == 0) * 1, (back == 0) * 1
         rows, m_rows = samples(k, N, B, BN)
@@ -255,6 +266,7 @@ def adjoint_kernel(
         zs, y = forward(x, p_phi, DEPTH, DIMS, BLOCKS, W_AT, B_AT, ACTS, ARGS, PRECISION)
         _, dy = loss_gradient(y, p_y, rows, m_rows, B, DIMS[DEPTH], BLOCKS[DEPTH], LOSS, SMOOTHING, IGNORE)
         # the gradient, again: cotangents of every layer's output and, where the optimiser asks for it, g itself
+        zs = again(zs, p_step + 3, DEPTH)
         dys = ()
         for l in tl.static_range(DEPTH - 1, -1, -1):
             dys = (dy,) + dys
@@ -279,6 +291,8 @@ def adjoint_kernel(
         if RULE == "adam":
             tl.debug_barrier()  # v is read below
         # tangents, forward
+        x = inputs(p_x, rows, m_rows, DIMS[0], BLOCKS[0])
+        zs = again(zs, p_step + 3, DEPTH)
         zs_dot = ()
         x_dot = x
         for l in tl.static_range(DEPTH):
@@ -301,6 +315,10 @@ def adjoint_kernel(
             y, x_dot, p_y, rows, m_rows, B, DIMS[DEPTH], BLOCKS[DEPTH], LOSS, SMOOTHING, IGNORE
         )
         # tangents, backward
+        x = inputs(p_x, rows, m_rows, DIMS[0], BLOCKS[0])
+        zs = again(zs, p_step + 3, DEPTH)
+        dys = again(dys, p_step + 3, DEPTH)
+        zs_dot = again(zs_dot, p_step + 3, DEPTH)
         for l in tl.static_range(DEPTH - 1, -1, -1):
             f1 = slope(zs[l], l, ACTS, ARGS)
             d = f1 * dys[l]
@@ -311,16 +329,24 @@ def adjoint_kernel(
                 lam, v, sigma = pulled(p_lam + B_AT[l], p_sigma + B_AT[l], p_v + B_AT[l], lr, offsets, m_load, last, RULE, HYPER)
                 store_pulled(tl.sum(d_dot, 0), lam, v, sigma, p_lam_new + B_AT[l], p_sigma_new + B_AT[l], offsets, m_store, RULE, HYPER)
             offsets, m_load, m_store = weight_block(DIMS[l + 1], DIMS[l], BLOCKS[l + 1], BLOCKS[l])
-            lr = learning_rate(p_lr_k + W_AT[l], p_step, offsets, m_load, LR_EACH)
-            lam, v, sigma = pulled(p_lam + W_AT[l], p_sigma + W_AT[l], p_v + W_AT[l], lr, offsets, m_load, last, RULE, HYPER)
             x_in = act(zs[l - 1], l - 1, ACTS, ARGS) if l > 0 else x
             h = dot(tl.trans(d_dot), x_in, PRECISION)
             if l > 0:
-                x_dot = slope(zs[l - 1], l - 1, ACTS, ARGS) * zs_dot[l - 1]
-                h += dot(tl.trans(d), x_dot, PRECISION)
-                w = tl.load(p_phi + W_AT[l] + offsets, mask=m_load, other=0.0)
-                dy_dot = dot(d_dot, w, PRECISION) + dot(d, v, PRECISION)
+                zero = tl.load(p_step + 3, volatile=True)
+                x_dot = slope(zs[l - 1] + zero, l - 1, ACTS, ARGS) * zs_dot[l - 1]
+                h += dot(tl.trans(d + zero), x_dot, PRECISION)
+            lr = learning_rate(p_lr_k + W_AT[l], p_step, offsets, m_load, LR_EACH)
+            lam, v, sigma = pulled(p_lam + W_AT[l], p_sigma + W_AT[l], p_v + W_AT[l], lr, offsets, m_load, last, RULE, HYPER)
             store_pulled(h, lam, v, sigma, p_lam_new + W_AT[l], p_sigma_new + W_AT[l], offsets, m_store, RULE, HYPER)
+            if l > 0:
+                tl.debug_barrier()
+                zero = tl.load(p_step + 3, volatile=True)
+                w = tl.load(p_phi + W_AT[l] + offsets, mask=m_load, other=0.0)
+                dy_dot = dot(d_dot + zero, w, PRECISION)
+                d += zero
+                tl.debug_barrier()
+                _, v, _ = pulled(p_lam + W_AT[l], p_sigma + W_AT[l], p_v + W_AT[l], lr, offsets, m_load, last, RULE, HYPER)
+                dy_dot += dot(d, v, PRECISION)
         tl.debug_barrier()  # the next step reads what this one wrote, and overwrites what it read
     if LAST:
         drop_unless_finite(p_lams + i_task * P, p_bad + i_task, p_finite + i_task, P, 1024)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from triton import knobs
+from triton.runtime.driver import driver
+
 MOST = 128
 """Widest layer and most samples of `mlp_loop`: a weight block of 128 × 128 in float32 fills 64 kB of shared memory, and
 a product stages two."""
@@ -13,6 +16,26 @@ DEEPEST = 8
 def block(size: int) -> int:
     """`size` padded to a power of two; `tl.dot` takes none below 16 (Triton 3.6)."""
     return max(16, 1 << (size - 1).bit_length())
+
+
+STAGES = 1
+"""Loads ahead of their products. A loop here reads what its last round wrote, so there is nothing to load ahead."""
+
+
+def dot_precision(precision: str) -> str:
+    """How a kernel multiplies blocks of float32: `input_precision` of `tl.dot`, or "bf16" for rounded operands.
+
+    "float32" takes three tf32 products from sm_90 on, 21 bits of mantissa: bf16x3 keeps 16, and bf16x6 needs more
+    registers. Before sm_90, where every operand of a matrix instruction is a register, tf32 and tf32x3 spill at 64 wide
+    (stack 728 and 12,224 bytes on sm_80) and plain multiply-adds do not.
+    """
+    if knobs.runtime.interpret:
+        return "ieee"  # the interpreter multiplies in float32 whatever it is told, and bfloat16's bit patterns
+    if precision == "bfloat16":
+        return "bf16"
+    if driver.active.get_current_target().arch < 90:
+        return "ieee"
+    return "tf32x3" if precision == "float32" else "tf32"
 
 
 def warps(blocks: tuple[int, ...]) -> int:

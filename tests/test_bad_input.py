@@ -150,11 +150,8 @@ def test_options_and_learners_that_do_not_fit():
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for Triton where there is no GPU")
-def test_triton_without_a_gpu_says_what_it_needs():
-    from triton import knobs
-
-    if knobs.runtime.interpret:
-        pytest.skip("Triton's interpreter mode is on")
+def test_triton_without_a_gpu_says_what_it_needs(monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     learner = learner_of(backend="triton")
     for call in (lambda: learner(*regression()), learner.explain):
         with pytest.raises(RuntimeError, match=r'backend="triton" needs a CUDA device .* TRITON_INTERPRET is not set'):

@@ -1,0 +1,130 @@
+"""Compiles kernels for a GPU that is not there, as the library would launch them, and reads what came of it.
+
+Within `compiling(target)` every launch is compiled with its real arguments and does not run; what it would have
+written stays as it was. The kernels must have been imported without Triton's interpreter.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+
+from . import launch
+
+TARGETS = {"sm_80": 80, "sm_90": 90, "sm_100": 100}
+
+# Shared memory a program may use, and a multiprocessor's; threads a multiprocessor holds (CUDA C++ Programming Guide,
+# table "Technical Specifications per Compute Capability"). Registers are 65,536 on all three.
+SHARED_BYTES = {"sm_80": (166_912, 167_936), "sm_90": (232_448, 233_472), "sm_100": (232_448, 233_472)}
+THREADS, REGISTERS, RESERVED_SHARED = 2048, 65_536, 1024
+
+# Instructions that multiply matrices: Hopper's warp-group and Blackwell's tensor-memory ones, a warp's, float64's.
+MATRIX = ("HGMMA", "UTCHMMA", "UTCQMMA", "HMMA", "DMMA")
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """Figures of one compiled launch."""
+
+    kernel: str
+    constants: dict[str, Any]
+    programs: int
+    warps: int
+    registers: int
+    stack: int
+    shared: int
+    occupancy: int
+    matrix: dict[str, int]
+    wide: int
+    narrow: int
+    precisions: tuple[str, ...]
+
+    @property
+    def name(self) -> str:
+        """Kernel and the sizes that tell its variants apart."""
+        c = self.constants
+        parts = [f"K={c['K']}"] if "K" in c else []
+        parts += ["-".join(map(str, c["DIMS"]))] if "DIMS" in c else []
+        parts += [str(c[key]) for key in ("LOSS", "RULE") if key in c]
+        return " ".join([self.kernel, *parts])
+
+
+class _NoDevice:
+    """As much of a driver as the compiler asks for."""
+
+    def __init__(self, target: str) -> None:
+        self._target = GPUTarget("cuda", TARGETS[target], 32)
+
+    def get_current_target(self) -> GPUTarget:
+        return self._target
+
+    def get_current_device(self) -> int:
+        return 0
+
+    def get_current_stream(self, device: int = 0) -> int:
+        return 0
+
+
+@contextmanager
+def compiling(target: str) -> Iterator[list[Compiled]]:
+    """The list fills with what is compiled for `target`, a key of TARGETS."""
+    found: list[Compiled] = []
+
+    def compile_only(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]) -> None:
+        binary = kernel.warmup(*args, grid=grid, **options)
+        found.append(_figures(kernel.__name__, grid, options, binary, target))
+
+    before = driver._active
+    driver.set_active(_NoDevice(target))
+    launch.run, runs = compile_only, launch.run
+    try:
+        yield found
+    finally:
+        launch.run = runs
+        driver._active = before
+
+
+def _tool(name: str) -> str:
+    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
+
+
+def _figures(name: str, grid: tuple[int, ...], options: dict[str, Any], binary: Any, target: str) -> Compiled:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary.asm["cubin"])
+        file.flush()
+        usage = subprocess.run([_tool("cuobjdump"), "-res-usage", file.name], capture_output=True, text=True, check=True)
+        code = subprocess.run([_tool("nvdisasm"), file.name], capture_output=True, text=True, check=True).stdout
+    registers, stack = (int(re.search(rf"{word}:(\d+)", usage.stdout)[1]) for word in ("REG", "STACK"))  # pyright: ignore[reportOptionalSubscript]
+    warps, shared = options["num_warps"], binary.metadata.shared
+    _, of_processor = SHARED_BYTES[target]
+    by_registers = REGISTERS // (-(-registers // 8) * 8 * 32 * warps)
+    by_shared = of_processor // (shared + RESERVED_SHARED)
+    operations = Counter(re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_.]+)", code, re.M))
+    matrix = {kind: sum(n for op, n in operations.items() if op.split(".")[0] == kind) for kind in MATRIX}
+    memory = {op: n for op, n in operations.items() if op.split(".")[0] in ("LDG", "STG", "LDGSTS")}
+    wide = sum(n for op, n in memory.items() if "128" in op)
+    return Compiled(
+        kernel=name,
+        constants=options,
+        programs=grid[0],
+        warps=warps,
+        registers=registers,
+        stack=stack,
+        shared=shared,
+        occupancy=min(by_registers, by_shared, THREADS // (32 * warps)),
+        matrix={kind: n for kind, n in matrix.items() if n},
+        wide=wide,
+        narrow=sum(memory.values()) - wide,
+        precisions=tuple(sorted(set(re.findall(r"tt\.dot .*?inputPrecision = (\w+)", binary.asm["ttir"])))),
+    )

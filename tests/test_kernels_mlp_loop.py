@@ -1,0 +1,234 @@
+"""Perceptrons on Triton kernels through the public API, in interpreter mode or on a GPU, against float64 truth."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import random
+
+import pytest
+import torch
+import torch.nn.functional as F
+from meta_steps import classification, mlp, regression
+from test_golden import learner_of as learner_of_case
+from torch import nn
+
+import fastmeta
+
+knobs = pytest.importorskip("triton").knobs
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+pytestmark = pytest.mark.skipif(
+    DEVICE == "cpu" and not knobs.runtime.interpret, reason="needs a GPU or TRITON_INTERPRET=1"
+)
+
+
+def results(model, batch, backend, dtype, algorithm=fastmeta.MAML, **options):
+    """Losses, meta-gradient, outputs and the learners' updates φ_K − θ, in float64."""
+    device = DEVICE if backend == "triton" else "cpu"
+    model = copy.deepcopy(model).to(device, dtype)
+    batch = [x.to(device, dtype) if x.is_floating_point() else x.to(device) for x in batch]
+    learner = algorithm(model, backend=backend, **({"inner_steps": 2, "inner_optimizer": fastmeta.SGD(lr=0.1)} | options))
+    out = learner(*batch)
+    out.loss.backward()
+    with torch.no_grad():
+        phi = learner.adapt(*batch[:2]).parameters()
+    return {
+        "losses": out.task_losses.detach(),
+        "gradient": torch.cat([p.grad.flatten() for p in model.parameters()]),
+        "outputs": out.outputs.detach(),
+        "update": torch.cat([(phi[n] - p).detach().flatten() for n, p in model.named_parameters()]),
+    }
+
+
+def assert_as_good_as_torch(model, batch, **options):
+    """‖kernels − truth‖ ≤ 2 ‖torch in float32 − truth‖ + atol, for every kind of result (DESIGN, numerics)."""
+    truth = results(model, batch, "reference", torch.float64, **options)
+    torch_error = results(model, batch, "torch", torch.float32, **options)
+    got = results(model, batch, "triton", torch.float32, **options)
+    for name, want in truth.items():
+        error, allowed = ((r[name].double().cpu() - want).norm() for r in (got, torch_error))
+        assert got[name].isfinite().all(), name
+        assert error <= 2 * allowed + 1e-6 * want.norm(), (name, (error / want.norm()).item())
+
+
+CASES = {
+    "sinusoid": ((1, 40, 40, 1), nn.ReLU, {}),
+    "first-order": ((1, 16, 1), nn.Tanh, {"algorithm": fastmeta.FOMAML, "inner_steps": 3}),
+    "reptile": ((1, 16, 1), nn.Tanh, {"algorithm": fastmeta.Reptile, "inner_steps": 3}),
+    "no-steps": ((1, 16, 1), nn.Tanh, {"inner_steps": 0}),
+    "momentum": ((3, 9, 2), nn.GELU, {"inner_optimizer": fastmeta.SGD(lr=0.1, momentum=0.9), "inner_steps": 3}),
+    "nesterov": (
+        (3, 9, 2), nn.SiLU,
+        {"inner_optimizer": fastmeta.SGD(lr=0.1, momentum=0.9, nesterov=True, weight_decay=0.1), "inner_steps": 3},
+    ),
+    "weight-decay": ((3, 9, 2), nn.Softplus, {"inner_optimizer": fastmeta.SGD(lr=0.1, weight_decay=0.1)}),
+    "adam": ((3, 9, 2), nn.Tanh, {"inner_optimizer": fastmeta.Adam(lr=0.01), "inner_steps": 3}),
+    "batches": ((3, 9, 2), nn.Tanh, {"inner_batch_size": 3, "inner_steps": 4}),
+    "slices": ((3, 9, 2), nn.Tanh, {"task_chunk": 2}),
+    "own-outer-loss": ((3, 9, 2), nn.Tanh, {"outer_loss": lambda y, t: (y - t).abs().mean()}),
+    "leaky-relu": ((3, 9, 2), lambda: nn.LeakyReLU(0.2), {}),
+    "sigmoid": ((3, 9, 2), nn.Sigmoid, {}),
+    "gelu-tanh": ((3, 9, 2), lambda: nn.GELU("tanh"), {}),
+}  # fmt: skip
+
+
+@pytest.mark.usefixtures("poison")
+@pytest.mark.parametrize("name", CASES)
+def test_regression(name):
+    widths, activation, options = CASES[name]
+    batch = regression(features=widths[0], outputs=widths[-1])
+    assert_as_good_as_torch(mlp(*widths, activation=activation), batch, inner_loss=F.mse_loss, **options)
+
+
+class Sine(nn.Module):
+    def forward(self, x):
+        return torch.sin(x)
+
+
+SHAPES = {
+    "one sample of width 1": dict(widths=(1, 1), tasks=1, support=1, query=1),
+    "127 wide": dict(widths=(127, 127, 2), tasks=1, support=3, query=5),
+    "128 wide, 128 samples": dict(widths=(128, 128, 5), tasks=1, support=128, query=17),
+    "eight layers": dict(widths=(2, 5, 6, 7, 8, 9, 10, 11, 3), tasks=2, support=4, query=3),
+    "257 tasks": dict(widths=(2, 3), tasks=257, support=2, query=1, steps=1),
+    "20 classes": dict(widths=(6, 40, 20), tasks=3, support=20, query=7),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_classification(name):
+    case = SHAPES[name]
+    widths = case["widths"]
+    batch = classification(
+        widths[0], tasks=case["tasks"], support=case["support"], query=case["query"], classes=widths[-1]
+    )
+    options = {"inner_steps": case.get("steps", 2), "inner_loss": F.cross_entropy}
+    assert_as_good_as_torch(mlp(*widths, activation=Sine if len(widths) < 9 else nn.Tanh), batch, **options)
+
+
+def test_smoothed_and_ignored_labels():
+    batch = classification(4, tasks=2, support=6, query=6, classes=3)
+    batch.support_y[0, 2] = batch.query_y[1, 0] = 255
+    loss = nn.CrossEntropyLoss(label_smoothing=0.1, ignore_index=255)
+    assert_as_good_as_torch(mlp(4, 9, 3), batch, inner_loss=loss)
+
+
+def test_layers_without_bias_and_images():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, 7, bias=False), nn.ReLU(), nn.Linear(7, 3, bias=False)).double()
+    assert_as_good_as_torch(model, classification(3, 2, 2), inner_loss=F.cross_entropy)
+
+
+@pytest.mark.golden("[!c]*")  # all but Conv4
+def test_golden(golden):
+    batch = [golden[name] for name in ("support_x", "support_y", "query_x", "query_y")]
+    learner = learner_of_case(golden)
+    options = {name: getattr(learner, name) for name in ("inner_loss", "inner_optimizer", "inner_steps")}
+    assert_as_good_as_torch(learner.module, batch, algorithm=type(learner), **options)
+
+
+def learner_of(backend="triton", **options):
+    model = mlp(2, 9, 1).to(DEVICE, torch.float32)
+    settings = {"inner_loss": F.mse_loss, "inner_optimizer": fastmeta.SGD(lr=0.1), "inner_steps": 2, "backend": backend}
+    return fastmeta.MAML(model, **(settings | options))
+
+
+def float_batch(**sizes):
+    return [x.to(DEVICE) for x in regression(dtype=torch.float32, **sizes)]
+
+
+def test_a_diverging_task_is_left_out():
+    batch = float_batch()
+    learner = learner_of()
+    batch[0][1] = float("inf")
+    with pytest.warns(RuntimeWarning, match=r"non-finite values in task\(s\) \[1\]") if DEVICE == "cpu" else contextlib.nullcontext():
+        out = learner(*batch)
+    assert out.finite.tolist() == [True, False, True]
+    out.loss.backward()
+    got = [p.grad.clone() for p in learner.module.parameters()]
+    learner.zero_grad()
+    learner(*[x[[0, 2]] for x in batch]).loss.backward()
+    for g, p in zip(got, learner.module.parameters(), strict=True):
+        torch.testing.assert_close(g, p.grad, rtol=1e-5, atol=1e-7)
+
+
+def test_gradients_of_task_losses_and_learners():
+    batch = float_batch()
+    learner = learner_of()
+    weights = torch.tensor([0.2, -1.0, 3.0], device=DEVICE)
+
+    def gradients(learner):
+        learner.zero_grad()
+        (learner(*batch).task_losses * weights).sum().backward()
+        first = torch.cat([p.grad.flatten() for p in learner.module.parameters()])
+        learner.zero_grad()
+        (learner.adapt(*batch[:2])(batch[2]) ** 2).sum().backward()
+        return first, torch.cat([p.grad.flatten() for p in learner.module.parameters()])
+
+    got = gradients(learner)
+    want = gradients(fastmeta.MAML(learner.module, inner_loss=F.mse_loss, inner_optimizer=fastmeta.SGD(lr=0.1),
+                                   inner_steps=2, backend="torch"))  # fmt: skip
+    for a, b in zip(got, want, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_launches_of_a_meta_step_do_not_depend_on_steps_tasks_or_depth(monkeypatch):
+    from fastmeta.kernels import launch
+
+    names, run = [], launch.run
+    monkeypatch.setattr(launch, "run", lambda kernel, *rest: (names.append(kernel.__name__), run(kernel, *rest)))
+    for steps, tasks in ((1, 1), (3, 2)):
+        names.clear()
+        learner_of(inner_steps=steps)(*float_batch(tasks=tasks))
+        assert names == ["adapt_kernel", "apply_kernel", "adjoint_kernel", "mean_kernel"]
+
+
+def test_programs_may_run_in_any_order_and_give_the_same_bits(monkeypatch):
+    if DEVICE == "cuda":
+        pytest.skip("the interpreter's order is what is permuted")
+    from triton.runtime.interpreter import InterpreterBuilder
+
+    batch, learner = float_batch(tasks=5), learner_of()
+
+    def gradient():
+        learner.zero_grad()
+        learner(*batch).loss.backward()
+        return torch.cat([p.grad.flatten() for p in learner.module.parameters()])
+
+    first = gradient()
+    begin = InterpreterBuilder.set_grid_idx
+
+    def permuted(builder, x, *rest):
+        order = list(range(builder.grid_dim[0]))
+        random.Random(1).shuffle(order)
+        begin(builder, order[x], *rest)
+
+    monkeypatch.setattr(InterpreterBuilder, "set_grid_idx", permuted)
+    assert torch.equal(gradient(), first)
+
+
+@pytest.mark.parametrize(
+    "model, options, reason",
+    [
+        (lambda: nn.Sequential(nn.Linear(2, 1), nn.ELU()), {}, "no kernel for the activation elu"),
+        (lambda: mlp(2, 129, 1), {}, "a layer is 129 wide, the kernels take up to 128"),
+        (lambda: mlp(2, *[3] * 8, 1), {}, "9 linear layers, the kernels take 1 to 8"),
+        (lambda: nn.Sequential(nn.Linear(2, 4), nn.LayerNorm(4), nn.Linear(4, 1)), {}, "no kernel for norm here"),
+        (lambda: mlp(2, 1), {"inner_loss": F.l1_loss}, "the kernels have cross-entropy and mean squared error"),
+    ],
+)
+def test_what_no_kernel_takes_is_refused_by_name(model, options, reason):
+    learner = learner_of(**options)
+    learner.module = model().to(DEVICE, torch.float32)
+    with pytest.raises(RuntimeError, match=rf'backend="triton": .*{reason}.*Use backend="auto" or "torch"'):
+        learner(*float_batch())
+    learner.backend = "auto"
+    learner(*float_batch()).loss.backward()
+    if DEVICE == "cuda":
+        assert reason in learner.explain()
+
+
+def test_float64_is_refused():
+    learner = learner_of()
+    learner.double()
+    with pytest.raises(RuntimeError, match="kernels take float32 parameters, these are float64"):
+        learner(*[x.double() for x in float_batch()])
