@@ -1,4 +1,4 @@
-"""The command `fastmeta`: train, evaluate, explain."""
+"""The command `fastmeta`: train, evaluate, explain, kernels."""
 
 from __future__ import annotations
 
@@ -81,6 +81,7 @@ def _parser() -> argparse.ArgumentParser:
         "train": ("meta-train a network", _train, _add_train),
         "evaluate": ("score a checkpoint on new tasks", _evaluate, _add_evaluate),
         "explain": ("say how a network runs, and why", _explain, _add_explain),
+        "kernels": ("figures of the Triton kernels, without a GPU", _kernels, _add_kernels),
     }
     for name, (text, function, add) in helps.items():
         command = commands.add_parser(
@@ -327,6 +328,42 @@ def _explain(arguments: argparse.Namespace, _: Sequence[str]) -> int:
     algorithm(*episodes)
     print(algorithm.explain())
     return 0
+
+
+def _add_kernels(parser: argparse.ArgumentParser) -> None:
+    from . import kernel_report
+
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--target", choices=kernel_report.TARGETS, help="compile every kernel for this architecture")
+    what.add_argument("--count", choices=tuple(kernel_report.WORKLOADS), help="launches and bytes of one meta-step")
+    parser.add_argument(
+        "--workload", nargs="+", choices=tuple(kernel_report.WORKLOADS), default=("sinusoid-k1", "sinusoid"),
+        help="what to compile; default: sinusoid-k1 sinusoid",
+    )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+
+def _kernels(arguments: argparse.Namespace, _: Sequence[str]) -> int:
+    """Compile the Triton kernels for a GPU that is not there, or count what they do to memory.
+
+    With --target: registers, stack, shared memory, programs a multiprocessor holds, matrix instructions and widths of
+    global accesses, for every kernel and precision; the exit status is 1 where one spills, asks for more shared memory
+    than there is, or multiplies in another precision than asked for. With --count, which runs in Triton's interpreter:
+    launches of a meta-step, bytes asked for, distinct bytes and compulsory bytes.
+    """
+    from . import kernel_report
+
+    if arguments.count:
+        counts = kernel_report.counts(arguments.count)
+        lines = (f"{key}: {', '.join(value) if isinstance(value, list) else value}" for key, value in counts.items())
+        print(kernel_report.as_json(counts) if arguments.json else "\n".join(lines))
+        return 0
+    rows = kernel_report.compiled(arguments.target, arguments.workload)
+    print(kernel_report.as_json(rows) if arguments.json else kernel_report.table(rows))
+    wrong = kernel_report.problems(rows)
+    for problem in wrong:
+        print(f"problem: {problem}", file=sys.stderr)
+    return 1 if wrong else 0
 
 
 def _explained_config(target: str) -> RunConfig:

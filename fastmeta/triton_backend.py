@@ -79,8 +79,7 @@ class TritonBackend:
         x = _rows(query.inputs[0])
         tasks, steps = x.shape[0], loop.steps
         exact = keep and order == "exact"
-        lams = x.new_empty(2 if exact else 1, tasks, self._mlp.chain.size) if keep else None
-        lam = None if lams is None else lams[steps % 2 if exact else 0]
+        lam = x.new_empty(tasks, self._mlp.chain.size) if keep else None
         finite = x.new_empty(tasks, dtype=torch.uint8)
         last = None if exact and steps else finite  # the last launch finds the tasks that are not finite
         shape = (tasks, *outer.plan.output_shapes[0])
@@ -91,9 +90,9 @@ class TritonBackend:
             )
         else:
             outputs, losses = self._own_loss(adapted, x, query, lam=lam, finite=last, shape=shape)
-        if lams is not None and exact and steps:
+        if lam is not None and exact and steps:
             y = support.targets[0].contiguous()
-            lam = self._mlp.adjoint(adapted, lams, _rows(support.inputs[0]), y, finite=finite)
+            self._mlp.adjoint(adapted, lam, _rows(support.inputs[0]), y, finite=finite)
         return TaskResults(losses, [outputs.view(shape)], finite.view(torch.bool), lam)
 
     def _own_loss(
@@ -125,13 +124,10 @@ class TritonBackend:
         def adjoint(lam: Tensor) -> Tensor:
             if order != "exact" or not steps:
                 return lam
-            parts: list[Tensor] = []
+            lam = lam.clone(memory_format=torch.contiguous_format)
             for run, part, s in zip(runs, data, self.slices, strict=True):
-                lams = lam.new_empty(2, s.stop - s.start, lam.shape[1])
-                lams[steps % 2].copy_(lam[s])
-                y = part.targets[0].contiguous()
-                parts.append(self._mlp.adjoint(run, lams, _rows(part.inputs[0]), y))
-            return torch.cat(parts)
+                self._mlp.adjoint(run, lam[s], _rows(part.inputs[0]), part.targets[0].contiguous())
+            return lam
 
         finals = [run.final(s.stop - s.start, steps) for run, s in zip(runs, self.slices, strict=True)]
         return torch.cat(finals), adjoint

@@ -38,7 +38,6 @@ class Compiled:
     """Figures of one compiled launch."""
 
     kernel: str
-    constants: dict[str, Any]
     programs: int
     warps: int
     registers: int
@@ -49,15 +48,6 @@ class Compiled:
     wide: int
     narrow: int
     precisions: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        """Kernel and the sizes that tell its variants apart."""
-        c = self.constants
-        parts = [f"K={c['K']}"] if "K" in c else []
-        parts += ["-".join(map(str, c["DIMS"]))] if "DIMS" in c else []
-        parts += [str(c[key]) for key in ("LOSS", "RULE") if key in c]
-        return " ".join([self.kernel, *parts])
 
 
 class _NoDevice:
@@ -95,6 +85,14 @@ def compiling(target: str) -> Iterator[list[Compiled]]:
         driver._active = before
 
 
+def _precision(product: str) -> str:
+    """Of a line of Triton's own representation; one that says nothing is IEEE."""
+    if "bf16" in product:
+        return "bf16"
+    named = re.search(r"inputPrecision = (\w+)", product)
+    return named[1] if named else "ieee"
+
+
 def _tool(name: str) -> str:
     return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
 
@@ -116,7 +114,6 @@ def _figures(name: str, grid: tuple[int, ...], options: dict[str, Any], binary: 
     wide = sum(n for op, n in memory.items() if "128" in op)
     return Compiled(
         kernel=name,
-        constants=options,
         programs=grid[0],
         warps=warps,
         registers=registers,
@@ -126,5 +123,5 @@ def _figures(name: str, grid: tuple[int, ...], options: dict[str, Any], binary: 
         matrix={kind: n for kind, n in matrix.items() if n},
         wide=wide,
         narrow=sum(memory.values()) - wide,
-        precisions=tuple(sorted(set(re.findall(r"tt\.dot .*?inputPrecision = (\w+)", binary.asm["ttir"])))),
+        precisions=tuple(sorted({_precision(line) for line in binary.asm["ttir"].splitlines() if " tt.dot " in line})),
     )

@@ -63,7 +63,7 @@ def pulled_sgd(lam, lr, p_sigma, offsets, mask, first, HYPER: tl.constexpr):
 
 @triton.jit
 def pulled_adam(
-    lam, g, lr, p_sigma, p_sigma_new, p_state, p_steps, offsets, m_load, m_store, first, last, STRIDE: tl.constexpr,
+    lam, g, lr, p_sigma, p_state, p_steps, offsets, m_load, m_store, first, last, STRIDE: tl.constexpr,
     HYPER: tl.constexpr,
 ):  # fmt: skip
     """v of Pulled; the new σ is stored. Where all gradients were zero the root's derivative is taken as zero.
@@ -81,6 +81,6 @@ def pulled_adam(
     dm = load_state(p_sigma, offsets, m_load, last) + dm_hat / c1
     dv = load_state(p_sigma + STRIDE, offsets, m_load, last)
     dv += tl.where(root > 0.0, d_root / (2.0 * c2 * safe), 0.0)
-    tl.store(p_sigma_new + offsets, HYPER[0] * dm, mask=m_store)
-    tl.store(p_sigma_new + STRIDE + offsets, HYPER[1] * dv, mask=m_store)
+    tl.store(p_sigma + offsets, HYPER[0] * dm, mask=m_store)
+    tl.store(p_sigma + STRIDE + offsets, HYPER[1] * dv, mask=m_store)
     return (1.0 - HYPER[0]) * dm + 2.0 * (1.0 - HYPER[1]) * g * dv

@@ -111,7 +111,7 @@ class MLP:
         constants = self.chain.constants()
         size = block(samples)
         return {
-            **constants, "BN": size, "PRECISION": dot_precision(self.precision),
+            **constants, "BN": size, "PRECISION": dot_precision(self.precision, (*constants["BLOCKS"], size)),
             "num_warps": warps((*constants["BLOCKS"], size)), "num_stages": STAGES,
         }  # fmt: skip
 
@@ -161,27 +161,26 @@ class MLP:
         return outputs, losses
 
     def adjoint(
-        self, adapted: Adapted, lams: Tensor, x: Tensor, y: Tensor, *, finite: Tensor | None = None,
+        self, adapted: Adapted, lam: Tensor, x: Tensor, y: Tensor, *, finite: Tensor | None = None,
         lr: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
-        """λ_0 [T, P] from λ_K in `lams[K % 2]` of [2, T, P], which is used up. `finite` as in `apply`."""
+    ) -> None:  # fmt: skip
+        """Turns `lam` [T, P] from λ_K into λ_0. `finite` as in `apply`."""
         tasks, states = x.shape[0], self.inner.states
-        sigmas = x.new_empty(2, tasks, states, self.chain.size)
+        sigma = x.new_empty(tasks, states, self.chain.size)
         v = x.new_empty(tasks if self.inner.name == "adam" else 0, self.chain.size)
         schedule = self._schedule(x.device)
         launch(
-            adjoint_kernel, (tasks,), adapted.phis, lams, sigmas, adapted.states, v, adapted.bad,
+            adjoint_kernel, (tasks,), adapted.phis, lam, sigma, adapted.states, v, adapted.bad,
             adapted.bad if finite is None else finite, x, y, schedule if lr is None else lr, schedule, tasks,
             adapted.sets, LAST=finite is not None, **self._loop(x, lr),
         )  # fmt: skip
-        return lams[0]
 
 
 def mean_over_tasks(lam: Tensor, losses: Tensor, finite: Tensor) -> tuple[Tensor, Tensor]:
     """Means over the finite tasks: of the adjoints [T, P] → [P], and of the losses [T] → []."""
     tasks, size = lam.shape
     gradient, loss = lam.new_empty(size), lam.new_empty(())
-    width = 256
+    width = 512  # 128 bits a thread
     launch(
         mean_kernel, (triton.cdiv(size, width),), lam, losses, finite, gradient, loss, T=tasks, P=size, BLOCK=width,
         num_warps=4,

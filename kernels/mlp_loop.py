@@ -2,7 +2,11 @@
 
 A program streams weights, layer by layer, through its own rows of scratch, which stay in the first-level cache (1.8 kB
 to 0.5 MB a task); activations live in registers. Scratch that is written and read again within a program has a barrier
-between, and is never overwritten where it may still be read: λ alternates between two rows. See README.md.
+between, and another before it is overwritten. See README.md.
+
+What is used again in a later phase gets a zero added that the compiler does not know: otherwise it keeps activations
+as operands of the matrix instructions from phase to phase, and spills (600 bytes of stack for 1-40-40-1 on sm_90). For
+the same reason loops keep what does not change in them where it is (227 registers without, 120 with).
 
 `DIMS` are the layers' widths D_0 … D_L and `BLOCKS` the same padded to powers of two; `W_AT` and `B_AT` say where a
 layer's weight [O, I] and bias lie in a row of P values (−1: no bias); `ACTS` are the activations behind the layers and
@@ -239,24 +243,22 @@ def store_pulled(
 
 @triton.jit
 def adjoint_kernel(
-    p_phis, p_lams, p_sigmas, p_states, p_v, p_bad, p_finite, p_x, p_y, p_lr, p_steps, T, R, K: tl.constexpr,
+    p_phis, p_lam, p_sigma, p_states, p_v, p_bad, p_finite, p_x, p_y, p_lr, p_steps, T, R, K: tl.constexpr,
     N: tl.constexpr, B: tl.constexpr, BN: tl.constexpr, P: tl.constexpr, DEPTH: tl.constexpr, DIMS: tl.constexpr,
     BLOCKS: tl.constexpr, W_AT: tl.constexpr, B_AT: tl.constexpr, ACTS: tl.constexpr, ARGS: tl.constexpr,
     LOSS: tl.constexpr, SMOOTHING: tl.constexpr, IGNORE: tl.constexpr, RULE: tl.constexpr, HYPER: tl.constexpr,
     STATES: tl.constexpr, LR_EACH: tl.constexpr, LAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """λ_K → λ_0 of every task, by forward-over-reverse through every step; from row set K % 2 of `p_lams` to set 0."""
+    """λ_K → λ_0 of every task, in place, by forward-over-reverse through every step."""
     i_task = tl.program_id(0).to(tl.int64)
     p_x += i_task * N * DIMS[0]
     p_y += i_task * N * (DIMS[DEPTH] if LOSS == "mse" else 1)
+    p_lam += i_task * P
+    p_sigma += i_task * STATES * P
     p_v += i_task * P
     for back in tl.range(0, K, disable_licm=True):
         k = K - 1 - back
-        source = (K - back) % 2
         p_phi = p_phis + phi_row(k, i_task, T, R) * P
-        p_lam, p_lam_new = p_lams + (source * T + i_task) * P, p_lams + ((1 - source) * T + i_task) * P
-        p_sigma = p_sigmas + (source * T + i_task) * STATES * P
-        p_sigma_new = p_sigmas + ((1 - source) * T + i_task) * STATES * P
         p_state = p_states + (((k + R - 1) % R) * T + i_task) * STATES * P
         p_step = p_steps + 4 * k
         p_lr_k = p_lr + k * P
@@ -265,30 +267,29 @@ def adjoint_kernel(
         x = inputs(p_x, rows, m_rows, DIMS[0], BLOCKS[0])
         zs, y = forward(x, p_phi, DEPTH, DIMS, BLOCKS, W_AT, B_AT, ACTS, ARGS, PRECISION)
         _, dy = loss_gradient(y, p_y, rows, m_rows, B, DIMS[DEPTH], BLOCKS[DEPTH], LOSS, SMOOTHING, IGNORE)
-        # the gradient, again: cotangents of every layer's output and, where the optimiser asks for it, g itself
-        zs = again(zs, p_step + 3, DEPTH)
-        dys = ()
-        for l in tl.static_range(DEPTH - 1, -1, -1):
-            dys = (dy,) + dys
-            d = dy * slope(zs[l], l, ACTS, ARGS)
-            if RULE == "adam":
+        if RULE == "adam":
+            # v asks for the gradient itself, so it is computed once more
+            zs = again(zs, p_step + 3, DEPTH)
+            d = dy
+            for l in tl.static_range(DEPTH - 1, -1, -1):
+                d = d * slope(zs[l], l, ACTS, ARGS)
                 if B_AT[l] >= 0:
                     offsets, m_load, m_store = bias_block(DIMS[l + 1], BLOCKS[l + 1])
                     lam = tl.load(p_lam + B_AT[l] + offsets, mask=m_load, other=0.0)
                     lr = learning_rate(p_lr_k + B_AT[l], p_step, offsets, m_load, LR_EACH)
-                    v = pulled_adam(lam, tl.sum(d, 0), lr, p_sigma + B_AT[l], p_sigma_new + B_AT[l], p_state + B_AT[l],
-                                    p_step, offsets, m_load, m_store, first, last, P, HYPER)  # fmt: skip
+                    v = pulled_adam(lam, tl.sum(d, 0), lr, p_sigma + B_AT[l], p_state + B_AT[l], p_step, offsets,
+                                    m_load, m_store, first, last, P, HYPER)  # fmt: skip
                     tl.store(p_v + B_AT[l] + offsets, v, mask=m_store)
                 offsets, m_load, m_store = weight_block(DIMS[l + 1], DIMS[l], BLOCKS[l + 1], BLOCKS[l])
                 x_in = act(zs[l - 1], l - 1, ACTS, ARGS) if l > 0 else x
+                g = dot(tl.trans(d), x_in, PRECISION)
                 lam = tl.load(p_lam + W_AT[l] + offsets, mask=m_load, other=0.0)
                 lr = learning_rate(p_lr_k + W_AT[l], p_step, offsets, m_load, LR_EACH)
-                v = pulled_adam(lam, dot(tl.trans(d), x_in, PRECISION), lr, p_sigma + W_AT[l], p_sigma_new + W_AT[l],
-                                p_state + W_AT[l], p_step, offsets, m_load, m_store, first, last, P, HYPER)  # fmt: skip
+                v = pulled_adam(lam, g, lr, p_sigma + W_AT[l], p_state + W_AT[l], p_step, offsets, m_load, m_store,
+                                first, last, P, HYPER)  # fmt: skip
                 tl.store(p_v + W_AT[l] + offsets, v, mask=m_store)
-            if l > 0:
-                dy = dot(d, weight(p_phi + W_AT[l], DIMS[l + 1], DIMS[l], BLOCKS[l + 1], BLOCKS[l]), PRECISION)
-        if RULE == "adam":
+                if l > 0:
+                    d = dot(d, weight(p_phi + W_AT[l], DIMS[l + 1], DIMS[l], BLOCKS[l + 1], BLOCKS[l]), PRECISION)
             tl.debug_barrier()  # v is read below
         # tangents, forward
         x = inputs(p_x, rows, m_rows, DIMS[0], BLOCKS[0])
@@ -314,39 +315,41 @@ def adjoint_kernel(
         dy_dot = loss_gradient_dot(
             y, x_dot, p_y, rows, m_rows, B, DIMS[DEPTH], BLOCKS[DEPTH], LOSS, SMOOTHING, IGNORE
         )
-        # tangents, backward
+        # backward, on dual numbers
         x = inputs(p_x, rows, m_rows, DIMS[0], BLOCKS[0])
-        zs = again(zs, p_step + 3, DEPTH)
-        dys = again(dys, p_step + 3, DEPTH)
-        zs_dot = again(zs_dot, p_step + 3, DEPTH)
+        zs, zs_dot = again(zs, p_step + 3, DEPTH), again(zs_dot, p_step + 3, DEPTH)
         for l in tl.static_range(DEPTH - 1, -1, -1):
             f1 = slope(zs[l], l, ACTS, ARGS)
-            d = f1 * dys[l]
-            d_dot = f1 * dy_dot + curvature(zs[l], l, ACTS, ARGS) * zs_dot[l] * dys[l]
+            d = f1 * dy
+            d_dot = f1 * dy_dot + curvature(zs[l], l, ACTS, ARGS) * zs_dot[l] * dy
             if B_AT[l] >= 0:
                 offsets, m_load, m_store = bias_block(DIMS[l + 1], BLOCKS[l + 1])
                 lr = learning_rate(p_lr_k + B_AT[l], p_step, offsets, m_load, LR_EACH)
-                lam, v, sigma = pulled(p_lam + B_AT[l], p_sigma + B_AT[l], p_v + B_AT[l], lr, offsets, m_load, last, RULE, HYPER)
-                store_pulled(tl.sum(d_dot, 0), lam, v, sigma, p_lam_new + B_AT[l], p_sigma_new + B_AT[l], offsets, m_store, RULE, HYPER)
+                lam, v, sigma = pulled(p_lam + B_AT[l], p_sigma + B_AT[l], p_v + B_AT[l], lr, offsets, m_load, last,
+                                       RULE, HYPER)  # fmt: skip
+                store_pulled(tl.sum(d_dot, 0), lam, v, sigma, p_lam + B_AT[l], p_sigma + B_AT[l], offsets, m_store,
+                             RULE, HYPER)  # fmt: skip
             offsets, m_load, m_store = weight_block(DIMS[l + 1], DIMS[l], BLOCKS[l + 1], BLOCKS[l])
+            lr = learning_rate(p_lr_k + W_AT[l], p_step, offsets, m_load, LR_EACH)
+            if l > 0:
+                _, v, _ = pulled(p_lam + W_AT[l], p_sigma + W_AT[l], p_v + W_AT[l], lr, offsets, m_load, last, RULE,
+                                 HYPER)  # fmt: skip
+                dy_dot = dot(d, v, PRECISION)
+                w = tl.load(p_phi + W_AT[l] + offsets, mask=m_load, other=0.0)
+                dy = dot(d, w, PRECISION)
+                dy_dot += dot(d_dot, w, PRECISION)
+                zero = tl.load(p_step + 3, volatile=True)
+                d, d_dot = d + zero, d_dot + zero
             x_in = act(zs[l - 1], l - 1, ACTS, ARGS) if l > 0 else x
             h = dot(tl.trans(d_dot), x_in, PRECISION)
             if l > 0:
                 zero = tl.load(p_step + 3, volatile=True)
                 x_dot = slope(zs[l - 1] + zero, l - 1, ACTS, ARGS) * zs_dot[l - 1]
-                h += dot(tl.trans(d + zero), x_dot, PRECISION)
-            lr = learning_rate(p_lr_k + W_AT[l], p_step, offsets, m_load, LR_EACH)
-            lam, v, sigma = pulled(p_lam + W_AT[l], p_sigma + W_AT[l], p_v + W_AT[l], lr, offsets, m_load, last, RULE, HYPER)
-            store_pulled(h, lam, v, sigma, p_lam_new + W_AT[l], p_sigma_new + W_AT[l], offsets, m_store, RULE, HYPER)
-            if l > 0:
-                tl.debug_barrier()
-                zero = tl.load(p_step + 3, volatile=True)
-                w = tl.load(p_phi + W_AT[l] + offsets, mask=m_load, other=0.0)
-                dy_dot = dot(d_dot + zero, w, PRECISION)
-                d += zero
-                tl.debug_barrier()
-                _, v, _ = pulled(p_lam + W_AT[l], p_sigma + W_AT[l], p_v + W_AT[l], lr, offsets, m_load, last, RULE, HYPER)
-                dy_dot += dot(d, v, PRECISION)
-        tl.debug_barrier()  # the next step reads what this one wrote, and overwrites what it read
+                h += dot(tl.trans(d), x_dot, PRECISION)
+            tl.debug_barrier()  # all have read λ before it changes
+            lam, v, sigma = pulled(p_lam + W_AT[l], p_sigma + W_AT[l], p_v + W_AT[l], lr, offsets, m_load, last, RULE,
+                                   HYPER)  # fmt: skip
+            store_pulled(h, lam, v, sigma, p_lam + W_AT[l], p_sigma + W_AT[l], offsets, m_store, RULE, HYPER)
+        tl.debug_barrier()  # the next step reads what this one wrote
     if LAST:
-        drop_unless_finite(p_lams + i_task * P, p_bad + i_task, p_finite + i_task, P, 1024)
+        drop_unless_finite(p_lam, p_bad + i_task, p_finite + i_task, P, 1024)
