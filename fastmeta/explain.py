@@ -19,11 +19,11 @@ def explain(learner: MetaLearner) -> str:
     choice = choose(learner.backend, program.layout.device, None if last is None else last.engine)
     lines = [
         f"{type(learner).__name__}, {learner.inner_steps} inner step(s), {learner.inner_optimizer}",
-        f"backend: {backend} ({why})" + (", compiled whole" if learner.compile_step else ""),
+        f"backend: {choice.backend} ({choice.why})" + (", compiled whole" if learner.compile_step else ""),
         f"parameters: {sum(s.numel() for s in program.layout.shapes):,} trainable, in one buffer of "
         f"{program.layout.size:,} a task",
     ]
-    if backend == "reference":
+    if choice.backend == "reference":
         return "\n".join([*lines, "one task at a time, autograd through the unrolled loop"])
     if program.untraceable:
         lines.append(f"the whole module is one opaque op: {program.untraceable}")

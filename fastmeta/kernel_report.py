@@ -40,7 +40,7 @@ def compiled(target: str, workloads: Sequence[str]) -> list[Row]:
     """A row for every kernel of the workloads at every precision, compiled for `target`; none of them runs."""
     if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
         raise RuntimeError("TRITON_INTERPRET is set, and interpreted kernels cannot be compiled; unset it")
-    from .kernels.ahead_of_time import compiling
+    from .kernels.ahead_of_time import compiling  # pyright: ignore[reportMissingImports]  # mapped by setup.py
 
     rows = []
     for workload in workloads:
@@ -53,7 +53,7 @@ def compiled(target: str, workloads: Sequence[str]) -> list[Row]:
 
 def problems(rows: Sequence[Row]) -> list[str]:
     """What is wrong with compiled kernels: a spill, too much shared memory, a product of another precision."""
-    from .kernels.ahead_of_time import SHARED_BYTES
+    from .kernels.ahead_of_time import SHARED_BYTES  # pyright: ignore[reportMissingImports]  # mapped by setup.py
 
     wanted = {"float32": {"ieee", "tf32x3"}, "tf32": {"ieee", "tf32"}, "bfloat16": {"ieee", "bf16"}}
     found = []
@@ -70,9 +70,9 @@ def problems(rows: Sequence[Row]) -> list[str]:
 
 def table(rows: Sequence[Row]) -> str:
     """The rows for people."""
-    head = ("workload", "precision", "kernel", "programs", "warps", "registers", "stack", "shared", "occupancy", "matrix",
-            "128-bit", "narrower")  # fmt: skip
-    lines = [head]
+    head = ("workload", "precision", "kernel", "programs", "warps", "registers", "stack", "shared", "occupancy",
+            "matrix", "128-bit", "narrower")  # fmt: skip
+    lines: list[tuple[str, ...]] = [head]
     for row in rows:
         matrix = " ".join(f"{n} {kind}" for kind, n in row["matrix"].items()) or "-"
         keys = ("workload", "precision", "kernel", "programs", "warps", "registers", "stack", "shared", "occupancy")
@@ -88,7 +88,7 @@ def counts(workload: str) -> Row:
     their mean. The trajectory φ_1 … φ_K is listed by itself.
     """
     os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are imported
-    from .kernels.counts import counting
+    from .kernels.counts import counting  # pyright: ignore[reportMissingImports]  # mapped by setup.py
 
     session = _session(workload, "float32")
     batch = session.batch
@@ -113,4 +113,5 @@ def counts(workload: str) -> Row:
 
 
 def as_json(rows: Any) -> str:
+    """Rows or counts for programs."""
     return json.dumps(rows, indent=1)

@@ -99,7 +99,7 @@ def _linear(node: Node, place: dict[int, int], layout: Layout) -> Layer:
 
 
 def _check_sizes(layers: list[Layer], plan: Plan, layout: Layout) -> None:
-    from .kernels.activation import KINDS
+    from .kernels.activation import KINDS  # pyright: ignore[reportMissingImports]  # mapped by setup.py
 
     used = [i for layer in layers for i in (layer.weight, layer.bias) if i is not None]
     if sorted(used) != list(range(len(layout.names))):

@@ -159,9 +159,7 @@ class Sessions:
             self._programs[key] = Program(learner.module), {}
         return self._programs[key][0]
 
-    def backend(
-        self, learner: MetaLearner, state: Survey, batch: TaskBatch, steps: int, *, with_loss: bool
-    ) -> Backend:
+    def backend(self, learner: MetaLearner, state: Survey, batch: TaskBatch, steps: int, *, with_loss: bool) -> Backend:
         """The backend for a batch like this one, which is checked where there has been none like it."""
         options = (
             learner.inner_loss, learner.outer_loss, learner.inner_optimizer, learner.inner_batch_size, learner.memory,
@@ -202,9 +200,7 @@ def _make(learner: MetaLearner, program: Program, batch: TaskBatch, steps: int, 
     if choice.layers is not None:
         from .triton_backend import TritonBackend
 
-        return TritonBackend(
-            engine, choice.layers, batch.tasks, chunk=learner.task_chunk, precision=learner.precision
-        )
+        return TritonBackend(engine, choice.layers, batch.tasks, chunk=learner.task_chunk, precision=learner.precision)
     if learner.precision == "bfloat16":
         raise ValueError(
             f'precision="bfloat16" needs Triton kernels, and this runs on the torch backend ({choice.why}). Use '

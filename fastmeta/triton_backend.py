@@ -10,8 +10,8 @@ from torch import Tensor
 
 from .engine import Context, Data, Engine, MetaGradient, TaskResults, mean_finite
 from .inner import Adam, InnerOptimizer
-from .kernels.activation import KINDS
-from .kernels.mlp import MLP, Adapted, Chain, InnerRule, LossRule, mean_over_tasks
+from .kernels.activation import KINDS  # pyright: ignore[reportMissingImports]  # mapped by setup.py
+from .kernels.mlp import MLP, Adapted, Chain, InnerRule, LossRule, mean_over_tasks  # pyright: ignore[reportMissingImports]  # mapped by setup.py
 from .layout import Layout
 from .ops.base import Loss
 from .ops.cross_entropy import CrossEntropy

@@ -76,7 +76,8 @@ def compiling(target: str) -> Iterator[list[Compiled]]:
         found.append(_figures(kernel.__name__, grid, options, binary, target))
 
     before = driver._active
-    driver.set_active(_NoDevice(target))
+    no_device: Any = _NoDevice(target)
+    driver.set_active(no_device)
     launch.run, runs = compile_only, launch.run
     try:
         yield found
@@ -101,14 +102,16 @@ def _figures(name: str, grid: tuple[int, ...], options: dict[str, Any], binary: 
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary.asm["cubin"])
         file.flush()
-        usage = subprocess.run([_tool("cuobjdump"), "-res-usage", file.name], capture_output=True, text=True, check=True)
+        usage = subprocess.run(
+            [_tool("cuobjdump"), "-res-usage", file.name], capture_output=True, text=True, check=True
+        )
         code = subprocess.run([_tool("nvdisasm"), file.name], capture_output=True, text=True, check=True).stdout
     registers, stack = (int(re.search(rf"{word}:(\d+)", usage.stdout)[1]) for word in ("REG", "STACK"))  # pyright: ignore[reportOptionalSubscript]
     warps, shared = options["num_warps"], binary.metadata.shared
     _, of_processor = SHARED_BYTES[target]
     by_registers = REGISTERS // (-(-registers // 8) * 8 * 32 * warps)
     by_shared = of_processor // (shared + RESERVED_SHARED)
-    operations = Counter(re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_.]+)", code, re.M))
+    operations = Counter(re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_.]+)", code, re.MULTILINE))
     matrix = {kind: sum(n for op, n in operations.items() if op.split(".")[0] == kind) for kind in MATRIX}
     memory = {op: n for op, n in operations.items() if op.split(".")[0] in ("LDG", "STG", "LDGSTS")}
     wide = sum(n for op, n in memory.items() if "128" in op)

@@ -55,7 +55,8 @@ class Counts:
 def counting() -> Iterator[Counts]:
     """Counts what is launched inside. The kernels must have been imported in interpreter mode."""
     counts = Counts()
-    load, store, run = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store, launch.run
+    interpreter: Any = InterpreterBuilder
+    load, store, run = interpreter.create_masked_load, interpreter.create_masked_store, launch.run
 
     def counted_load(builder: Any, pointers: Any, mask: Any, *rest: Any) -> Any:
         counts.loaded += counts.touch(pointers, mask)
@@ -69,11 +70,11 @@ def counting() -> Iterator[Counts]:
         counts.launched(kernel.__name__, args)
         run(kernel, grid, args, options)
 
-    InterpreterBuilder.create_masked_load = counted_load
-    InterpreterBuilder.create_masked_store = counted_store
+    interpreter.create_masked_load = counted_load
+    interpreter.create_masked_store = counted_store
     launch.run = counted_run
     try:
         yield counts
     finally:
-        InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store = load, store
+        interpreter.create_masked_load, interpreter.create_masked_store = load, store
         launch.run = run

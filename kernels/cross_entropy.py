@@ -1,4 +1,4 @@
-"""Softmax cross-entropy of one task inside kernels, mean over its samples: formulas as in `fastmeta/ops/cross_entropy.py`.
+"""Softmax cross-entropy of one task inside kernels, mean over its samples; formulas: `fastmeta/ops/cross_entropy.py`.
 
 Blocks are [BN, BC] logits; `rows` [BN] says where each sample's label lies, `m_rows` which rows are samples.
 """

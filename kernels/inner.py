@@ -1,8 +1,9 @@
 """Inner optimisers inside kernels, on a block of one parameter: the step of `fastmeta/inner.py` and its vjp.
 
-`RULE` is "sgd" with `HYPER` = (momentum, nesterov, weight_decay) or "adam" with (beta1, beta2, eps). The optimiser's
-state lies in up to two rows of P values `p_state`, `STRIDE` apart: the velocity, or the first and second moment. `steps`
-points to (lr, 1 − beta1^(k+1), 1 − beta2^(k+1)) of step k, made in float64: in float32 the last loses four digits.
+`RULE` is "sgd" with `HYPER` = (momentum, nesterov, weight_decay) or "adam" with (beta1, beta2, eps). The state of an
+optimiser lies in up to two rows of P values `p_state`, `STRIDE` apart: the velocity, or the first and second moment.
+`p_steps` points to (lr, 1 − beta1^(k+1), 1 − beta2^(k+1), 0) of step k, made in float64: in float32 the third loses
+four digits. The zero is one that the compiler does not know (see `mlp_loop.py`).
 """
 
 import triton

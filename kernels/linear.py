@@ -1,6 +1,6 @@
 """Pieces of a linear layer inside kernels: blocks of weights and biases in a row of P values, and matrix products.
 
-A weight [O, I] is loaded as it lies, output-major: transposing happens on chip, and loads stay 128 bits wide.
+A weight [OUT, IN] is loaded as it lies, output-major: transposing happens on chip, and loads stay 128 bits wide.
 """
 
 import triton
@@ -19,30 +19,30 @@ def dot(a, b, PRECISION: tl.constexpr):
 
 
 @triton.jit
-def weight_block(O: tl.constexpr, I: tl.constexpr, BO: tl.constexpr, BI: tl.constexpr):
-    """Offsets, mask of the weight, and mask with the padding behind it (up to 16 bytes), which stores fill with zero."""
+def weight_block(OUT: tl.constexpr, IN: tl.constexpr, BO: tl.constexpr, BI: tl.constexpr):
+    """Offsets, mask of the weight, and mask with the padding behind it (to 16 bytes), which stores fill with zero."""
     o_r, o_c = tl.arange(0, BO)[:, None], tl.arange(0, BI)[None, :]
-    mask = (o_r < O) & (o_c < I)
-    gap: tl.constexpr = (4 - (O * I) % 4) % 4  # where there is one, O is no multiple of 4 and so smaller than BO
-    return o_r * I + o_c, mask, mask | ((o_r == O) & (o_c < gap))
+    mask = (o_r < OUT) & (o_c < IN)
+    gap: tl.constexpr = (4 - (OUT * IN) % 4) % 4  # where there is one, OUT is no multiple of 4 and so smaller than BO
+    return o_r * IN + o_c, mask, mask | ((o_r == OUT) & (o_c < gap))
 
 
 @triton.jit
-def bias_block(O: tl.constexpr, BO: tl.constexpr):
+def bias_block(OUT: tl.constexpr, BO: tl.constexpr):
     """The same of a bias."""
     o_c = tl.arange(0, BO)
-    return o_c, o_c < O, o_c < (O + 3) // 4 * 4
+    return o_c, o_c < OUT, o_c < (OUT + 3) // 4 * 4
 
 
 @triton.jit
-def weight(p, O: tl.constexpr, I: tl.constexpr, BO: tl.constexpr, BI: tl.constexpr):
+def weight(p, OUT: tl.constexpr, IN: tl.constexpr, BO: tl.constexpr, BI: tl.constexpr):
     """[BO, BI], zero outside."""
-    offsets, mask, _ = weight_block(O, I, BO, BI)
+    offsets, mask, _ = weight_block(OUT, IN, BO, BI)
     return tl.load(p + offsets, mask=mask, other=0.0)
 
 
 @triton.jit
-def bias(p, O: tl.constexpr, BO: tl.constexpr):
+def bias(p, OUT: tl.constexpr, BO: tl.constexpr):
     """[BO], zero outside."""
-    offsets, mask, _ = bias_block(O, BO)
+    offsets, mask, _ = bias_block(OUT, BO)
     return tl.load(p + offsets, mask=mask, other=0.0)

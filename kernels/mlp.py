@@ -14,6 +14,7 @@ from .mean_over_tasks import mean_kernel
 from .mlp_loop import adapt_kernel, adjoint_kernel, apply_kernel
 from .tiles import STAGES, block, dot_precision, warps
 
+
 @dataclass(frozen=True)
 class Chain:
     """A perceptron: widths D_0 … D_L, where each weight and bias lies in a row of `size` values, activations."""
@@ -41,7 +42,7 @@ class Chain:
 
 @dataclass(frozen=True)
 class LossRule:
-    """"mse", "cross_entropy", "given" (cotangents of the outputs in place of targets) or "none"."""
+    """ "mse", "cross_entropy", "given" (cotangents of the outputs in place of targets) or "none"."""
 
     name: str
     smoothing: float = 0.0

@@ -39,14 +39,25 @@ def samples(k, N: tl.constexpr, B: tl.constexpr, BN: tl.constexpr):
 
 @triton.jit
 def inputs(p_x, rows, m_rows, D: tl.constexpr, BD: tl.constexpr):
+    """Inputs [BN, BD] of the samples in `rows`, zero outside."""
     o_d = tl.arange(0, BD)
     return tl.load(p_x + rows[:, None] * D + o_d[None, :], mask=m_rows[:, None] & (o_d[None, :] < D), other=0.0)
 
 
 @triton.jit
 def loss_gradient(
-    y, p_y, rows, m_rows, N: tl.constexpr, C: tl.constexpr, BC: tl.constexpr, LOSS: tl.constexpr, SMOOTHING: tl.constexpr, IGNORE: tl.constexpr
+    y,
+    p_y,
+    rows,
+    m_rows,
+    N: tl.constexpr,
+    C: tl.constexpr,
+    BC: tl.constexpr,
+    LOSS: tl.constexpr,
+    SMOOTHING: tl.constexpr,
+    IGNORE: tl.constexpr,
 ):
+    """A loss of either kind, and its gradient [BN, BC]."""
     if LOSS == "mse":
         loss, d = mse(y, p_y, rows, m_rows, N, C, BC)
     else:
@@ -56,8 +67,19 @@ def loss_gradient(
 
 @triton.jit
 def loss_gradient_dot(
-    y, y_dot, p_y, rows, m_rows, N: tl.constexpr, C: tl.constexpr, BC: tl.constexpr, LOSS: tl.constexpr, SMOOTHING: tl.constexpr, IGNORE: tl.constexpr
+    y,
+    y_dot,
+    p_y,
+    rows,
+    m_rows,
+    N: tl.constexpr,
+    C: tl.constexpr,
+    BC: tl.constexpr,
+    LOSS: tl.constexpr,
+    SMOOTHING: tl.constexpr,
+    IGNORE: tl.constexpr,
 ):
+    """Tangent of that gradient along y_dot."""
     if LOSS == "mse":
         d_dot = mse_dot(y_dot, m_rows, N, C, BC)
     else:
@@ -66,7 +88,16 @@ def loss_gradient_dot(
 
 
 @triton.jit
-def layer(x, p_phi, L: tl.constexpr, DIMS: tl.constexpr, BLOCKS: tl.constexpr, W_AT: tl.constexpr, B_AT: tl.constexpr, PRECISION: tl.constexpr):
+def layer(
+    x,
+    p_phi,
+    L: tl.constexpr,
+    DIMS: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    W_AT: tl.constexpr,
+    B_AT: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """z = x Wᵀ + b [BN, BO] of layer L."""
     z = dot(x, tl.trans(weight(p_phi + W_AT[L], DIMS[L + 1], DIMS[L], BLOCKS[L + 1], BLOCKS[L])), PRECISION)
     if B_AT[L] >= 0:
@@ -76,27 +107,41 @@ def layer(x, p_phi, L: tl.constexpr, DIMS: tl.constexpr, BLOCKS: tl.constexpr, W
 
 @triton.jit
 def act(z, L: tl.constexpr, ACTS: tl.constexpr, ARGS: tl.constexpr):
+    """f of layer L."""
     return act_value(z, ACTS[L], ARGS[2 * L], ARGS[2 * L + 1])
 
 
 @triton.jit
 def slope(z, L: tl.constexpr, ACTS: tl.constexpr, ARGS: tl.constexpr):
+    """f' of layer L."""
     return act_slope(z, ACTS[L], ARGS[2 * L], ARGS[2 * L + 1])
 
 
 @triton.jit
 def curvature(z, L: tl.constexpr, ACTS: tl.constexpr, ARGS: tl.constexpr):
+    """f'' of layer L."""
     return act_curvature(z, ACTS[L], ARGS[2 * L], ARGS[2 * L + 1])
 
 
 @triton.jit
-def forward(x, p_phi, DEPTH: tl.constexpr, DIMS: tl.constexpr, BLOCKS: tl.constexpr, W_AT: tl.constexpr, B_AT: tl.constexpr, ACTS: tl.constexpr, ARGS: tl.constexpr, PRECISION: tl.constexpr):
+def forward(
+    x,
+    p_phi,
+    DEPTH: tl.constexpr,
+    DIMS: tl.constexpr,
+    BLOCKS: tl.constexpr,
+    W_AT: tl.constexpr,
+    B_AT: tl.constexpr,
+    ACTS: tl.constexpr,
+    ARGS: tl.constexpr,
+    PRECISION: tl.constexpr,
+):
     """Pre-activations of all layers, and the outputs."""
     zs = ()
-    for l in tl.static_range(DEPTH):
-        z = layer(x, p_phi, l, DIMS, BLOCKS, W_AT, B_AT, PRECISION)
+    for j in tl.static_range(DEPTH):
+        z = layer(x, p_phi, j, DIMS, BLOCKS, W_AT, B_AT, PRECISION)
         zs = zs + (z,)
-        x = act(z, l, ACTS, ARGS)
+        x = act(z, j, ACTS, ARGS)
     return zs, x
 
 
@@ -105,17 +150,18 @@ def again(tiles, p_zero, DEPTH: tl.constexpr):
     """The same tiles, which the compiler takes for new ones."""
     zero = tl.load(p_zero, volatile=True)
     fresh = ()
-    for l in tl.static_range(DEPTH):
-        fresh = fresh + (tiles[l] + zero,)
+    for j in tl.static_range(DEPTH):
+        fresh = fresh + (tiles[j] + zero,)
     return fresh
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "R"])
 def adapt_kernel(
     p_phis, p_states, p_bad, p_x, p_y, p_lr, p_steps, T, R, K: tl.constexpr,
     N: tl.constexpr, B: tl.constexpr, BN: tl.constexpr, P: tl.constexpr, DEPTH: tl.constexpr, DIMS: tl.constexpr,
     BLOCKS: tl.constexpr, W_AT: tl.constexpr, B_AT: tl.constexpr, ACTS: tl.constexpr, ARGS: tl.constexpr,
-    LOSS: tl.constexpr, SMOOTHING: tl.constexpr, IGNORE: tl.constexpr, RULE: tl.constexpr, HYPER: tl.constexpr, STATES: tl.constexpr, LR_EACH: tl.constexpr,
+    LOSS: tl.constexpr, SMOOTHING: tl.constexpr, IGNORE: tl.constexpr, RULE: tl.constexpr, HYPER: tl.constexpr,
+    STATES: tl.constexpr, LR_EACH: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """φ_0 → φ_K of every task, every step's weights left in `p_phis` for the adjoint; NaN in `p_bad` for bad inputs."""
@@ -139,31 +185,32 @@ def adapt_kernel(
         zs, y = forward(x, p_phi, DEPTH, DIMS, BLOCKS, W_AT, B_AT, ACTS, ARGS, PRECISION)
         _, d = loss_gradient(y, p_y, rows, m_rows, B, DIMS[DEPTH], BLOCKS[DEPTH], LOSS, SMOOTHING, IGNORE)
         zs = again(zs, p_steps + 4 * k + 3, DEPTH)
-        for l in tl.static_range(DEPTH - 1, -1, -1):
-            d = d * slope(zs[l], l, ACTS, ARGS)
-            if B_AT[l] >= 0:
-                offsets, m_load, m_store = bias_block(DIMS[l + 1], BLOCKS[l + 1])
-                b = tl.load(p_phi + B_AT[l] + offsets, mask=m_load, other=0.0)
-                lr = learning_rate(p_lr + k * P + B_AT[l], p_steps + 4 * k, offsets, m_load, LR_EACH)
-                b = step(b, tl.sum(d, 0), p_old_state + B_AT[l], p_new_state + B_AT[l], p_steps + 4 * k, lr, offsets,
+        for j in tl.static_range(DEPTH - 1, -1, -1):
+            d = d * slope(zs[j], j, ACTS, ARGS)
+            if B_AT[j] >= 0:
+                offsets, m_load, m_store = bias_block(DIMS[j + 1], BLOCKS[j + 1])
+                b = tl.load(p_phi + B_AT[j] + offsets, mask=m_load, other=0.0)
+                lr = learning_rate(p_lr + k * P + B_AT[j], p_steps + 4 * k, offsets, m_load, LR_EACH)
+                b = step(b, tl.sum(d, 0), p_old_state + B_AT[j], p_new_state + B_AT[j], p_steps + 4 * k, lr, offsets,
                          m_load, m_store, first, P, RULE, HYPER)  # fmt: skip
-                tl.store(p_new + B_AT[l] + offsets, b, mask=m_store)
-            offsets, m_load, m_store = weight_block(DIMS[l + 1], DIMS[l], BLOCKS[l + 1], BLOCKS[l])
-            w = tl.load(p_phi + W_AT[l] + offsets, mask=m_load, other=0.0)
-            x_in = act(zs[l - 1], l - 1, ACTS, ARGS) if l > 0 else x
+                tl.store(p_new + B_AT[j] + offsets, b, mask=m_store)
+            offsets, m_load, m_store = weight_block(DIMS[j + 1], DIMS[j], BLOCKS[j + 1], BLOCKS[j])
+            w = tl.load(p_phi + W_AT[j] + offsets, mask=m_load, other=0.0)
+            x_in = act(zs[j - 1], j - 1, ACTS, ARGS) if j > 0 else x
             g = dot(tl.trans(d), x_in, PRECISION)
-            lr = learning_rate(p_lr + k * P + W_AT[l], p_steps + 4 * k, offsets, m_load, LR_EACH)
-            new = step(w, g, p_old_state + W_AT[l], p_new_state + W_AT[l], p_steps + 4 * k, lr, offsets, m_load, m_store,
-                       first, P, RULE, HYPER)  # fmt: skip
-            tl.store(p_new + W_AT[l] + offsets, new, mask=m_store)
-            if l > 0:
+            lr = learning_rate(p_lr + k * P + W_AT[j], p_steps + 4 * k, offsets, m_load, LR_EACH)
+            new = step(w, g, p_old_state + W_AT[j], p_new_state + W_AT[j], p_steps + 4 * k, lr, offsets, m_load,
+                       m_store, first, P, RULE, HYPER)  # fmt: skip
+            tl.store(p_new + W_AT[j] + offsets, new, mask=m_store)
+            if j > 0:
                 d = dot(d, w, PRECISION)
         tl.debug_barrier()  # the next step reads what this one wrote
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "R"])
 def apply_kernel(
-    p_phis, p_lam, p_bad, p_finite, p_x, p_y, p_outputs, p_losses, T, R, K: tl.constexpr, N: tl.constexpr, BN: tl.constexpr,
+    p_phis, p_lam, p_bad, p_finite, p_x, p_y, p_outputs, p_losses, T, R, K: tl.constexpr, N: tl.constexpr,
+    BN: tl.constexpr,
     P: tl.constexpr, DEPTH: tl.constexpr, DIMS: tl.constexpr, BLOCKS: tl.constexpr, W_AT: tl.constexpr,
     B_AT: tl.constexpr, ACTS: tl.constexpr, ARGS: tl.constexpr, LOSS: tl.constexpr, SMOOTHING: tl.constexpr,
     IGNORE: tl.constexpr, BACKWARD: tl.constexpr, REPTILE: tl.constexpr, LAST: tl.constexpr, PRECISION: tl.constexpr,
@@ -193,16 +240,16 @@ def apply_kernel(
         tl.store(p_losses + i_task, loss)
         tl.store(p_bad + i_task, tl.load(p_bad + i_task) + (loss - loss))
     if BACKWARD:
-        for l in tl.static_range(DEPTH - 1, -1, -1):
-            d = d * slope(zs[l], l, ACTS, ARGS)
-            if B_AT[l] >= 0:
-                offsets, _, m_store = bias_block(DIMS[l + 1], BLOCKS[l + 1])
-                tl.store(p_lam + B_AT[l] + offsets, tl.sum(d, 0), mask=m_store)
-            offsets, m_load, m_store = weight_block(DIMS[l + 1], DIMS[l], BLOCKS[l + 1], BLOCKS[l])
-            x_in = act(zs[l - 1], l - 1, ACTS, ARGS) if l > 0 else x
-            tl.store(p_lam + W_AT[l] + offsets, dot(tl.trans(d), x_in, PRECISION), mask=m_store)
-            if l > 0:
-                w = tl.load(p_phi + W_AT[l] + offsets, mask=m_load, other=0.0)
+        for j in tl.static_range(DEPTH - 1, -1, -1):
+            d = d * slope(zs[j], j, ACTS, ARGS)
+            if B_AT[j] >= 0:
+                offsets, _, m_store = bias_block(DIMS[j + 1], BLOCKS[j + 1])
+                tl.store(p_lam + B_AT[j] + offsets, tl.sum(d, 0), mask=m_store)
+            offsets, m_load, m_store = weight_block(DIMS[j + 1], DIMS[j], BLOCKS[j + 1], BLOCKS[j])
+            x_in = act(zs[j - 1], j - 1, ACTS, ARGS) if j > 0 else x
+            tl.store(p_lam + W_AT[j] + offsets, dot(tl.trans(d), x_in, PRECISION), mask=m_store)
+            if j > 0:
+                w = tl.load(p_phi + W_AT[j] + offsets, mask=m_load, other=0.0)
                 d = dot(d, w, PRECISION)
     if REPTILE:
         o_p = tl.arange(0, 1024)
@@ -216,9 +263,7 @@ def apply_kernel(
 
 
 @triton.jit
-def pulled(
-    p_lam, p_sigma, p_v, lr, offsets, mask, last, RULE: tl.constexpr, HYPER: tl.constexpr
-):
+def pulled(p_lam, p_sigma, p_v, lr, offsets, mask, last, RULE: tl.constexpr, HYPER: tl.constexpr):
     """λ and v on a block: what the Hessian is multiplied by. Adam's v has been stored before, as it needs gradients."""
     lam = tl.load(p_lam + offsets, mask=mask, other=0.0)
     if RULE == "sgd":
@@ -230,9 +275,7 @@ def pulled(
 
 
 @triton.jit
-def store_pulled(
-    h, lam, v, sigma, p_lam_new, p_sigma_new, offsets, mask, RULE: tl.constexpr, HYPER: tl.constexpr
-):
+def store_pulled(h, lam, v, sigma, p_lam_new, p_sigma_new, offsets, mask, RULE: tl.constexpr, HYPER: tl.constexpr):
     """λ_k = direct + H v and, of an optimiser with momentum, σ_k."""
     if RULE == "sgd":
         lam = lam + HYPER[2] * v
@@ -241,7 +284,7 @@ def store_pulled(
     tl.store(p_lam_new + offsets, lam + h, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["T", "R"])
 def adjoint_kernel(
     p_phis, p_lam, p_sigma, p_states, p_v, p_bad, p_finite, p_x, p_y, p_lr, p_steps, T, R, K: tl.constexpr,
     N: tl.constexpr, B: tl.constexpr, BN: tl.constexpr, P: tl.constexpr, DEPTH: tl.constexpr, DIMS: tl.constexpr,
@@ -271,85 +314,87 @@ def adjoint_kernel(
             # v asks for the gradient itself, so it is computed once more
             zs = again(zs, p_step + 3, DEPTH)
             d = dy
-            for l in tl.static_range(DEPTH - 1, -1, -1):
-                d = d * slope(zs[l], l, ACTS, ARGS)
-                if B_AT[l] >= 0:
-                    offsets, m_load, m_store = bias_block(DIMS[l + 1], BLOCKS[l + 1])
-                    lam = tl.load(p_lam + B_AT[l] + offsets, mask=m_load, other=0.0)
-                    lr = learning_rate(p_lr_k + B_AT[l], p_step, offsets, m_load, LR_EACH)
-                    v = pulled_adam(lam, tl.sum(d, 0), lr, p_sigma + B_AT[l], p_state + B_AT[l], p_step, offsets,
+            for j in tl.static_range(DEPTH - 1, -1, -1):
+                d = d * slope(zs[j], j, ACTS, ARGS)
+                if B_AT[j] >= 0:
+                    offsets, m_load, m_store = bias_block(DIMS[j + 1], BLOCKS[j + 1])
+                    lam = tl.load(p_lam + B_AT[j] + offsets, mask=m_load, other=0.0)
+                    lr = learning_rate(p_lr_k + B_AT[j], p_step, offsets, m_load, LR_EACH)
+                    v = pulled_adam(lam, tl.sum(d, 0), lr, p_sigma + B_AT[j], p_state + B_AT[j], p_step, offsets,
                                     m_load, m_store, first, last, P, HYPER)  # fmt: skip
-                    tl.store(p_v + B_AT[l] + offsets, v, mask=m_store)
-                offsets, m_load, m_store = weight_block(DIMS[l + 1], DIMS[l], BLOCKS[l + 1], BLOCKS[l])
-                x_in = act(zs[l - 1], l - 1, ACTS, ARGS) if l > 0 else x
+                    tl.store(p_v + B_AT[j] + offsets, v, mask=m_store)
+                offsets, m_load, m_store = weight_block(DIMS[j + 1], DIMS[j], BLOCKS[j + 1], BLOCKS[j])
+                x_in = act(zs[j - 1], j - 1, ACTS, ARGS) if j > 0 else x
                 g = dot(tl.trans(d), x_in, PRECISION)
-                lam = tl.load(p_lam + W_AT[l] + offsets, mask=m_load, other=0.0)
-                lr = learning_rate(p_lr_k + W_AT[l], p_step, offsets, m_load, LR_EACH)
-                v = pulled_adam(lam, g, lr, p_sigma + W_AT[l], p_state + W_AT[l], p_step, offsets, m_load, m_store,
+                lam = tl.load(p_lam + W_AT[j] + offsets, mask=m_load, other=0.0)
+                lr = learning_rate(p_lr_k + W_AT[j], p_step, offsets, m_load, LR_EACH)
+                v = pulled_adam(lam, g, lr, p_sigma + W_AT[j], p_state + W_AT[j], p_step, offsets, m_load, m_store,
                                 first, last, P, HYPER)  # fmt: skip
-                tl.store(p_v + W_AT[l] + offsets, v, mask=m_store)
-                if l > 0:
-                    d = dot(d, weight(p_phi + W_AT[l], DIMS[l + 1], DIMS[l], BLOCKS[l + 1], BLOCKS[l]), PRECISION)
+                tl.store(p_v + W_AT[j] + offsets, v, mask=m_store)
+                if j > 0:
+                    d = dot(d, weight(p_phi + W_AT[j], DIMS[j + 1], DIMS[j], BLOCKS[j + 1], BLOCKS[j]), PRECISION)
             tl.debug_barrier()  # v is read below
         # tangents, forward
         x = inputs(p_x, rows, m_rows, DIMS[0], BLOCKS[0])
         zs = again(zs, p_step + 3, DEPTH)
         zs_dot = ()
         x_dot = x
-        for l in tl.static_range(DEPTH):
-            x_in = act(zs[l - 1], l - 1, ACTS, ARGS) if l > 0 else x
-            offsets, m_load, _ = weight_block(DIMS[l + 1], DIMS[l], BLOCKS[l + 1], BLOCKS[l])
-            lr = learning_rate(p_lr_k + W_AT[l], p_step, offsets, m_load, LR_EACH)
-            _, v, _ = pulled(p_lam + W_AT[l], p_sigma + W_AT[l], p_v + W_AT[l], lr, offsets, m_load, last, RULE, HYPER)
+        for j in tl.static_range(DEPTH):
+            x_in = act(zs[j - 1], j - 1, ACTS, ARGS) if j > 0 else x
+            offsets, m_load, _ = weight_block(DIMS[j + 1], DIMS[j], BLOCKS[j + 1], BLOCKS[j])
+            lr = learning_rate(p_lr_k + W_AT[j], p_step, offsets, m_load, LR_EACH)
+            _, v, _ = pulled(p_lam + W_AT[j], p_sigma + W_AT[j], p_v + W_AT[j], lr, offsets, m_load, last, RULE, HYPER)
             z_dot = dot(x_in, tl.trans(v), PRECISION)
-            if l > 0:
-                w = tl.load(p_phi + W_AT[l] + offsets, mask=m_load, other=0.0)
+            if j > 0:
+                w = tl.load(p_phi + W_AT[j] + offsets, mask=m_load, other=0.0)
                 z_dot += dot(x_dot, tl.trans(w), PRECISION)
-            if B_AT[l] >= 0:
-                offsets, m_load, _ = bias_block(DIMS[l + 1], BLOCKS[l + 1])
-                lr = learning_rate(p_lr_k + B_AT[l], p_step, offsets, m_load, LR_EACH)
-                _, v, _ = pulled(p_lam + B_AT[l], p_sigma + B_AT[l], p_v + B_AT[l], lr, offsets, m_load, last, RULE, HYPER)
+            if B_AT[j] >= 0:
+                offsets, m_load, _ = bias_block(DIMS[j + 1], BLOCKS[j + 1])
+                lr = learning_rate(p_lr_k + B_AT[j], p_step, offsets, m_load, LR_EACH)
+                _, v, _ = pulled(
+                    p_lam + B_AT[j], p_sigma + B_AT[j], p_v + B_AT[j], lr, offsets, m_load, last, RULE, HYPER
+                )
                 z_dot += v[None, :]
             zs_dot = zs_dot + (z_dot,)
-            x_dot = slope(zs[l], l, ACTS, ARGS) * z_dot
-        dy_dot = loss_gradient_dot(
-            y, x_dot, p_y, rows, m_rows, B, DIMS[DEPTH], BLOCKS[DEPTH], LOSS, SMOOTHING, IGNORE
-        )
+            x_dot = slope(zs[j], j, ACTS, ARGS) * z_dot
+        dy_dot = loss_gradient_dot(y, x_dot, p_y, rows, m_rows, B, DIMS[DEPTH], BLOCKS[DEPTH], LOSS, SMOOTHING, IGNORE)
         # backward, on dual numbers
         x = inputs(p_x, rows, m_rows, DIMS[0], BLOCKS[0])
         zs, zs_dot = again(zs, p_step + 3, DEPTH), again(zs_dot, p_step + 3, DEPTH)
-        for l in tl.static_range(DEPTH - 1, -1, -1):
-            f1 = slope(zs[l], l, ACTS, ARGS)
+        for j in tl.static_range(DEPTH - 1, -1, -1):
+            f1 = slope(zs[j], j, ACTS, ARGS)
             d = f1 * dy
-            d_dot = f1 * dy_dot + curvature(zs[l], l, ACTS, ARGS) * zs_dot[l] * dy
-            if B_AT[l] >= 0:
-                offsets, m_load, m_store = bias_block(DIMS[l + 1], BLOCKS[l + 1])
-                lr = learning_rate(p_lr_k + B_AT[l], p_step, offsets, m_load, LR_EACH)
-                lam, v, sigma = pulled(p_lam + B_AT[l], p_sigma + B_AT[l], p_v + B_AT[l], lr, offsets, m_load, last,
+            d_dot = f1 * dy_dot + curvature(zs[j], j, ACTS, ARGS) * zs_dot[j] * dy
+            if B_AT[j] >= 0:
+                offsets, m_load, m_store = bias_block(DIMS[j + 1], BLOCKS[j + 1])
+                lr = learning_rate(p_lr_k + B_AT[j], p_step, offsets, m_load, LR_EACH)
+                lam, v, sigma = pulled(p_lam + B_AT[j], p_sigma + B_AT[j], p_v + B_AT[j], lr, offsets, m_load, last,
                                        RULE, HYPER)  # fmt: skip
-                store_pulled(tl.sum(d_dot, 0), lam, v, sigma, p_lam + B_AT[l], p_sigma + B_AT[l], offsets, m_store,
+                store_pulled(tl.sum(d_dot, 0), lam, v, sigma, p_lam + B_AT[j], p_sigma + B_AT[j], offsets, m_store,
                              RULE, HYPER)  # fmt: skip
-            offsets, m_load, m_store = weight_block(DIMS[l + 1], DIMS[l], BLOCKS[l + 1], BLOCKS[l])
-            lr = learning_rate(p_lr_k + W_AT[l], p_step, offsets, m_load, LR_EACH)
-            if l > 0:
-                _, v, _ = pulled(p_lam + W_AT[l], p_sigma + W_AT[l], p_v + W_AT[l], lr, offsets, m_load, last, RULE,
+            offsets, m_load, m_store = weight_block(DIMS[j + 1], DIMS[j], BLOCKS[j + 1], BLOCKS[j])
+            lr = learning_rate(p_lr_k + W_AT[j], p_step, offsets, m_load, LR_EACH)
+            if j > 0:
+                _, v, _ = pulled(p_lam + W_AT[j], p_sigma + W_AT[j], p_v + W_AT[j], lr, offsets, m_load, last, RULE,
                                  HYPER)  # fmt: skip
                 dy_dot = dot(d, v, PRECISION)
-                w = tl.load(p_phi + W_AT[l] + offsets, mask=m_load, other=0.0)
-                dy = dot(d, w, PRECISION)
+                tl.debug_barrier()
+                w = tl.load(p_phi + W_AT[j] + offsets, mask=m_load, other=0.0)
+                dy = dot(d + tl.load(p_step + 3, volatile=True), w, PRECISION)
                 dy_dot += dot(d_dot, w, PRECISION)
+                tl.debug_barrier()
                 zero = tl.load(p_step + 3, volatile=True)
                 d, d_dot = d + zero, d_dot + zero
-            x_in = act(zs[l - 1], l - 1, ACTS, ARGS) if l > 0 else x
+            x_in = act(zs[j - 1], j - 1, ACTS, ARGS) if j > 0 else x
             h = dot(tl.trans(d_dot), x_in, PRECISION)
-            if l > 0:
+            if j > 0:
                 zero = tl.load(p_step + 3, volatile=True)
-                x_dot = slope(zs[l - 1] + zero, l - 1, ACTS, ARGS) * zs_dot[l - 1]
+                x_dot = slope(zs[j - 1] + zero, j - 1, ACTS, ARGS) * zs_dot[j - 1]
                 h += dot(tl.trans(d), x_dot, PRECISION)
             tl.debug_barrier()  # all have read λ before it changes
-            lam, v, sigma = pulled(p_lam + W_AT[l], p_sigma + W_AT[l], p_v + W_AT[l], lr, offsets, m_load, last, RULE,
+            lam, v, sigma = pulled(p_lam + W_AT[j], p_sigma + W_AT[j], p_v + W_AT[j], lr, offsets, m_load, last, RULE,
                                    HYPER)  # fmt: skip
-            store_pulled(h, lam, v, sigma, p_lam + W_AT[l], p_sigma + W_AT[l], offsets, m_store, RULE, HYPER)
+            store_pulled(h, lam, v, sigma, p_lam + W_AT[j], p_sigma + W_AT[j], offsets, m_store, RULE, HYPER)
         tl.debug_barrier()  # the next step reads what this one wrote
     if LAST:
         drop_unless_finite(p_lam, p_bad + i_task, p_finite + i_task, P, 1024)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from triton import knobs
 from triton.runtime.driver import driver
 
@@ -22,18 +24,24 @@ STAGES = 1
 """Loads ahead of their products. A loop here reads what its last round wrote, so there is nothing to load ahead."""
 
 
+def _arch() -> int:
+    """Of the GPU that kernels are compiled for: 80, 90, 100."""
+    target: Any = driver.active.get_current_target()
+    return target.arch
+
+
 def dot_precision(precision: str, blocks: tuple[int, ...]) -> str:
     """How a kernel multiplies blocks of float32: `input_precision` of `tl.dot`, or "bf16" for rounded operands.
 
     "float32" is plain multiply-adds up to 64 wide: exact, and without a spill where three tf32 products (21 bits of
-    mantissa) leave 64 bytes on the stack (1-40-40-1, sm_90) and bf16x6 400; bf16x3 keeps 16 bits only. At 128 wide their
-    unrolled code takes the compiler minutes, so there it is tf32x3. Before sm_90, where every operand of a matrix
-    instruction is a register, the others are multiply-adds too: tf32 leaves 728 bytes on the stack, bfloat16 208.
+    mantissa) leave 64 bytes on the stack and bf16x6 40 (1-40-40-1, sm_90); bf16x3 keeps 16 bits only. At 128 wide
+    unrolled multiply-adds take the compiler minutes, so there it is tf32x3. Before sm_90, where operands of a matrix
+    instruction is a register, the others are multiply-adds too: tf32 leaves 728 bytes, bfloat16 208.
     """
     if knobs.runtime.interpret:
         return "ieee"  # the interpreter multiplies in float32 whatever it is told, and bfloat16's bit patterns
     narrow = max(blocks) <= 64
-    if narrow and (precision == "float32" or driver.active.get_current_target().arch < 90):
+    if narrow and (precision == "float32" or _arch() < 90):
         return "ieee"
     return {"float32": "tf32x3", "tf32": "tf32", "bfloat16": "bf16"}[precision]
 

@@ -27,7 +27,9 @@ def results(model, batch, backend, dtype, algorithm=fastmeta.MAML, **options):
     device = DEVICE if backend == "triton" else "cpu"
     model = copy.deepcopy(model).to(device, dtype)
     batch = [x.to(device, dtype) if x.is_floating_point() else x.to(device) for x in batch]
-    learner = algorithm(model, backend=backend, **({"inner_steps": 2, "inner_optimizer": fastmeta.SGD(lr=0.1)} | options))
+    learner = algorithm(
+        model, backend=backend, **({"inner_steps": 2, "inner_optimizer": fastmeta.SGD(lr=0.1)} | options)
+    )
     out = learner(*batch)
     out.loss.backward()
     with torch.no_grad():
@@ -140,7 +142,11 @@ def test_a_diverging_task_is_left_out():
     batch = float_batch()
     learner = learner_of()
     batch[0][1] = float("inf")
-    with pytest.warns(RuntimeWarning, match=r"non-finite values in task\(s\) \[1\]") if DEVICE == "cpu" else contextlib.nullcontext():
+    with (
+        pytest.warns(RuntimeWarning, match=r"non-finite values in task\(s\) \[1\]")
+        if DEVICE == "cpu"
+        else contextlib.nullcontext()
+    ):
         out = learner(*batch)
     assert out.finite.tolist() == [True, False, True]
     out.loss.backward()
