@@ -19,7 +19,7 @@ from .compiled import Compiled
 from .engine import Context, Data, Engine, MetaGradient, TaskResults
 from .ops.dropout import task_keys
 from .ops.opaque import Opaque, OpaqueLoss
-from .perceptron import Layer, NotTaken, perceptron
+from .perceptron import Layer, Limits, NotTaken, perceptron
 from .workers import side_by_side
 
 # Bytes of one pass's values that a slice of tasks may hold on a CPU: about a core's second-level cache. 1,000 sinusoid
@@ -61,8 +61,11 @@ def choose(requested: str, device: torch.device, engine: Engine | None = None) -
             )
     if engine is None:
         return Choice(requested, "chosen at the first batch" if requested == "auto" else "asked for")
+    from .kernels.activation import KINDS  # pyright: ignore[reportMissingImports]  # mapped by setup.py
+    from .kernels.tiles import DEEPEST, MOST  # pyright: ignore[reportMissingImports]  # mapped by setup.py
+
     try:
-        layers = perceptron(engine)
+        layers = perceptron(engine, Limits(KINDS, MOST, DEEPEST))
     except NotTaken as reason:
         if requested == "triton":
             raise RuntimeError(

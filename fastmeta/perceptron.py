@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -15,8 +16,13 @@ from .ops.mse import MSE
 from .ops.shape import Reshape
 from .plan import Node, Plan
 
-MOST_SAMPLES = MOST_WIDE = 128
-DEEPEST = 8
+
+class Limits(NamedTuple):
+    """What the kernels take."""
+
+    kinds: Sequence[str]  # activations
+    most: int  # widest layer, and most samples
+    deepest: int  # linear layers
 
 
 class NotTaken(Exception):
@@ -33,7 +39,7 @@ class Layer(NamedTuple):
     activation: Activation
 
 
-def perceptron(engine: Engine) -> list[Layer]:
+def perceptron(engine: Engine, limits: Limits) -> list[Layer]:
     """The layers of the engine's program.
 
     Raises:
@@ -45,12 +51,13 @@ def perceptron(engine: Engine) -> list[Layer]:
     if outer.skip:
         raise NotTaken('bn_statistics="support" has nothing to act on in a perceptron; use "batch"')
     layers = _layers(inner.plan, inner.layout)
+    _check_sizes(layers, inner.plan, inner.layout, limits)
     if _layers(outer.plan, outer.layout) != layers:
         raise NotTaken("the query pass is another program than the inner loop's")
     for plan, name in ((inner.plan, "support samples of a step"), (outer.plan, "query samples")):
         samples = plan.output_shapes[0][0]
-        if samples > MOST_SAMPLES:
-            raise NotTaken(f"{samples} {name}, the kernels take up to {MOST_SAMPLES}")
+        if samples > limits.most:
+            raise NotTaken(f"{samples} {name}, the kernels take up to {limits.most}")
     _check_loss(inner)
     return layers
 
@@ -84,7 +91,6 @@ def _layers(plan: Plan, layout: Layout) -> list[Layer]:
         else:
             raise NotTaken(f"{node.label or node.op.name}: no kernel for {node.op.name} here")
         at = node.outputs[0]
-    _check_sizes(layers, plan, layout)
     if at != plan.output_slots[0]:
         raise NotTaken("the module returns something else than its last layer's output")
     return layers
@@ -98,19 +104,17 @@ def _linear(node: Node, place: dict[int, int], layout: Layout) -> Layer:
     return Layer(inputs, outputs, place[w], place[b[0]] if b else None, Activation("identity"))
 
 
-def _check_sizes(layers: list[Layer], plan: Plan, layout: Layout) -> None:
-    from .kernels.activation import KINDS  # pyright: ignore[reportMissingImports]  # mapped by setup.py
-
+def _check_sizes(layers: list[Layer], plan: Plan, layout: Layout, limits: Limits) -> None:
     used = [i for layer in layers for i in (layer.weight, layer.bias) if i is not None]
     if sorted(used) != list(range(len(layout.names))):
         raise NotTaken("every parameter must be the weight or bias of one linear layer, and of one only")
-    if not 1 <= len(layers) <= DEEPEST:
-        raise NotTaken(f"{len(layers)} linear layers, the kernels take 1 to {DEEPEST}")
+    if not 1 <= len(layers) <= limits.deepest:
+        raise NotTaken(f"{len(layers)} linear layers, the kernels take 1 to {limits.deepest}")
     widest = max(size for layer in layers for size in (layer.inputs, layer.outputs))
-    if widest > MOST_WIDE:
-        raise NotTaken(f"a layer is {widest} wide, the kernels take up to {MOST_WIDE}")
+    if widest > limits.most:
+        raise NotTaken(f"a layer is {widest} wide, the kernels take up to {limits.most}")
     for layer in layers:
-        if layer.activation.kind not in KINDS:
+        if layer.activation.kind not in limits.kinds:
             raise NotTaken(f"no kernel for the activation {layer.activation.kind}")
     if plan.output_shapes[0] != (plan.output_shapes[0][0], layers[-1].outputs):
         raise NotTaken(f"outputs of shape {list(plan.output_shapes[0])} a task, the kernels give [N, C]")
