@@ -30,30 +30,31 @@ def explain(learner: MetaLearner) -> str:
     last = learner._sessions.last
     if last is None:
         return "\n".join([*lines, "the plan is made for the shapes of the first batch: call explain() after it"])
+    how = "Triton kernels of mlp_loop" if choice.backend == "triton" else "own sweeps"
     lines += [f"memory: {learner.memory}" + ("" if last.chunk is None else f", {last.chunk} task(s) at a time")]
     lines += [
         "inner loop:",
-        *_table(last.engine.loop.objective.plan),
-        f"  loss: {_loss(last.engine.loop.objective.loss)}",
+        *_table(last.engine.loop.objective.plan, how),
+        f"  loss: {_loss(last.engine.loop.objective.loss, how)}",
     ]
     if last.engine.outer.loss is not None:
-        lines += ["query pass:", *_table(last.engine.outer.plan), f"  loss: {_loss(last.engine.outer.loss)}"]
+        lines += ["query pass:", *_table(last.engine.outer.plan, how), f"  loss: {_loss(last.engine.outer.loss, how)}"]
     return "\n".join(lines)
 
 
-def _table(plan: Plan) -> list[str]:
+def _table(plan: Plan, own: str) -> list[str]:
     width = max((len(node.label) for node in plan.nodes), default=0)
     rows = []
     for node in plan.nodes:
         opaque = isinstance(node.op, Opaque)
-        how = f"opaque through torch.func: {node.why}" if opaque else "own sweeps"
+        how = f"opaque through torch.func: {node.why}" if opaque else own
         if not node.active:
             how += ", constant (no trainable parameter before it)"
         rows.append(f"  {node.label:<{width}}  {node.op.name:<14} {how}")
     return rows
 
 
-def _loss(op: object) -> str:
+def _loss(op: object, own: str) -> str:
     if isinstance(op, OpaqueLoss):
         return f"{op.name}, opaque through torch.func"
-    return f"{type(op).__name__}, own sweeps"
+    return f"{type(op).__name__}, {own}"

@@ -157,6 +157,30 @@ def test_a_diverging_task_is_left_out():
         torch.testing.assert_close(g, p.grad, rtol=1e-5, atol=1e-7)
 
 
+@pytest.mark.parametrize("loss", [F.mse_loss, lambda y, t: (y - t).abs().mean()])
+def test_evaluation_keeps_no_gradient_and_finds_what_diverged(loss):
+    batch, learner = float_batch(), learner_of(outer_loss=loss)
+    with torch.no_grad():
+        out = learner(*batch)
+        losses = learner(*batch).task_losses
+    assert torch.equal(out.task_losses, losses)
+    assert not out.loss.requires_grad
+    assert torch.equal(learner(*batch).task_losses, losses)
+    batch[1][2] = float("nan")
+    warned = pytest.warns(RuntimeWarning, match="non-finite") if DEVICE == "cpu" else contextlib.nullcontext()
+    with torch.no_grad(), warned:
+        assert learner(*batch).finite.tolist() == [True, True, False]
+
+
+def test_explain_names_the_kernels():
+    learner = learner_of()
+    assert "chosen" not in learner.explain()
+    learner(*float_batch())
+    text = learner.explain()
+    assert "backend: triton (asked for)" in text
+    assert text.count("Triton kernels of mlp_loop") == 8  # three ops and a loss, in the inner loop and the query pass
+
+
 def test_gradients_of_task_losses_and_learners():
     batch = float_batch()
     learner = learner_of()
