@@ -262,3 +262,36 @@ def test_float64_is_refused():
     learner.double()
     with pytest.raises(RuntimeError, match="kernels take float32 parameters, these are float64"):
         learner(*[x.double() for x in float_batch()])
+
+
+@pytest.mark.usefixtures("poison")
+def test_a_learning_rate_for_every_step_and_parameter():
+    """What a learned learning rate will need: [K, P] rates, in the step and in its adjoint."""
+    from fastmeta.kernels.mlp import MLP, Chain, InnerRule, LossRule
+
+    chain = Chain(dims=(2, 5, 3), w_at=(0, 20), b_at=(12, 36), acts=(6, 0), args=(0.0,) * 4, size=40)  # tanh
+    kernels = MLP(chain, InnerRule("sgd", (0.0, 0.0, 0.0), 0.0, 2, None), LossRule("mse"), "float32")
+    x, y, qx, qy = float_batch(tasks=2, features=2, outputs=3)
+    theta = torch.zeros(chain.size, device=DEVICE)
+    used = torch.cat([torch.arange(0, 10), torch.arange(12, 17), torch.arange(20, 35), torch.arange(36, 39)])
+    theta[used] = torch.randn(len(used), device=DEVICE) / 2
+    lr = torch.rand(2, chain.size, device=DEVICE) / 3
+
+    def loss(phi, x, y):
+        w0, b0, w1, b1 = phi[:10].view(5, 2), phi[12:17], phi[20:35].view(3, 5), phi[36:39]
+        return F.mse_loss(torch.tanh(x @ w0.T + b0) @ w1.T + b1, y)
+
+    want = []
+    for task in range(2):
+        start = theta.double().requires_grad_()
+        phi = start
+        for k in range(2):
+            (g,) = torch.autograd.grad(loss(phi, x[task].double(), y[task].double()), phi, create_graph=True)
+            phi = phi - lr[k].double() * g
+        want.append(torch.autograd.grad(loss(phi, qx[task].double(), qy[task].double()), start)[0])
+
+    adapted = kernels.adapt([theta], x, y, keep=True, lr=lr)
+    lam = torch.empty(2, chain.size, device=DEVICE)
+    kernels.apply(adapted, 2, qx, qy, LossRule("mse"), lam=lam)
+    kernels.adjoint(adapted, lam, x, y, lr=lr)
+    torch.testing.assert_close(lam[:, used].double(), torch.stack(want)[:, used], rtol=1e-5, atol=1e-6)
