@@ -10,7 +10,7 @@ import triton.language as tl
 @triton.jit
 def dot(a, b, PRECISION: tl.constexpr):
     """a b in float32; PRECISION is `tl.dot`'s input_precision, or "bf16" for operands rounded to bfloat16."""
-    tl.debug_barrier()
+    tl.debug_barrier()  # or the loads of several products are put in front of all of them, and fill the registers
     if PRECISION == "bf16":
         product = tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16))
     else:

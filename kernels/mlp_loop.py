@@ -161,8 +161,7 @@ def adapt_kernel(
     N: tl.constexpr, B: tl.constexpr, BN: tl.constexpr, P: tl.constexpr, DEPTH: tl.constexpr, DIMS: tl.constexpr,
     BLOCKS: tl.constexpr, W_AT: tl.constexpr, B_AT: tl.constexpr, ACTS: tl.constexpr, ARGS: tl.constexpr,
     LOSS: tl.constexpr, SMOOTHING: tl.constexpr, IGNORE: tl.constexpr, RULE: tl.constexpr, HYPER: tl.constexpr,
-    STATES: tl.constexpr, LR_EACH: tl.constexpr,
-    PRECISION: tl.constexpr,
+    STATES: tl.constexpr, LR_EACH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """φ_0 → φ_K of every task, every step's weights left in `p_phis` for the adjoint; NaN in `p_bad` for bad inputs."""
     i_task = tl.program_id(0).to(tl.int64)
