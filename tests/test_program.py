@@ -342,7 +342,7 @@ def conv_net():
 def test_explain_says_op_by_op_how_a_model_runs():
     learner = fastmeta.MAML(conv_net(), inner_loss=F.cross_entropy, outer_loss=F.nll_loss, memory="recompute")
     before = learner.explain()
-    assert "backend: torch (no Triton kernel takes this program)" in before
+    assert "backend: torch (the module is on cpu, and Triton kernels run on GPUs)" in before
     assert "1 inner step(s), SGD(lr=0.01" in before
     assert "the plan is made for the shapes of the first batch" in before
     learner(*classification(2, 4, 4))
