@@ -72,7 +72,11 @@ def choose(requested: str, device: torch.device, engine: Engine | None = None) -
                 f'backend="triton": {reason}. Use backend="auto" or "torch", which run every program'
             ) from None
         return Choice("torch", f"no Triton kernel takes the program: {reason}")
-    return Choice("triton", "asked for" if requested == "triton" else "a perceptron within the kernels' limits", layers)
+    if requested == "auto":
+        return Choice(
+            "torch", 'Triton kernels take the program, but wait for their proof on a GPU: backend="triton" runs them'
+        )
+    return Choice("triton", "asked for", layers)
 
 
 class Backend(Protocol):
