@@ -16,6 +16,7 @@ from torch.autograd import Function
 
 from .engine import MetaGradient
 from .layout import Layout
+from .ops.base import total
 
 _ONCE = (
     "fastmeta's meta-gradient is computed, not recorded, and cannot be differentiated again. "
@@ -71,9 +72,9 @@ class MetaStep(Function):
         with torch.no_grad(), no_autocast(lam.device.type):
             of_mean = None if d_loss is None else gradient * d_loss
             of_tasks = None if d_losses is None else d_losses @ lam
-            total = of_tasks if of_mean is None else of_mean if of_tasks is None else of_mean + of_tasks
-            assert total is not None
-            grads = ctx.layout.split(total)
+            flat = total(of_mean, of_tasks)
+            assert flat is not None
+            grads = ctx.layout.split(flat)
         return (None, None, *_only_once(grads, (*sources, *ctx.params)))
 
 

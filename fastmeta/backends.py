@@ -156,10 +156,7 @@ class TorchBackend:
         if self._whole:
             return prepare(params, support, query, context)()
         calls = [prepare(params, support.take(s, 0), query.take(s, 0), context.take(s)) for s in self.slices]
-        losses, outputs, finite, lams = zip(*self._run(calls), strict=True)
-        joined = [torch.cat(ys) for ys in zip(*outputs, strict=True)]
-        tasks = TaskResults(torch.cat(losses), joined, torch.cat(finite), torch.cat(lams) if keep else None)
-        return MetaGradient.of(tasks)
+        return MetaGradient.of(TaskResults.joined(self._run(calls)))
 
     def adapt(
         self, params: Sequence[Tensor], support: Data, context: Context, *, keep: bool

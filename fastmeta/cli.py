@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shlex
 import sys
 import textwrap
@@ -13,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from . import __version__
+from . import __version__, kernel_report
 from .algorithms import MetaLearner
 from .checkpoint import load_checkpoint
 from .config import (
@@ -331,8 +332,6 @@ def _explain(arguments: argparse.Namespace, _: Sequence[str]) -> int:
 
 
 def _add_kernels(parser: argparse.ArgumentParser) -> None:
-    from . import kernel_report
-
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--target", choices=kernel_report.TARGETS, help="compile every kernel for this architecture")
     what.add_argument("--count", choices=tuple(kernel_report.WORKLOADS), help="launches and bytes of one meta-step")
@@ -351,15 +350,13 @@ def _kernels(arguments: argparse.Namespace, _: Sequence[str]) -> int:
     than there is, or multiplies in another precision than asked for. With --count, which runs in Triton's interpreter:
     launches of a meta-step, bytes asked for, distinct bytes and compulsory bytes.
     """
-    from . import kernel_report
-
     if arguments.count:
         counts = kernel_report.counts(arguments.count)
         lines = (f"{key}: {', '.join(value) if isinstance(value, list) else value}" for key, value in counts.items())
-        print(kernel_report.as_json(counts) if arguments.json else "\n".join(lines))
+        print(json.dumps(counts, indent=1) if arguments.json else "\n".join(lines))
         return 0
     rows = kernel_report.compiled(arguments.target, arguments.workload)
-    print(kernel_report.as_json(rows) if arguments.json else kernel_report.table(rows))
+    print(json.dumps(rows, indent=1) if arguments.json else kernel_report.table(rows))
     wrong = kernel_report.problems(rows)
     for problem in wrong:
         print(f"problem: {problem}", file=sys.stderr)

@@ -219,6 +219,13 @@ class TaskResults(NamedTuple):
     finite: Tensor  # [T] bool
     lam: Tensor | None  # λ_0 [T, P]: each task's share of the meta-gradient, where it was asked for
 
+    @classmethod
+    def joined(cls, slices: Sequence[TaskResults]) -> TaskResults:
+        """Of slices of the tasks, in new tensors."""
+        losses, outputs, finite, lams = zip(*slices, strict=True)
+        joined = [torch.cat(ys) for ys in zip(*outputs, strict=True)]
+        return cls(torch.cat(losses), joined, torch.cat(finite), None if lams[0] is None else torch.cat(lams))
+
 
 class MetaGradient(NamedTuple):
     """What a meta-step gives: means over the tasks that stayed finite, and what they are means of."""

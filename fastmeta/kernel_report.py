@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -110,8 +109,3 @@ def counts(workload: str) -> Row:
         "distinct / compulsory": round(distinct / compulsory, 3),
         "trajectory bytes": sum(t.numel() * t.element_size() for t in counted.trajectory),
     }
-
-
-def as_json(rows: Any) -> str:
-    """Rows or counts for programs."""
-    return json.dumps(rows, indent=1)

@@ -8,7 +8,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from .engine import Context, Data, Engine, MetaGradient, TaskResults, mean_finite
+from .engine import Context, Data, Engine, MetaGradient, TaskResults
 from .inner import Adam, InnerOptimizer
 from .kernels.activation import KINDS  # pyright: ignore[reportMissingImports]  # mapped by setup.py
 from .kernels.mlp import MLP, Adapted, Chain, InnerRule, LossRule, mean_over_tasks  # pyright: ignore[reportMissingImports]  # mapped by setup.py
@@ -67,9 +67,9 @@ class TritonBackend:
     ) -> MetaGradient:
         """Losses, outputs and, where `keep` says so, the meta-gradient and each task's share of it."""
         parts = [self._slice(params, support.take(s, 0), query.take(s, 0), keep=keep) for s in self.slices]
-        tasks = parts[0] if len(parts) == 1 else _joined(parts)
+        tasks = parts[0] if len(parts) == 1 else TaskResults.joined(parts)
         if tasks.lam is None:
-            return MetaGradient(mean_finite(tasks.losses, tasks.finite), None, tasks)
+            return MetaGradient.of(tasks)
         gradient, loss = mean_over_tasks(tasks.lam, tasks.losses, tasks.finite)
         return MetaGradient(loss, gradient, tasks)
 
@@ -180,9 +180,3 @@ def _loss_rule(loss: Loss | None) -> LossRule:
 def _rows(x: Tensor) -> Tensor:
     """Inputs [T, N, ...] as [T, N, D]."""
     return x.reshape(*x.shape[:2], prod(x.shape[2:])).contiguous()
-
-
-def _joined(parts: list[TaskResults]) -> TaskResults:
-    losses, outputs, finite, lams = zip(*parts, strict=True)
-    joined = [torch.cat(ys) for ys in zip(*outputs, strict=True)]
-    return TaskResults(torch.cat(losses), joined, torch.cat(finite), None if lams[0] is None else torch.cat(lams))

@@ -5,8 +5,9 @@ to 0.5 MB a task); activations live in registers. Scratch that is written and re
 between, and another before it is overwritten. See README.md.
 
 What is used again in a later phase gets a zero added that the compiler does not know: otherwise it keeps activations
-as operands of the matrix instructions from phase to phase, and spills (600 bytes of stack for 1-40-40-1 on sm_90). For
-the same reason loops keep what does not change in them where it is (227 registers without, 120 with).
+as operands of the matrix instructions from phase to phase, and spills (1-40-40-1 on sm_90 with tf32x3 products: 600
+bytes of stack). For the same reason loops keep what does not change in them where it is (adapt: 227 registers without,
+120 with). Loop bounds are compile-time: Triton 3.6 interprets no others on NumPy 2.4.
 
 `DIMS` are the layers' widths D_0 … D_L and `BLOCKS` the same padded to powers of two; `W_AT` and `B_AT` say where a
 layer's weight [O, I] and bias lie in a row of P values (−1: no bias); `ACTS` are the activations behind the layers and
@@ -46,17 +47,9 @@ def inputs(p_x, rows, m_rows, D: tl.constexpr, BD: tl.constexpr):
 
 @triton.jit
 def loss_gradient(
-    y,
-    p_y,
-    rows,
-    m_rows,
-    N: tl.constexpr,
-    C: tl.constexpr,
-    BC: tl.constexpr,
-    LOSS: tl.constexpr,
-    SMOOTHING: tl.constexpr,
-    IGNORE: tl.constexpr,
-):
+    y, p_y, rows, m_rows, N: tl.constexpr, C: tl.constexpr, BC: tl.constexpr, LOSS: tl.constexpr,
+    SMOOTHING: tl.constexpr, IGNORE: tl.constexpr,
+):  # fmt: skip
     """A loss of either kind, and its gradient [BN, BC]."""
     if LOSS == "mse":
         loss, d = mse(y, p_y, rows, m_rows, N, C, BC)
@@ -67,18 +60,9 @@ def loss_gradient(
 
 @triton.jit
 def loss_gradient_dot(
-    y,
-    y_dot,
-    p_y,
-    rows,
-    m_rows,
-    N: tl.constexpr,
-    C: tl.constexpr,
-    BC: tl.constexpr,
-    LOSS: tl.constexpr,
-    SMOOTHING: tl.constexpr,
+    y, y_dot, p_y, rows, m_rows, N: tl.constexpr, C: tl.constexpr, BC: tl.constexpr, LOSS: tl.constexpr,
     IGNORE: tl.constexpr,
-):
+):  # fmt: skip
     """Tangent of that gradient along y_dot."""
     if LOSS == "mse":
         d_dot = mse_dot(y_dot, m_rows, N, C, BC)
@@ -209,10 +193,10 @@ def adapt_kernel(
 @triton.jit(do_not_specialize=["T", "R"])
 def apply_kernel(
     p_phis, p_lam, p_bad, p_finite, p_x, p_y, p_outputs, p_losses, T, R, K: tl.constexpr, N: tl.constexpr,
-    BN: tl.constexpr,
-    P: tl.constexpr, DEPTH: tl.constexpr, DIMS: tl.constexpr, BLOCKS: tl.constexpr, W_AT: tl.constexpr,
-    B_AT: tl.constexpr, ACTS: tl.constexpr, ARGS: tl.constexpr, LOSS: tl.constexpr, SMOOTHING: tl.constexpr,
-    IGNORE: tl.constexpr, BACKWARD: tl.constexpr, REPTILE: tl.constexpr, LAST: tl.constexpr, PRECISION: tl.constexpr,
+    BN: tl.constexpr, P: tl.constexpr, DEPTH: tl.constexpr, DIMS: tl.constexpr, BLOCKS: tl.constexpr,
+    W_AT: tl.constexpr, B_AT: tl.constexpr, ACTS: tl.constexpr, ARGS: tl.constexpr, LOSS: tl.constexpr,
+    SMOOTHING: tl.constexpr, IGNORE: tl.constexpr, BACKWARD: tl.constexpr, REPTILE: tl.constexpr, LAST: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The query pass: outputs at φ_K and, with a LOSS, its value.
 
@@ -274,13 +258,13 @@ def pulled(p_lam, p_sigma, p_v, lr, offsets, mask, last, RULE: tl.constexpr, HYP
 
 
 @triton.jit
-def store_pulled(h, lam, v, sigma, p_lam_new, p_sigma_new, offsets, mask, RULE: tl.constexpr, HYPER: tl.constexpr):
+def store_pulled(h, lam, v, sigma, p_lam, p_sigma, offsets, mask, RULE: tl.constexpr, HYPER: tl.constexpr):
     """λ_k = direct + H v and, of an optimiser with momentum, σ_k."""
     if RULE == "sgd":
         lam = lam + HYPER[2] * v
         if HYPER[0] > 0:
-            tl.store(p_sigma_new + offsets, sigma, mask=mask)
-    tl.store(p_lam_new + offsets, lam + h, mask=mask)
+            tl.store(p_sigma + offsets, sigma, mask=mask)
+    tl.store(p_lam + offsets, lam + h, mask=mask)
 
 
 @triton.jit(do_not_specialize=["T", "R"])
@@ -356,7 +340,7 @@ def adjoint_kernel(
                 z_dot += v[None, :]
             zs_dot = zs_dot + (z_dot,)
             x_dot = slope(zs[j], j, ACTS, ARGS) * z_dot
-        dy_dot = loss_gradient_dot(y, x_dot, p_y, rows, m_rows, B, DIMS[DEPTH], BLOCKS[DEPTH], LOSS, SMOOTHING, IGNORE)
+        dy_dot = loss_gradient_dot(y, x_dot, p_y, rows, m_rows, B, DIMS[DEPTH], BLOCKS[DEPTH], LOSS, IGNORE)
         # backward, on dual numbers
         x = inputs(p_x, rows, m_rows, DIMS[0], BLOCKS[0])
         zs, zs_dot = again(zs, p_step + 3, DEPTH), again(zs_dot, p_step + 3, DEPTH)

@@ -35,8 +35,8 @@ def dot_precision(precision: str, blocks: tuple[int, ...]) -> str:
 
     "float32" is plain multiply-adds up to 64 wide: exact, and without a spill where three tf32 products (21 bits of
     mantissa) leave 64 bytes on the stack and bf16x6 40 (1-40-40-1, sm_90); bf16x3 keeps 16 bits only. At 128 wide
-    unrolled multiply-adds take the compiler minutes, so there it is tf32x3. Before sm_90, where operands of a matrix
-    instruction is a register, the others are multiply-adds too: tf32 leaves 728 bytes, bfloat16 208.
+    unrolled multiply-adds take the compiler minutes, so there it is tf32x3. Before sm_90, where operands of matrix
+    instructions are registers, the others are multiply-adds too: tf32 leaves 728 bytes, bfloat16 208.
     """
     if knobs.runtime.interpret:
         return "ieee"  # the interpreter multiplies in float32 whatever it is told, and bfloat16's bit patterns

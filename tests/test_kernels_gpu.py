@@ -27,8 +27,8 @@ def check(monkeypatch, model, batch, precision, stages, **options):
     first, second = (results(model, batch, "triton", torch.float32, precision=precision, **options) for _ in range(2))
     for name, want in truth.items():
         assert torch.equal(first[name], second[name]), name
-        error = ((first[name].double().cpu() - want).norm() / want.norm()).item()
-        assert error <= ALLOWED[precision], (name, error)
+        error = (first[name].double().cpu() - want).norm()
+        assert error <= ALLOWED[precision] * want.norm(), (name, error)  # without steps there is no update: 0 ≤ 0
 
 
 @pytest.mark.parametrize("stages", [1, 2, 3])
