@@ -62,10 +62,10 @@ def choose(requested: str, device: torch.device, engine: Engine | None = None) -
     if engine is None:
         return Choice(requested, "chosen at the first batch" if requested == "auto" else "asked for")
     from .kernels.activation import KINDS  # pyright: ignore[reportMissingImports]  # mapped by setup.py
-    from .kernels.tiles import DEEPEST, MOST  # pyright: ignore[reportMissingImports]  # mapped by setup.py
+    from .kernels.tiles import MOST_OUTPUTS  # pyright: ignore[reportMissingImports]  # mapped by setup.py
 
     try:
-        layers = perceptron(engine, Limits(KINDS, MOST, DEEPEST))
+        layers = perceptron(engine, Limits(KINDS, MOST_OUTPUTS))
     except NotTaken as reason:
         if requested == "triton":
             raise RuntimeError(
@@ -84,6 +84,7 @@ class Backend(Protocol):
 
     engine: Engine
     chunk: int | None
+    how: str  # what runs the ops, for explain()
 
     def keys(self) -> Tensor: ...
 
@@ -111,7 +112,7 @@ class TorchBackend:
     """
 
     def __init__(self, engine: Engine, tasks: int, *, chunk: int | None, compiled: bool) -> None:
-        self.engine, self.chunk = engine, chunk
+        self.engine, self.chunk, self.how = engine, chunk, "own sweeps"
         self._random = engine.random
         self._still = torch.zeros(tasks, dtype=torch.int64, device=engine.outer.layout.device)
         opaque = _is_opaque(engine)

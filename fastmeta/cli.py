@@ -336,8 +336,8 @@ def _add_kernels(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--target", choices=kernel_report.TARGETS, help="compile every kernel for this architecture")
     what.add_argument("--count", choices=tuple(kernel_report.WORKLOADS), help="launches and bytes of one meta-step")
     parser.add_argument(
-        "--workload", nargs="+", choices=tuple(kernel_report.WORKLOADS), default=("sinusoid-k1", "sinusoid"),
-        help="what to compile; default: sinusoid-k1 sinusoid",
+        "--workload", nargs="+", choices=tuple(kernel_report.WORKLOADS), default=kernel_report.DESIGNED,
+        help=f"what to compile; default: {' '.join(kernel_report.DESIGNED)}",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 

@@ -30,15 +30,15 @@ def explain(learner: MetaLearner) -> str:
     last = learner._sessions.last
     if last is None:
         return "\n".join([*lines, "the plan is made for the shapes of the first batch: call explain() after it"])
-    how = "Triton kernels of mlp_loop" if choice.backend == "triton" else "own sweeps"
     lines += [f"memory: {learner.memory}" + ("" if last.chunk is None else f", {last.chunk} task(s) at a time")]
     lines += [
         "inner loop:",
-        *_table(last.engine.loop.objective.plan, how),
-        f"  loss: {_loss(last.engine.loop.objective.loss, how)}",
+        *_table(last.engine.loop.objective.plan, last.how),
+        f"  loss: {_loss(last.engine.loop.objective.loss, last.how)}",
     ]
     if last.engine.outer.loss is not None:
-        lines += ["query pass:", *_table(last.engine.outer.plan, how), f"  loss: {_loss(last.engine.outer.loss, how)}"]
+        lines += ["query pass:", *_table(last.engine.outer.plan, last.how)]
+        lines += [f"  loss: {_loss(last.engine.outer.loss, last.how)}"]
     return "\n".join(lines)
 
 

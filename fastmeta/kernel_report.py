@@ -3,36 +3,70 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
-from typing import Any
+from itertools import product
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 from .algorithms import MAML
 from .batch import TaskBatch
 from .inner import SGD
-from .models import sinusoid_mlp
+from .models import sinusoid_mlp, siren
+from .progress import Progress
 from .session import Session
 from .tasks import Sinusoid
 
 TARGETS = ("sm_80", "sm_90", "sm_100")
-WORKLOADS = {"sinusoid-k1": (25, 1), "sinusoid": (25, 5), "sinusoid-10k": (10_000, 5)}
-"""Tasks T and inner steps K of MAML on 10 + 10 points of Finn et al.'s sinusoids, network 1-40-40-1."""
 PRECISIONS = ("float32", "tf32", "bfloat16")
+
+
+class Workload(NamedTuple):
+    """One of the design's workloads: the network, K, the inner learning rate, and a meta-batch of T tasks."""
+
+    model: Callable[[], nn.Module]
+    steps: int
+    lr: float
+    batch: Callable[[], TaskBatch]
+
+
+def _sinusoids(tasks: int) -> TaskBatch:
+    return TaskBatch(*Sinusoid().sample(tasks, torch.Generator().manual_seed(1)))
+
+
+def _images(tasks: int, side: int) -> TaskBatch:
+    """Colours at the pixels of random images, which is all that a kernel sees of real ones."""
+    axis = torch.linspace(-1, 1, side)
+    points = torch.cartesian_prod(axis, axis).expand(tasks, -1, -1).contiguous()
+    colours = torch.rand(tasks, side * side, 3, generator=torch.Generator().manual_seed(1))
+    return TaskBatch(points, colours, points, colours)
+
+
+WORKLOADS = {
+    "sinusoid-k1": Workload(sinusoid_mlp, 1, 0.01, lambda: _sinusoids(25)),
+    "sinusoid": Workload(sinusoid_mlp, 5, 0.01, lambda: _sinusoids(25)),
+    "sinusoid-10k": Workload(sinusoid_mlp, 5, 0.01, lambda: _sinusoids(10_000)),
+    "siren-64": Workload(siren, 3, 0.01, lambda: _images(16, 64)),
+    "siren-8": Workload(siren, 3, 0.01, lambda: _images(1, 8)),  # as much of it as an interpreter can run
+}
+"""MAML on 10 + 10 points of Finn et al.'s sinusoids, network 1-40-40-1; and on images of SIDE × SIDE pixels, network
+2-256-256-256-3."""
+DESIGNED = ("sinusoid-k1", "sinusoid", "sinusoid-10k", "siren-64")
+"""Those of the design, at full size."""
 
 Row = dict[str, Any]
 
 
 def _session(workload: str, precision: Any) -> Session:
-    tasks, steps = WORKLOADS[workload]
+    model, steps, lr, batch = WORKLOADS[workload]
     learner = MAML(
-        sinusoid_mlp(), inner_loss=F.mse_loss, inner_optimizer=SGD(lr=0.01), inner_steps=steps, backend="triton",
+        model(), inner_loss=F.mse_loss, inner_optimizer=SGD(lr=lr), inner_steps=steps, backend="triton",
         precision=precision,
     )  # fmt: skip
-    episodes = Sinusoid().sample(tasks, torch.Generator().manual_seed(1))
-    return learner._sessions.open(learner, TaskBatch(*episodes), steps)
+    return learner._sessions.open(learner, batch(), steps)
 
 
 def compiled(target: str, workloads: Sequence[str]) -> list[Row]:
@@ -42,23 +76,27 @@ def compiled(target: str, workloads: Sequence[str]) -> list[Row]:
     from .kernels.ahead_of_time import compiling  # pyright: ignore[reportMissingImports]  # mapped by setup.py
 
     rows = []
-    for workload in workloads:
-        for precision in PRECISIONS:
-            with compiling(target) as found:
-                _session(workload, precision).meta_step(keep=True)
-            rows += [{"target": target, "workload": workload, "precision": precision, **asdict(f)} for f in found]
+    every = list(product(workloads, PRECISIONS))
+    progress = Progress(len(every))
+    for done, (workload, precision) in enumerate(every):
+        progress.status(f"{target} {workload} {precision}")
+        with compiling(target) as found:
+            _session(workload, precision).meta_step(keep=True)
+        rows += [{"target": target, "workload": workload, "precision": precision, **asdict(f)} for f in found]
+        progress.advance(done + 1)
+    progress.close()
     return rows
 
 
 def problems(rows: Sequence[Row]) -> list[str]:
     """What is wrong with compiled kernels: a spill, too much shared memory, a product of another precision."""
-    from .kernels.ahead_of_time import SHARED_BYTES  # pyright: ignore[reportMissingImports]  # mapped by setup.py
+    from .kernels.ahead_of_time import SHARED_BYTES, SINE_STACK  # pyright: ignore[reportMissingImports]  # mapped by setup.py
 
     wanted = {"float32": {"ieee", "tf32x3"}, "tf32": {"ieee", "tf32"}, "bfloat16": {"ieee", "bf16"}}
     found = []
     for row in rows:
-        name = f"{row['target']} {row['workload']} {row['precision']} {row['kernel']}"
-        if row["stack"]:
+        name = f"{row['target']} {row['workload']} {row['precision']} {row['kernel']} {row['label']}".rstrip()
+        if row["stack"] > (SINE_STACK if row["sines"] else 0):
             found.append(f"{name}: {row['stack']} bytes on the stack")
         if row["shared"] > SHARED_BYTES[row["target"]][0]:
             found.append(f"{name}: {row['shared']} bytes of shared memory")
@@ -69,12 +107,12 @@ def problems(rows: Sequence[Row]) -> list[str]:
 
 def table(rows: Sequence[Row]) -> str:
     """The rows for people."""
-    head = ("workload", "precision", "kernel", "programs", "warps", "registers", "stack", "shared", "occupancy",
-            "matrix", "128-bit", "narrower")  # fmt: skip
+    keys = ("workload", "precision", "kernel", "label", "launches", "programs", "warps", "registers", "stack", "shared",
+            "occupancy")  # fmt: skip
+    head = (*keys, "matrix", "128-bit", "narrower")
     lines: list[tuple[str, ...]] = [head]
     for row in rows:
         matrix = " ".join(f"{n} {kind}" for kind, n in row["matrix"].items()) or "-"
-        keys = ("workload", "precision", "kernel", "programs", "warps", "registers", "stack", "shared", "occupancy")
         lines.append((*(str(row[key]) for key in keys), matrix, str(row["wide"]), str(row["narrow"])))
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
@@ -92,8 +130,18 @@ def counts(workload: str) -> Row:
     session = _session(workload, "float32")
     batch = session.batch
     tensors = [batch.support_x, batch.support_y, batch.query_x, batch.query_y]
-    with counting() as counted:
+    progress = Progress(1)
+
+    def show(name: str, done: int, total: int) -> None:
+        if done == 1:
+            progress.restart(total)
+        progress.advance(done)
+        if done < total:
+            progress.status(name)
+
+    with counting(progress=show) as counted:
         result = session.meta_step(keep=True)
+    progress.close()
     (loss, gradient, (losses, outputs, finite, lam)) = result
     assert gradient is not None
     assert lam is not None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torch import nn
+import math
+
+from torch import Tensor, nn
 
 MODELS = ("sinusoid-mlp", "conv4", "conv4-flat", "conv4-pooled")
 """Names that `build_model` takes."""
@@ -35,6 +37,41 @@ def build_model(name: str, *, ways: int = 5, channels: int = 64, zero_head: bool
 def sinusoid_mlp() -> nn.Sequential:
     """Linear 1-40-40-1 with ReLU: [N, 1] → [N, 1] (Finn, Abbeel, Levine 2017, section 5.1)."""
     return nn.Sequential(nn.Linear(1, 40), nn.ReLU(), nn.Linear(40, 40), nn.ReLU(), nn.Linear(40, 1))
+
+
+class Sine(nn.Module):
+    """sin(frequency · x)."""
+
+    def __init__(self, frequency: float) -> None:
+        super().__init__()
+        self.frequency = frequency
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (self.frequency * x).sin()
+
+
+def siren(*, coordinates: int = 2, width: int = 256, hidden: int = 3, outputs: int = 3, frequency: float = 30.0) -> (
+    nn.Sequential
+):  # fmt: skip
+    """Implicit representation of an image: [N, coordinates] in [−1, 1] → [N, outputs] (Sitzmann et al. 2020).
+
+    Args:
+        coordinates: of a point.
+        width: of the hidden layers.
+        hidden: how many of them.
+        outputs: values at a point, such as three colours.
+        frequency: ω₀ of the sines; weights start as section 3.2 and appendix 1.5 of the paper have them.
+    """
+    layers: list[nn.Module] = []
+    for depth in range(hidden):
+        linear = nn.Linear(width if depth else coordinates, width)
+        bound = math.sqrt(6 / width) / frequency if depth else 1 / coordinates
+        nn.init.uniform_(linear.weight, -bound, bound)
+        layers += [linear, Sine(frequency)]
+    last = nn.Linear(width, outputs)
+    bound = math.sqrt(6 / width) / frequency
+    nn.init.uniform_(last.weight, -bound, bound)
+    return nn.Sequential(*layers, last)
 
 
 def conv4(ways: int, *, channels: int = 64, pooled: bool = False, mean: bool = True) -> nn.Sequential:

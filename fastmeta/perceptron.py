@@ -10,6 +10,7 @@ import torch
 from .engine import Engine, Objective
 from .layout import Layout
 from .ops.activation import Activation
+from .ops.arithmetic import Scale
 from .ops.cross_entropy import CrossEntropy
 from .ops.linear import Linear
 from .ops.mse import MSE
@@ -21,8 +22,7 @@ class Limits(NamedTuple):
     """What the kernels take."""
 
     kinds: Sequence[str]  # activations
-    most: int  # widest layer, and most samples
-    deepest: int  # linear layers
+    outputs: int  # of the last layer
 
 
 class NotTaken(Exception):
@@ -30,13 +30,14 @@ class NotTaken(Exception):
 
 
 class Layer(NamedTuple):
-    """y = f(x Wᵀ + b): widths, places of weight and bias in the layout (None: no bias), and f."""
+    """y = f(x Wᵀ + b): widths, places of weight and bias in the layout (None: no bias), and f with its arguments."""
 
     inputs: int
     outputs: int
     weight: int
     bias: int | None
-    activation: Activation
+    kind: str = "identity"
+    args: tuple[float, ...] = ()
 
 
 def perceptron(engine: Engine, limits: Limits) -> list[Layer]:
@@ -54,11 +55,10 @@ def perceptron(engine: Engine, limits: Limits) -> list[Layer]:
     _check_sizes(layers, inner.plan, inner.layout, limits)
     if _layers(outer.plan, outer.layout) != layers:
         raise NotTaken("the query pass is another program than the inner loop's")
-    for plan, name in ((inner.plan, "support samples of a step"), (outer.plan, "query samples")):
-        samples = plan.output_shapes[0][0]
-        if samples > limits.most:
-            raise NotTaken(f"{samples} {name}, the kernels take up to {limits.most}")
     _check_loss(inner)
+    samples = max(plan.output_shapes[0][0] for plan in (inner.plan, outer.plan))
+    if samples * max(max(layer.inputs, layer.outputs) for layer in layers) >= 2**31:
+        raise NotTaken(f"{samples} samples a task, and the kernels count a layer's values in 32 bits")
     return layers
 
 
@@ -81,17 +81,21 @@ def _layers(plan: Plan, layout: Layout) -> list[Layer]:
     if nodes and isinstance(nodes[0].op, Reshape) and nodes[0].inputs == (at,):
         at = nodes.pop(0).outputs[0]  # images as rows, which the kernels read anyway
     layers: list[Layer] = []
+    frequency: float | None = None  # of a sine, where one must follow
     for node in nodes:
         if node.inputs[0] != at:
             raise NotTaken(f"{node.label or node.op.name}: the kernels take chains, without branches")
-        if isinstance(node.op, Linear):
+        if isinstance(node.op, Linear) and frequency is None:
             layers.append(_linear(node, place, layout))
-        elif isinstance(node.op, Activation) and layers and layers[-1].activation.kind == "identity":
-            layers[-1] = layers[-1]._replace(activation=node.op)
+        elif isinstance(node.op, Scale) and layers and layers[-1].kind == "identity" and frequency is None:
+            frequency = node.op.factor
+        elif isinstance(node.op, Activation) and layers and layers[-1].kind == "identity":
+            layers[-1] = layers[-1]._replace(kind=node.op.kind, args=_arguments(node, frequency))
+            frequency = None
         else:
             raise NotTaken(f"{node.label or node.op.name}: no kernel for {node.op.name} here")
         at = node.outputs[0]
-    if at != plan.output_slots[0]:
+    if at != plan.output_slots[0] or frequency is not None:
         raise NotTaken("the module returns something else than its last layer's output")
     return layers
 
@@ -101,20 +105,29 @@ def _linear(node: Node, place: dict[int, int], layout: Layout) -> Layer:
     if any(slot not in place for slot in (w, *b)):
         raise NotTaken(f"{node.label}: its weight is computed, and the kernels read parameters only")
     outputs, inputs = layout.shapes[place[w]]
-    return Layer(inputs, outputs, place[w], place[b[0]] if b else None, Activation("identity"))
+    return Layer(inputs, outputs, place[w], place[b[0]] if b else None)
+
+
+def _arguments(node: Node, frequency: float | None) -> tuple[float, ...]:
+    """Of an activation behind a product with a number, where there is one: sin(30 x) is what SIREN has."""
+    assert isinstance(node.op, Activation)
+    if node.op.kind == "sin":
+        return (1.0 if frequency is None else frequency,)
+    if frequency is not None:
+        raise NotTaken(f"{node.label or node.op.name}: no kernel for {node.op.kind} of a multiple")
+    return node.op.args
 
 
 def _check_sizes(layers: list[Layer], plan: Plan, layout: Layout, limits: Limits) -> None:
     used = [i for layer in layers for i in (layer.weight, layer.bias) if i is not None]
     if sorted(used) != list(range(len(layout.names))):
         raise NotTaken("every parameter must be the weight or bias of one linear layer, and of one only")
-    if not 1 <= len(layers) <= limits.deepest:
-        raise NotTaken(f"{len(layers)} linear layers, the kernels take 1 to {limits.deepest}")
-    widest = max(size for layer in layers for size in (layer.inputs, layer.outputs))
-    if widest > limits.most:
-        raise NotTaken(f"a layer is {widest} wide, the kernels take up to {limits.most}")
+    if not layers:
+        raise NotTaken("there is no linear layer")
+    if layers[-1].outputs > limits.outputs:
+        raise NotTaken(f"{layers[-1].outputs} outputs, the kernels take up to {limits.outputs}")
     for layer in layers:
-        if layer.activation.kind not in limits.kinds:
-            raise NotTaken(f"no kernel for the activation {layer.activation.kind}")
+        if layer.kind not in limits.kinds:
+            raise NotTaken(f"no kernel for the activation {layer.kind}")
     if plan.output_shapes[0] != (plan.output_shapes[0][0], layers[-1].outputs):
         raise NotTaken(f"outputs of shape {list(plan.output_shapes[0])} a task, the kernels give [N, C]")

@@ -33,6 +33,12 @@ class Progress:
             self._bar.update(done - self._done)
         self._done = done
 
+    def restart(self, total: int) -> None:
+        """Another loop begins, of so many iterations."""
+        self._total, self._done = total, 0
+        if self._bar is not None:
+            self._bar.reset(total)
+
     def status(self, text: str) -> None:
         """Beside the bar, or on a line of its own unless the last one is recent."""
         if self._bar is not None:

@@ -11,7 +11,10 @@ from torch import Tensor
 from .engine import Context, Data, Engine, MetaGradient, TaskResults
 from .inner import Adam, InnerOptimizer
 from .kernels.activation import KINDS  # pyright: ignore[reportMissingImports]  # mapped by setup.py
-from .kernels.mlp import MLP, Adapted, Chain, InnerRule, LossRule, mean_over_tasks  # pyright: ignore[reportMissingImports]  # mapped by setup.py
+from .kernels.description import Adapted, Chain, InnerRule, LossRule  # pyright: ignore[reportMissingImports]  # mapped by setup.py
+from .kernels.layerwise import Layerwise  # pyright: ignore[reportMissingImports]  # mapped by setup.py
+from .kernels.mlp import MLP, mean_over_tasks  # pyright: ignore[reportMissingImports]  # mapped by setup.py
+from .kernels.tiles import DEEPEST, MOST  # pyright: ignore[reportMissingImports]  # mapped by setup.py
 from .layout import Layout
 from .ops.base import Loss
 from .ops.cross_entropy import CrossEntropy
@@ -19,8 +22,15 @@ from .ops.mse import MSE
 from .perceptron import Layer
 
 
+def fits_loop(engine: Engine, layers: list[Layer]) -> bool:
+    """Whether `mlp_loop` takes the perceptron; else it runs layer by layer."""
+    samples = [plan.output_shapes[0][0] for plan in (engine.loop.objective.plan, engine.outer.plan)]
+    widths = [size for layer in layers for size in (layer.inputs, layer.outputs)]
+    return max(*samples, *widths) <= MOST and len(layers) <= DEEPEST
+
+
 class TritonBackend:
-    """A perceptron on the kernels of `mlp_loop`.
+    """A perceptron on the kernels of `mlp_loop`, or on those of single layers where it is too large for them.
 
     Args:
         engine: the engine for one set of shapes.
@@ -38,10 +48,12 @@ class TritonBackend:
         self.slices = [slice(at, min(at + size, tasks)) for at in range(0, tasks, size)]
         loop = engine.loop
         assert loop.objective.loss is not None, "an inner loop has a loss"
-        self._mlp = MLP(
+        rules = (
             _chain(layers, layout), _inner_rule(loop.optimizer, loop.steps, loop.batch),
             _loss_rule(loop.objective.loss), precision,
         )  # fmt: skip
+        self._mlp = MLP(*rules) if fits_loop(engine, layers) else Layerwise(*rules, save=not loop.recompute)
+        self.how = f"Triton kernels of {'mlp_loop' if isinstance(self._mlp, MLP) else 'linear'}"
         self._known = isinstance(engine.outer.loss, MSE | CrossEntropy)
         self._pads = [
             torch.zeros(pad, dtype=layout.dtype, device=layout.device) if pad else None for pad in layout.padding
@@ -137,7 +149,7 @@ class TritonBackend:
     ) -> tuple[list[Tensor], Callable[[Sequence[Tensor | None]], Tensor]]:
         """Outputs [T, M, ...] at φ [T, P], and the function of their cotangents to φ's."""
         x = _rows(inputs[0])
-        at = Adapted(phi.contiguous(), phi, 1, phi.new_zeros(phi.shape[0]))
+        at = Adapted(phi.contiguous(), phi, 1, phi.new_zeros(phi.shape[0]), [])
         outputs, _ = self._mlp.apply(at, 1, x, x, LossRule("none"), lam=None)
 
         def pullback(d_outputs: Sequence[Tensor | None]) -> Tensor:
@@ -153,12 +165,12 @@ class TritonBackend:
 def _chain(layers: list[Layer], layout: Layout) -> Chain:
     args: list[float] = []
     for layer in layers:
-        args += [*layer.activation.args, 0.0, 0.0][:2]
+        args += [*layer.args, 0.0, 0.0][:2]
     return Chain(
         (layers[0].inputs, *(layer.outputs for layer in layers)),
         tuple(layout.offsets[layer.weight] for layer in layers),
         tuple(-1 if layer.bias is None else layout.offsets[layer.bias] for layer in layers),
-        tuple(KINDS.index(layer.activation.kind) for layer in layers),
+        tuple(KINDS.index(layer.kind) for layer in layers),
         tuple(map(float, args)),
         layout.size,
     )

@@ -1,6 +1,7 @@
 """Pointwise activations inside kernels: value, first and second derivative, as in `fastmeta/ops/activation.py`.
 
-`A` and `B` are the arguments of a kind: the negative slope of leaky_relu, beta and threshold of softplus.
+`A` and `B` are the arguments of a kind: the negative slope of leaky_relu, beta and threshold of softplus, and the
+frequency of sin, f(x) = sin(A x) (Sitzmann et al. 2020).
 """
 
 import triton
@@ -9,6 +10,7 @@ import triton.language as tl
 KINDS = ("identity", "relu", "leaky_relu", "gelu", "gelu_tanh", "silu", "tanh", "sigmoid", "softplus", "sin")
 
 # A kind inside kernels is its place in KINDS: Triton 3.6 passes no strings out of tuples on to helpers.
+IDENTITY = 0
 RELU = tl.constexpr(1)
 LEAKY_RELU = tl.constexpr(2)
 GELU = tl.constexpr(3)
@@ -72,7 +74,7 @@ def act_value(x, KIND: tl.constexpr, A: tl.constexpr, B: tl.constexpr):
         soft = (tl.where(t > 0.0, t, 0.0) + tl.log(1.0 + tl.exp(-tl.abs(t)))) / A
         y = tl.where(t > B, x, soft)
     elif KIND == SIN:
-        y = tl.sin(x)
+        y = tl.sin(A * x)
     else:
         y = x
     return y
@@ -103,7 +105,7 @@ def act_slope(x, KIND: tl.constexpr, A: tl.constexpr, B: tl.constexpr):
     elif KIND == SOFTPLUS:
         d = tl.where(x * A > B, 1.0, tl.sigmoid(x * A))
     elif KIND == SIN:
-        d = tl.cos(x)
+        d = A * tl.cos(A * x)
     else:
         d = tl.full(x.shape, 1.0, x.dtype)
     return d
@@ -131,7 +133,7 @@ def act_curvature(x, KIND: tl.constexpr, A: tl.constexpr, B: tl.constexpr):
         s = tl.sigmoid(x * A)
         c = tl.where(x * A > B, 0.0, A * s * (1.0 - s))
     elif KIND == SIN:
-        c = -tl.sin(x)
+        c = -A * A * tl.sin(A * x)
     else:
         c = tl.full(x.shape, 0.0, x.dtype)
     return c

@@ -12,7 +12,7 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ TARGETS = {"sm_80": 80, "sm_90": 90, "sm_100": 100}
 SHARED_BYTES = {"sm_80": (166_912, 167_936), "sm_90": (232_448, 233_472), "sm_100": (232_448, 233_472)}
 THREADS, REGISTERS, RESERVED_SHARED = 2048, 65_536, 1024
 
+SINE_STACK = 32  # libdevice's reduction of arguments beyond 1e5, on both Tritons
+
 # Instructions that multiply matrices: Hopper's warp-group and Blackwell's tensor-memory ones, a warp's, float64's.
 MATRIX = ("HGMMA", "UTCHMMA", "UTCQMMA", "HMMA", "DMMA")
 
@@ -38,6 +40,8 @@ class Compiled:
     """Figures of one compiled launch."""
 
     kernel: str
+    label: str  # which of the kernel's launches
+    launches: int  # of this code in a meta-step
     programs: int
     warps: int
     registers: int
@@ -48,6 +52,7 @@ class Compiled:
     wide: int
     narrow: int
     precisions: tuple[str, ...]
+    sines: bool  # whether it has sin or cos, whose code for huge arguments keeps SINE_STACK bytes on the stack
 
 
 class _NoDevice:
@@ -70,10 +75,18 @@ class _NoDevice:
 def compiling(target: str) -> Iterator[list[Compiled]]:
     """The list fills with what is compiled for `target`, a key of TARGETS."""
     found: list[Compiled] = []
+    seen: dict[tuple[str, int], int] = {}  # (hash of the compiled code, programs) → place in `found`
 
-    def compile_only(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]) -> None:
+    def compile_only(
+        kernel: Any, label: str, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]
+    ) -> None:
         binary = kernel.warmup(*args, grid=grid, **options)
-        found.append(_figures(kernel.__name__, grid, options, binary, target))
+        key = binary.hash, grid[0]
+        if key in seen:
+            found[seen[key]] = replace(found[seen[key]], launches=found[seen[key]].launches + 1)
+            return
+        seen[key] = len(found)
+        found.append(_figures(kernel.__name__, label, grid, options, binary, target))
 
     before = driver._active
     no_device: Any = _NoDevice(target)
@@ -98,7 +111,9 @@ def _tool(name: str) -> str:
     return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name)
 
 
-def _figures(name: str, grid: tuple[int, ...], options: dict[str, Any], binary: Any, target: str) -> Compiled:
+def _figures(
+    name: str, label: str, grid: tuple[int, ...], options: dict[str, Any], binary: Any, target: str
+) -> Compiled:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary.asm["cubin"])
         file.flush()
@@ -117,6 +132,8 @@ def _figures(name: str, grid: tuple[int, ...], options: dict[str, Any], binary: 
     wide = sum(n for op, n in memory.items() if "128" in op)
     return Compiled(
         kernel=name,
+        label=label,
+        launches=1,
         programs=grid[0],
         warps=warps,
         registers=registers,
@@ -127,4 +144,5 @@ def _figures(name: str, grid: tuple[int, ...], options: dict[str, Any], binary: 
         wide=wide,
         narrow=sum(memory.values()) - wide,
         precisions=tuple(sorted({_precision(line) for line in binary.asm["ttir"].splitlines() if " tt.dot " in line})),
+        sines=re.search(r"math\.(sin|cos)\b", binary.asm["ttir"]) is not None,
     )

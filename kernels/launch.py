@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 from triton import knobs
 
-Run = Callable[[Any, tuple[int, ...], tuple[Any, ...], dict[str, Any]], None]
+Run = Callable[[Any, str, tuple[int, ...], tuple[Any, ...], dict[str, Any]], None]
 
 
-def _on_device(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]) -> None:
+def _on_device(kernel: Any, label: str, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]) -> None:
     with np.errstate(all="ignore"):  # the interpreter is NumPy, and NaN a result like any other
         kernel[grid](*args, **options)
 
@@ -20,9 +20,12 @@ run: Run = _on_device
 """What a launch does: `ahead_of_time` and `counts` put other functions here."""
 
 
-def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **options: Any) -> None:
-    """Runs `kernel` on `grid` programs. Multiply-add fusion is on, whatever a Triton version's default is."""
-    run(kernel, grid, args, {**options, "enable_fp_fusion": True})
+def launch(kernel: Any, grid: tuple[int, ...], *args: Any, label: str = "", **options: Any) -> None:
+    """Runs `kernel` on `grid` programs; the label tells launches of one kernel apart in reports.
+
+    Multiply-add fusion is on, whatever a Triton version's default is.
+    """
+    run(kernel, label, grid, args, {**options, "enable_fp_fusion": True})
 
 
 def needs_a_gpu() -> bool:

@@ -1,10 +1,16 @@
-"""Pieces of a linear layer inside kernels: blocks of weights and biases in a row of P values, and matrix products.
+"""Linear layers. Pieces for the kernels of `mlp_loop`; below them, kernels of one layer of all tasks, of any width.
 
 A weight [OUT, IN] is loaded as it lies, output-major: transposing happens on chip, and loads stay 128 bits wide.
+The kernels of one layer take T tasks' rows of φ, `row` values apart (0: all read θ); the weight lies at `w_at`, its
+bias BIAS values behind it (0: none). Other rows of parameters are P values. A program makes one tile of one task.
+Tensors are [T, N, IN] and [T, N, OUT], contiguous.
 """
 
 import triton
 import triton.language as tl
+
+from .activation import act_curvature, act_slope, act_value
+from .sink import deliver
 
 
 @triton.jit
@@ -46,3 +52,163 @@ def bias(p, OUT: tl.constexpr, BO: tl.constexpr):
     """[BO], zero outside."""
     offsets, mask, _ = bias_block(OUT, BO)
     return tl.load(p + offsets, mask=mask, other=0.0)
+
+
+@triton.jit
+def dot_plus(total, a, b, PRECISION: tl.constexpr):
+    """total + a b, as `dot`; operands may be stored in bfloat16."""
+    if PRECISION == "bf16":
+        total = tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16), total)
+    else:
+        total = tl.dot(a.to(tl.float32), b.to(tl.float32), total, input_precision=PRECISION)
+    return total
+
+
+@triton.jit
+def matrix(p, o_r, o_c, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Block of a [ROWS, COLUMNS] matrix at rows o_r and columns o_c, zero outside."""
+    mask = (o_r < ROWS)[:, None] & (o_c < COLUMNS)[None, :]
+    return tl.load(p + o_r[:, None] * COLUMNS + o_c[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def store_matrix(p, block, o_r, o_c, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """Writes such a block, in the tensor's own type."""
+    mask = (o_r < ROWS)[:, None] & (o_c < COLUMNS)[None, :]
+    tl.store(p + o_r[:, None] * COLUMNS + o_c[None, :], block.to(p.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def tile_of(ROWS: tl.constexpr, COLUMNS: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr):
+    """This program's task, and rows and columns of its tile of that task's [ROWS, COLUMNS] result, row by row."""
+    ACROSS: tl.constexpr = (COLUMNS + BC - 1) // BC
+    TILES: tl.constexpr = (ROWS + BR - 1) // BR * ACROSS
+    i_tile = tl.program_id(0) % TILES
+    o_r = i_tile // ACROSS * BR + tl.arange(0, BR)
+    o_c = i_tile % ACROSS * BC + tl.arange(0, BC)
+    return (tl.program_id(0) // TILES).to(tl.int64), o_r, o_c
+
+
+@triton.jit(do_not_specialize=["row", "w_at"])
+def linear_forward_kernel(
+    p_phi, p_v, p_x, p_x_dot, p_z, p_y, p_z_dot, p_y_dot, row, w_at, N: tl.constexpr, IN: tl.constexpr,
+    OUT: tl.constexpr, BIAS: tl.constexpr, P: tl.constexpr, ACT: tl.constexpr, A: tl.constexpr,
+    B: tl.constexpr, BN: tl.constexpr, BO: tl.constexpr, BI: tl.constexpr, PRIMAL: tl.constexpr, DUAL: tl.constexpr,
+    STORE_Y: tl.constexpr, X_MOVES: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """z = x Wᵀ + b and y = f(z) [T, N, OUT]; DUAL their tangents along v and x_dot too. Without PRIMAL z is read.
+
+    Without STORE_Y z is y: the same tensor holds both.
+    """
+    i_task, o_n, o_o = tile_of(N, OUT, BN, BO)
+    p_w = p_phi + i_task * tl.multiple_of(row, 4) + tl.multiple_of(w_at, 4)
+    p_w_dot = p_v + i_task * P + tl.multiple_of(w_at, 4)
+    p_x += i_task * (N * IN)
+    p_x_dot += i_task * (N * IN)
+    z, z_dot = tl.zeros([BN, BO], tl.float32), tl.zeros([BN, BO], tl.float32)
+    for at in range(0, IN, BI):
+        o_i = at + tl.arange(0, BI)
+        x = matrix(p_x, o_n, o_i, N, IN)
+        if PRIMAL or X_MOVES:
+            w = tl.trans(matrix(p_w, o_o, o_i, OUT, IN))
+        if PRIMAL:
+            z = dot_plus(z, x, w, PRECISION)
+        if DUAL:
+            z_dot = dot_plus(z_dot, x, tl.trans(matrix(p_w_dot, o_o, o_i, OUT, IN)), PRECISION)
+        if X_MOVES:
+            z_dot = dot_plus(z_dot, matrix(p_x_dot, o_n, o_i, N, IN), w, PRECISION)
+    at_task = i_task * (N * OUT)
+    if PRIMAL:
+        if BIAS != 0:
+            z += tl.load(p_w + BIAS + o_o, mask=o_o < OUT, other=0.0)[None, :]
+        store_matrix(p_z + at_task, z, o_n, o_o, N, OUT)
+        if STORE_Y:
+            store_matrix(p_y + at_task, act_value(z, ACT, A, B), o_n, o_o, N, OUT)
+    if DUAL:
+        if BIAS != 0:
+            z_dot += tl.load(p_w_dot + BIAS + o_o, mask=o_o < OUT, other=0.0)[None, :]
+        store_matrix(p_z_dot + at_task, z_dot, o_n, o_o, N, OUT)
+        if STORE_Y:
+            if not PRIMAL:
+                z = matrix(p_z + at_task, o_n, o_o, N, OUT)
+            store_matrix(p_y_dot + at_task, act_slope(z, ACT, A, B) * z_dot, o_n, o_o, N, OUT)
+
+
+@triton.jit(do_not_specialize=["row", "w_at"])
+def linear_backward_kernel(
+    p_phi, p_v, p_dz, p_dz_dot, p_z, p_z_dot, p_dx, p_dx_dot, row, w_at, N: tl.constexpr, IN: tl.constexpr,
+    OUT: tl.constexpr, P: tl.constexpr, ACT: tl.constexpr, A: tl.constexpr, B: tl.constexpr,
+    BN: tl.constexpr, BO: tl.constexpr, BI: tl.constexpr, DUAL: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Cotangent f'(z) (dz W) [T, N, IN] of the layer before's z, whose activation f is; DUAL its tangent too."""
+    i_task, o_n, o_i = tile_of(N, IN, BN, BI)
+    p_w = p_phi + i_task * tl.multiple_of(row, 4) + tl.multiple_of(w_at, 4)
+    p_w_dot = p_v + i_task * P + tl.multiple_of(w_at, 4)
+    p_dz += i_task * (N * OUT)
+    p_dz_dot += i_task * (N * OUT)
+    dx, dx_dot = tl.zeros([BN, BI], tl.float32), tl.zeros([BN, BI], tl.float32)
+    for at in range(0, OUT, BO):
+        o_o = at + tl.arange(0, BO)
+        dz = matrix(p_dz, o_n, o_o, N, OUT)
+        w = matrix(p_w, o_o, o_i, OUT, IN)
+        dx = dot_plus(dx, dz, w, PRECISION)
+        if DUAL:
+            dx_dot = dot_plus(dx_dot, matrix(p_dz_dot, o_n, o_o, N, OUT), w, PRECISION)
+            dx_dot = dot_plus(dx_dot, dz, matrix(p_w_dot, o_o, o_i, OUT, IN), PRECISION)
+    at_task = i_task * (N * IN)
+    z = matrix(p_z + at_task, o_n, o_i, N, IN)
+    slope = act_slope(z, ACT, A, B)
+    store_matrix(p_dx + at_task, slope * dx, o_n, o_i, N, IN)
+    if DUAL:
+        z_dot = matrix(p_z_dot + at_task, o_n, o_i, N, IN)
+        dx_dot = slope * dx_dot + act_curvature(z, ACT, A, B) * z_dot * dx
+        store_matrix(p_dx_dot + at_task, dx_dot, o_n, o_i, N, IN)
+
+
+@triton.jit(do_not_specialize=["row", "w_at", "first", "last"])
+def linear_weight_kernel(
+    p_phi, p_dz, p_dz_dot, p_x, p_x_dot, p_to, p_with, p_state, p_next, p_lr, p_steps, row, w_at, first, last,
+    N: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr, BIAS: tl.constexpr, P: tl.constexpr,
+    BN: tl.constexpr, BO: tl.constexpr, BI: tl.constexpr, DUAL: tl.constexpr,
+    X_MOVES: tl.constexpr, SINK: tl.constexpr, RULE: tl.constexpr, HYPER: tl.constexpr, STATES: tl.constexpr,
+    LR_EACH: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """dW = dzᵀ x and db = Σ dz, or with DUAL their tangents, taken straight to where `sink.py` says."""
+    i_task, o_o, o_i = tile_of(OUT, IN, BO, BI)
+    p_dz += i_task * (N * OUT)
+    p_dz_dot += i_task * (N * OUT)
+    p_x += i_task * (N * IN)
+    p_x_dot += i_task * (N * IN)
+    g, g_bias = tl.zeros([BO, BI], tl.float32), tl.zeros([BO], tl.float32)
+    for at in range(0, N, BN):
+        o_n = at + tl.arange(0, BN)
+        dz = matrix(p_dz, o_n, o_o, N, OUT)
+        x = matrix(p_x, o_n, o_i, N, IN)
+        if DUAL:
+            dz_dot = matrix(p_dz_dot, o_n, o_o, N, OUT)
+            g = dot_plus(g, tl.trans(dz_dot), x, PRECISION)
+            g_bias += tl.sum(dz_dot.to(tl.float32), 0)
+        else:
+            g = dot_plus(g, tl.trans(dz), x, PRECISION)
+            g_bias += tl.sum(dz.to(tl.float32), 0)
+        if X_MOVES:
+            g = dot_plus(g, tl.trans(dz), matrix(p_x_dot, o_n, o_i, N, IN), PRECISION)
+    w_at = tl.multiple_of(w_at, 4)
+    p_phi += i_task * tl.multiple_of(row, 4) + w_at
+    p_to += i_task * P + w_at
+    p_with += i_task * P + w_at
+    p_state += i_task * STATES * P + w_at
+    p_next += i_task * STATES * P + w_at
+    p_lr += w_at
+    GAP: tl.constexpr = (
+        4 - (OUT * IN) % 4
+    ) % 4  # padding to 16 bytes, where there are rows beyond OUT in the last tile
+    m_load = (o_o < OUT)[:, None] & (o_i < IN)[None, :]
+    m_store = m_load | ((o_o == OUT)[:, None] & (o_i < GAP)[None, :])
+    deliver(g, p_phi, p_to, p_with, p_state, p_next, p_lr, p_steps, o_o[:, None] * IN + o_i[None, :], m_load, m_store,
+            first, last, P, SINK, RULE, HYPER, LR_EACH)  # fmt: skip
+    if BIAS != 0:  # noqa: SIM102  the outer condition is the compiler's
+        if tl.program_id(0) % ((IN + BI - 1) // BI) == 0:  # one tile of each row of tiles
+            deliver(g_bias, p_phi + BIAS, p_to + BIAS, p_with + BIAS, p_state + BIAS, p_next + BIAS, p_lr + BIAS,
+                    p_steps, o_o, o_o < OUT, o_o < (OUT + 3) // 4 * 4, first, last, P, SINK, RULE, HYPER,
+                    LR_EACH)  # fmt: skip

@@ -26,6 +26,36 @@ def drop_unless_finite(p_lam, p_bad, p_finite, P: tl.constexpr, BLOCK: tl.conste
 
 
 @triton.jit
+def inputs_kernel(p_x, p_bad, SIZE: tl.constexpr, BLOCK: tl.constexpr):
+    """Zero in `p_bad` for a task whose SIZE inputs are all finite, NaN for any other."""
+    i_task = tl.program_id(0).to(tl.int64)
+    p_x += i_task * SIZE
+    offsets = tl.arange(0, BLOCK)
+    drift = tl.zeros([BLOCK], tl.float32)
+    for at in range(0, SIZE, BLOCK):
+        x = tl.load(p_x + at + offsets, mask=at + offsets < SIZE, other=0.0)
+        drift += x - x
+    tl.store(p_bad + i_task, tl.sum(drift, 0))
+
+
+@triton.jit
+def losses_kernel(p_parts, p_losses, p_bad, TILES: tl.constexpr, BLOCK: tl.constexpr):
+    """Every task's loss from its tiles' parts [T, TILES]."""
+    i_task = tl.program_id(0)
+    offsets = tl.arange(0, BLOCK)
+    loss = tl.sum(tl.load(p_parts + i_task * TILES + offsets, mask=offsets < TILES, other=0.0), 0)
+    tl.store(p_losses + i_task, loss)
+    tl.store(p_bad + i_task, tl.load(p_bad + i_task) + (loss - loss))
+
+
+@triton.jit
+def finite_kernel(p_lam, p_bad, p_finite, P: tl.constexpr, BLOCK: tl.constexpr):
+    """`drop_unless_finite` for rows of λ_0 that are whole; P = 0 where there are none."""
+    i_task = tl.program_id(0).to(tl.int64)
+    drop_unless_finite(p_lam + i_task * P, p_bad + i_task, p_finite + i_task, P, BLOCK)
+
+
+@triton.jit
 def mean_kernel(p_lam, p_losses, p_finite, p_gradient, p_loss, T: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr):
     """Means over the finite tasks of λ_0 [T, P] and of the losses [T]; NaN where there is none."""
     offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
-import torch
 import triton
 from torch import Tensor
 
+from .description import Adapted, Chain, InnerRule, LossRule
 from .launch import launch
 from .mean_over_tasks import mean_kernel
 from .mlp_loop import adapt_kernel, adjoint_kernel, apply_kernel
@@ -16,84 +16,6 @@ from .tiles import STAGES, block, dot_precision, warps
 
 
 @dataclass(frozen=True)
-class Chain:
-    """A perceptron: widths D_0 … D_L, where each weight and bias lies in a row of `size` values, activations."""
-
-    dims: tuple[int, ...]
-    w_at: tuple[int, ...]
-    b_at: tuple[int, ...]  # −1: no bias
-    acts: tuple[int, ...]  # places in activation.KINDS
-    args: tuple[float, ...]  # two for each activation
-    size: int  # P
-
-    def constants(self) -> dict[str, Any]:
-        """The kernels' compile-time arguments."""
-        return {
-            "P": self.size,
-            "DEPTH": len(self.w_at),
-            "DIMS": self.dims,
-            "BLOCKS": tuple(map(block, self.dims)),
-            "W_AT": self.w_at,
-            "B_AT": self.b_at,
-            "ACTS": self.acts,
-            "ARGS": self.args,
-        }
-
-
-@dataclass(frozen=True)
-class LossRule:
-    """ "mse", "cross_entropy", "given" (cotangents of the outputs in place of targets) or "none"."""
-
-    name: str
-    smoothing: float = 0.0
-    ignore_index: int = -100
-
-    def constants(self) -> dict[str, Any]:
-        return {"LOSS": self.name, "SMOOTHING": self.smoothing, "IGNORE": self.ignore_index}
-
-
-@dataclass(frozen=True)
-class InnerRule:
-    """K steps of "sgd" (momentum, nesterov, weight decay) or "adam" (beta1, beta2, eps), on `batch` samples each."""
-
-    name: str
-    hyper: tuple[float, float, float]
-    lr: float
-    steps: int
-    batch: int | None
-
-    @property
-    def states(self) -> int:
-        """Rows of state a task: moments or velocity."""
-        return 2 if self.name == "adam" else int(self.hyper[0] > 0)
-
-    def schedule(self, device: torch.device) -> Tensor:
-        """[K, 4] float32: learning rate, 1 − beta1^(k+1), 1 − beta2^(k+1), and a zero."""
-        beta1, beta2 = self.hyper[:2] if self.name == "adam" else (0.0, 0.0)
-        rows = [(self.lr, 1.0 - beta1 ** (k + 1), 1.0 - beta2 ** (k + 1), 0.0) for k in range(self.steps)]
-        return torch.tensor(rows, dtype=torch.float64).reshape(-1, 4).float().to(device)
-
-    def constants(self) -> dict[str, Any]:
-        return {"RULE": self.name, "HYPER": self.hyper, "STATES": self.states}
-
-
-class Adapted(NamedTuple):
-    """What `adapt` leaves on the device."""
-
-    phis: Tensor  # [R · T + 1, P]: R sets of the tasks' weights, then θ
-    states: Tensor  # [R, T, states, P]
-    sets: int  # R: K, or 2 where only φ_K is wanted
-    bad: Tensor  # [T]: NaN where the support inputs hold a NaN or infinity
-
-    def final(self, tasks: int, steps: int) -> Tensor:
-        """φ_K [T, P]."""
-        if steps == 0:
-            return self.phis[-1].expand(tasks, -1)
-        at = (steps - 1) % self.sets * tasks
-        return self.phis[at : at + tasks]
-
-
-@dataclass
 class MLP:
     """The kernels for one perceptron, inner loop and precision. Tensors are float32 and contiguous, labels int64."""
 
@@ -101,12 +23,6 @@ class MLP:
     inner: InnerRule
     inner_loss: LossRule
     precision: str  # "float32", "tf32" or "bfloat16"
-    _schedules: dict[torch.device, Tensor] = field(default_factory=dict)
-
-    def _schedule(self, device: torch.device) -> Tensor:
-        if device not in self._schedules:
-            self._schedules[device] = self.inner.schedule(device)
-        return self._schedules[device]
 
     def _common(self, samples: int) -> dict[str, Any]:
         constants = self.chain.constants()
@@ -129,15 +45,11 @@ class MLP:
 
         `keep` leaves all φ_k for `adjoint`. `lr` [K, P] gives every parameter its own learning rate in every step.
         """
-        tasks, steps, states = x.shape[0], self.inner.steps, self.inner.states
-        sets = max(1, steps if keep else min(steps, 2))
-        phis = x.new_empty(sets * tasks + 1, self.chain.size)
-        torch.cat(theta, out=phis[-1])
-        adapted = Adapted(phis, x.new_empty(sets, tasks, states, self.chain.size), sets, x.new_empty(tasks))
-        schedule = self._schedule(x.device)
+        adapted = self.inner.start(theta, x, keep=keep)
+        schedule = self.inner.schedule(x.device)
         launch(
-            adapt_kernel, (tasks,), phis, adapted.states, adapted.bad, x, y, schedule if lr is None else lr, schedule,
-            tasks, sets, **self._loop(x, lr),
+            adapt_kernel, (x.shape[0],), adapted.phis, adapted.states, adapted.bad, x, y,
+            schedule if lr is None else lr, schedule, x.shape[0], adapted.sets, **self._loop(x, lr),
         )  # fmt: skip
         return adapted
 
@@ -169,7 +81,7 @@ class MLP:
         tasks, states = x.shape[0], self.inner.states
         sigma = x.new_empty(tasks, states, self.chain.size)
         v = x.new_empty(tasks if self.inner.name == "adam" else 0, self.chain.size)
-        schedule = self._schedule(x.device)
+        schedule = self.inner.schedule(x.device)
         launch(
             adjoint_kernel, (tasks,), adapted.phis, lam, sigma, adapted.states, v, adapted.bad,
             adapted.bad if finite is None else finite, x, y, schedule if lr is None else lr, schedule, tasks,

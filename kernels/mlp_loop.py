@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 
 from .activation import act_curvature, act_slope, act_value
-from .cross_entropy import cross_entropy, cross_entropy_dot
+from .cross_entropy import cross_entropy, cross_entropy_dot, labels_that_count_of
 from .inner import learning_rate, pulled_adam, pulled_sgd, step
 from .linear import bias, bias_block, dot, weight, weight_block
 from .mean_over_tasks import drop_unless_finite
@@ -54,7 +54,8 @@ def loss_gradient(
     if LOSS == "mse":
         loss, d = mse(y, p_y, rows, m_rows, N, C, BC)
     else:
-        loss, d = cross_entropy(y, p_y, rows, m_rows, C, BC, SMOOTHING, IGNORE)
+        count = labels_that_count_of(p_y, rows, m_rows, IGNORE)
+        loss, d = cross_entropy(y, p_y, rows, m_rows, count, C, BC, SMOOTHING, IGNORE)
     return loss, d
 
 
@@ -67,7 +68,8 @@ def loss_gradient_dot(
     if LOSS == "mse":
         d_dot = mse_dot(y_dot, m_rows, N, C, BC)
     else:
-        d_dot = cross_entropy_dot(y, y_dot, p_y, rows, m_rows, C, BC, IGNORE)
+        count = labels_that_count_of(p_y, rows, m_rows, IGNORE)
+        d_dot = cross_entropy_dot(y, y_dot, p_y, rows, m_rows, count, C, BC, IGNORE)
     return d_dot
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
+import torch
 from triton import knobs
 from triton.runtime.driver import driver
 
@@ -13,6 +14,9 @@ a product stages two."""
 
 DEEPEST = 8
 """Layers of `mlp_loop`: activations of all layers live in registers and, beyond those, in local memory."""
+
+MOST_OUTPUTS = 1024
+"""Of the last layer where layers run one by one: a program of `loss_kernel` holds four samples' outputs whole."""
 
 
 def block(size: int) -> int:
@@ -53,3 +57,80 @@ def warps(blocks: tuple[int, ...]) -> int:
     which have 128 registers each, and none with eight.
     """
     return 4 if max(blocks) <= 32 else 8
+
+
+LAYER_STAGES = 2
+"""Of `linear_forward_kernel` and `linear_backward_kernel`: while one block is multiplied the next is loaded."""
+
+WEIGHT_STAGES = 1
+"""Of `linear_weight_kernel`, both of whose operands are transposed: loading ahead, tf32 products take 197 accesses of
+4 bytes and none of 16 (sm_90, 256 → 256), without 69 and 16."""
+
+
+class Tiles(NamedTuple):
+    """A result's tile, and how far a program goes at a time along what is summed over; warps, stages, precision."""
+
+    rows: int
+    columns: int
+    depth: int
+    warps: int
+    stages: int
+    precision: str
+
+    def grid(self, tasks: int, rows: int, columns: int) -> tuple[int]:
+        """Programs for one result [rows, columns] a task."""
+        return (tasks * -(-rows // self.rows) * -(-columns // self.columns),)
+
+    def constants(self, rows: str, columns: str, depth: str) -> dict[str, Any]:
+        """The kernel's compile-time arguments, of these names."""
+        return {
+            rows: self.rows, columns: self.columns, depth: self.depth, "PRECISION": self.precision,
+            "num_warps": self.warps, "num_stages": self.stages,
+        }  # fmt: skip
+
+
+def operand_type(precision: str) -> torch.dtype:
+    """Of stored operands of products: activations and cotangents. Pre-activations stay float32: a sine of 30 z would
+    lose its phase."""
+    return torch.bfloat16 if precision == "bfloat16" else torch.float32
+
+
+def _layer_precision(precision: str) -> str:
+    """As `dot_precision`, of which plain multiply-adds are left out: tiles are wide here."""
+    if knobs.runtime.interpret:
+        return "ieee"
+    return {"float32": "tf32x3", "tf32": "tf32", "bfloat16": "bf16"}[precision]
+
+
+def _before_sm_90() -> bool:
+    return not knobs.runtime.interpret and _arch() < 90
+
+
+def _depth(precision: str) -> int:
+    """Before sm_90 operands of matrix instructions are registers, and tf32x3 has six of them: 128 × 128 tiles leave
+    4,880 bytes on the stack at a depth of 32, none at 16."""
+    return 16 if precision == "float32" and _before_sm_90() else 32
+
+
+def layer_tiles(precision: str, samples: int, summed: int, columns: int, *, dual: bool) -> Tiles:
+    """Of the kernels that make [samples, columns] of every task from products over `summed` values.
+
+    128 × 128 asks the second-level cache for half the bytes of 64 × 64. With tangents there are two results to hold:
+    64 columns, and before sm_90 64 rows (24 bytes of stack with 128). Where the sum is one block, what the result is
+    joined with is loaded before the products: 256 bytes with 128 rows (256 → 3, sm_90, float32), none with 64.
+    """
+    depth = min(block(summed), _depth(precision))
+    low = summed <= depth or (dual and _before_sm_90())
+    rows, columns = min(block(samples), 64 if low else 128), min(block(columns), 64 if dual else 128)
+    return Tiles(rows, columns, depth, 8 if rows * columns >= 4096 else 4, LAYER_STAGES, _layer_precision(precision))
+
+
+def weight_tiles(precision: str, samples: int, inputs: int, outputs: int) -> Tiles:
+    """Of `linear_weight_kernel`: 64 × 64, or a layer of 256 × 256 gives too few programs (256 for 16 tasks)."""
+    depth = min(block(samples), _depth(precision))
+    return Tiles(min(block(outputs), 64), min(block(inputs), 64), depth, 4, WEIGHT_STAGES, _layer_precision(precision))
+
+
+def loss_tiles(classes: int) -> tuple[int, int]:
+    """Samples a program of `loss_kernel` takes, all of whose outputs it holds, and its warps."""
+    return max(1, min(128, 4096 // block(classes))), 4

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from kernel_runs import results
 from meta_steps import classification, mlp, regression
-from test_kernels_mlp_loop import CASES, SHAPES, results
+from test_kernels_mlp_loop import CASES, SHAPES
 from torch import nn
 
 pytestmark = [

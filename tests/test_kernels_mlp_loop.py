@@ -3,54 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-import copy
-import random
 
 import pytest
 import torch
 import torch.nn.functional as F
+from kernel_runs import DEVICE, assert_as_good_as_torch, needs_kernels, permuted_programs
 from meta_steps import classification, mlp, regression
 from test_golden import learner_of as learner_of_case
 from torch import nn
 
 import fastmeta
 
-knobs = pytest.importorskip("triton").knobs
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-pytestmark = pytest.mark.skipif(
-    DEVICE == "cpu" and not knobs.runtime.interpret, reason="needs a GPU or TRITON_INTERPRET=1"
-)
-
-
-def results(model, batch, backend, dtype, algorithm=fastmeta.MAML, **options):
-    """Losses, meta-gradient, outputs and the learners' updates φ_K − θ, in float64."""
-    device = DEVICE if backend == "triton" else "cpu"
-    model = copy.deepcopy(model).to(device, dtype)
-    batch = [x.to(device, dtype) if x.is_floating_point() else x.to(device) for x in batch]
-    learner = algorithm(
-        model, backend=backend, **({"inner_steps": 2, "inner_optimizer": fastmeta.SGD(lr=0.1)} | options)
-    )
-    out = learner(*batch)
-    out.loss.backward()
-    with torch.no_grad():
-        phi = learner.adapt(*batch[:2]).parameters()
-    return {
-        "losses": out.task_losses.detach(),
-        "gradient": torch.cat([p.grad.flatten() for p in model.parameters()]),
-        "outputs": out.outputs.detach(),
-        "update": torch.cat([(phi[n] - p).detach().flatten() for n, p in model.named_parameters()]),
-    }
-
-
-def assert_as_good_as_torch(model, batch, **options):
-    """‖kernels − truth‖ ≤ 2 ‖torch in float32 − truth‖ + atol, for every kind of result (DESIGN, numerics)."""
-    truth = results(model, batch, "reference", torch.float64, **options)
-    torch_error = results(model, batch, "torch", torch.float32, **options)
-    got = results(model, batch, "triton", torch.float32, **options)
-    for name, want in truth.items():
-        error, allowed = ((r[name].double().cpu() - want).norm() for r in (got, torch_error))
-        assert got[name].isfinite().all(), name
-        assert error <= 2 * allowed + 1e-6 * want.norm(), (name, (error / want.norm()).item())
+pytestmark = needs_kernels
 
 
 CASES = {
@@ -215,8 +179,6 @@ def test_launches_of_a_meta_step_do_not_depend_on_steps_tasks_or_depth(monkeypat
 def test_programs_may_run_in_any_order_and_give_the_same_bits(monkeypatch):
     if DEVICE == "cuda":
         pytest.skip("the interpreter's order is what is permuted")
-    from triton.runtime.interpreter import InterpreterBuilder
-
     batch, learner = float_batch(tasks=5), learner_of()
 
     def gradient():
@@ -225,14 +187,7 @@ def test_programs_may_run_in_any_order_and_give_the_same_bits(monkeypatch):
         return torch.cat([p.grad.flatten() for p in learner.module.parameters()])
 
     first = gradient()
-    begin = InterpreterBuilder.set_grid_idx
-
-    def permuted(builder, x, *rest):
-        order = list(range(builder.grid_dim[0]))
-        random.Random(1).shuffle(order)
-        begin(builder, order[x], *rest)
-
-    monkeypatch.setattr(InterpreterBuilder, "set_grid_idx", permuted)
+    permuted_programs(monkeypatch)
     assert torch.equal(gradient(), first)
 
 
@@ -240,8 +195,7 @@ def test_programs_may_run_in_any_order_and_give_the_same_bits(monkeypatch):
     "model, options, reason",
     [
         (lambda: nn.Sequential(nn.Linear(2, 1), nn.ELU()), {}, "no kernel for the activation elu"),
-        (lambda: mlp(2, 129, 1), {}, "a layer is 129 wide, the kernels take up to 128"),
-        (lambda: mlp(2, *[3] * 8, 1), {}, "9 linear layers, the kernels take 1 to 8"),
+        (lambda: mlp(2, 1025), {}, "1025 outputs, the kernels take up to 1024"),
         (lambda: nn.Sequential(nn.Linear(2, 4), nn.LayerNorm(4), nn.Linear(4, 1)), {}, "no kernel for norm here"),
         (lambda: mlp(2, 1), {"inner_loss": F.l1_loss}, "the kernels have cross-entropy and mean squared error"),
     ],

@@ -1,0 +1,99 @@
+"""What the launchers are told: a perceptron, a loss, an inner loop; and what an adaptation leaves on the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .tiles import block
+
+
+@dataclass(frozen=True)
+class Chain:
+    """A perceptron: widths D_0 … D_L, where each weight and bias lies in a row of `size` values, activations."""
+
+    dims: tuple[int, ...]
+    w_at: tuple[int, ...]
+    b_at: tuple[int, ...]  # −1: no bias
+    acts: tuple[int, ...]  # places in activation.KINDS
+    args: tuple[float, ...]  # two for each activation
+    size: int  # P
+
+    def constants(self) -> dict[str, Any]:
+        """The kernels' compile-time arguments."""
+        return {
+            "P": self.size,
+            "DEPTH": len(self.w_at),
+            "DIMS": self.dims,
+            "BLOCKS": tuple(map(block, self.dims)),
+            "W_AT": self.w_at,
+            "B_AT": self.b_at,
+            "ACTS": self.acts,
+            "ARGS": self.args,
+        }
+
+
+@dataclass(frozen=True)
+class LossRule:
+    """ "mse", "cross_entropy", "given" (cotangents of the outputs in place of targets) or "none"."""
+
+    name: str
+    smoothing: float = 0.0
+    ignore_index: int = -100
+
+    def constants(self) -> dict[str, Any]:
+        return {"LOSS": self.name, "SMOOTHING": self.smoothing, "IGNORE": self.ignore_index}
+
+
+@dataclass(frozen=True)
+class InnerRule:
+    """K steps of "sgd" (momentum, nesterov, weight decay) or "adam" (beta1, beta2, eps), on `batch` samples each."""
+
+    name: str
+    hyper: tuple[float, float, float]
+    lr: float
+    steps: int
+    batch: int | None
+
+    @property
+    def states(self) -> int:
+        """Rows of state a task: moments or velocity."""
+        return 2 if self.name == "adam" else int(self.hyper[0] > 0)
+
+    @lru_cache(maxsize=64)  # noqa: B019  frozen and small, and a copy to a GPU waits for it
+    def schedule(self, device: torch.device) -> Tensor:
+        """[K, 4] float32: learning rate, 1 − beta1^(k+1), 1 − beta2^(k+1), and a zero."""
+        beta1, beta2 = self.hyper[:2] if self.name == "adam" else (0.0, 0.0)
+        rows = [(self.lr, 1.0 - beta1 ** (k + 1), 1.0 - beta2 ** (k + 1), 0.0) for k in range(self.steps)]
+        return torch.tensor(rows, dtype=torch.float64).reshape(-1, 4).float().to(device)
+
+    def start(self, theta: list[Tensor], like: Tensor, *, keep: bool) -> Adapted:
+        """Room for the tasks of `like` [T, ...], with θ, whose pieces are given, in its place."""
+        sets, tasks, size = max(1, self.steps if keep else min(self.steps, 2)), like.shape[0], sum(map(len, theta))
+        phis = like.new_empty(sets * tasks + 1, size)
+        torch.cat(theta, out=phis[-1])
+        return Adapted(phis, like.new_empty(sets, tasks, self.states, size), sets, like.new_empty(tasks), [])
+
+    def constants(self) -> dict[str, Any]:
+        return {"RULE": self.name, "HYPER": self.hyper, "STATES": self.states}
+
+
+class Adapted(NamedTuple):
+    """What `adapt` leaves on the device."""
+
+    phis: Tensor  # [R · T + 1, P]: R sets of the tasks' weights, then θ
+    states: Tensor  # [R, T, states, P]
+    sets: int  # R: K, or 2 where only φ_K is wanted
+    bad: Tensor  # [T]: NaN where the support inputs hold a NaN or infinity
+    values: list[Any]  # what went through the layers in every step, where that is kept
+
+    def final(self, tasks: int, steps: int) -> Tensor:
+        """φ_K [T, P]."""
+        if steps == 0:
+            return self.phis[-1].expand(tasks, -1)
+        at = (steps - 1) % self.sets * tasks
+        return self.phis[at : at + tasks]

@@ -1,0 +1,86 @@
+"""Every element of what kernels give is written once, and nothing else is touched: counted in Triton's interpreter."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+from meta_steps import classification, mlp
+
+import fastmeta
+
+triton = pytest.importorskip("triton")
+pytestmark = pytest.mark.skipif(not triton.knobs.runtime.interpret, reason="needs TRITON_INTERPRET=1")
+
+STEPS = 3
+OPTIMIZERS = {
+    "sgd": fastmeta.SGD(lr=0.1, momentum=0.9, weight_decay=0.1),
+    "adam": fastmeta.Adam(lr=0.01),
+}
+
+
+def counted(monkeypatch, optimizer, *, by_layer):
+    """The counts of one meta-step, and the launches' names; parameters of sizes that leave padding behind each."""
+    from fastmeta.kernels.counts import counting
+
+    from fastmeta import triton_backend
+    from fastmeta.batch import TaskBatch
+
+    if by_layer:
+        monkeypatch.setattr(triton_backend, "fits_loop", lambda *_: False)
+    learner = fastmeta.MAML(
+        mlp(3, 67, 5).float(), inner_loss=F.cross_entropy, inner_optimizer=OPTIMIZERS[optimizer], inner_steps=STEPS,
+        backend="triton", memory="recompute",
+    )  # fmt: skip
+    batch = TaskBatch(*classification(3, tasks=2, support=9, query=70, classes=5, dtype=torch.float32))
+    session = learner._sessions.open(learner, batch, STEPS)
+    with counting(watch=True) as counts:
+        result = session.meta_step(keep=True)
+    return counts, result
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("by_layer", [False, True])
+def test_every_result_is_written_once(monkeypatch, optimizer, by_layer):
+    counts, (loss, gradient, tasks) = counted(monkeypatch, optimizer, by_layer=by_layer)
+    results = {"loss": loss, "gradient": gradient, "losses": tasks.losses, "outputs": tasks.outputs[0],
+               "finite": tasks.finite.view(torch.uint8)}  # fmt: skip
+    for name, tensor in results.items():
+        (written,) = counts.times_written(tensor.contiguous()).values()
+        assert (written == 1).all(), name
+    for phi in counts.trajectory:
+        total = sum(counts.times_written(phi).values())
+        assert (total == 1).all(), "φ_1 … φ_K, once each"
+    assert sum(phi.shape[0] for phi in counts.trajectory) == 2 * STEPS
+    # the query gradient, and then once for every step of the adjoint
+    total = sum(counts.times_written(tasks.lam).values())
+    assert (total == STEPS + 1).all()
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_no_two_programs_of_a_layer_write_to_one_place(monkeypatch, optimizer):
+    counts, _ = counted(monkeypatch, optimizer, by_layer=True)
+    tensors = [memory.tensor for memory in counts._memory.values()]
+    seen = set()
+    for tensor in tensors:
+        whole = torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage())
+        for launch, written in counts.times_written(whole).items():
+            seen.add(launch.split(" ", 1)[1])
+            assert written.max() == 1, launch
+    assert {name.split()[0] for name in seen} == {name.split()[0] for name in counts.launches}
+
+
+def test_an_access_outside_of_the_tensors_is_an_error():
+    import triton.language as tl
+    from fastmeta.kernels.counts import counting
+    from fastmeta.kernels.launch import launch
+
+    @triton.jit
+    def beyond_kernel(p_x, N: tl.constexpr):
+        tl.store(p_x + tl.arange(0, N), 0.0)
+
+    with counting() as counts:
+        launch(beyond_kernel, (1,), torch.empty(8), N=8)
+    assert (counts.stored, counts.distinct()) == (32, 32)
+    with counting(), pytest.raises(Exception, match="beyond_kernel reaches outside of its tensors"):
+        launch(beyond_kernel, (1,), torch.empty(4), N=8)
