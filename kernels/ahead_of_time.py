@@ -10,7 +10,7 @@ import re
 import subprocess
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -71,32 +71,47 @@ class _NoDevice:
         return 0
 
 
+Seen = Callable[[str, str, tuple[int, ...], dict[str, Any], Any], None]
+"""Takes a launch's kernel, label, grid and options, and what the compiler made of it."""
+
+
 @contextmanager
-def compiling(target: str) -> Iterator[list[Compiled]]:
-    """The list fills with what is compiled for `target`, a key of TARGETS."""
-    found: list[Compiled] = []
-    seen: dict[tuple[str, int], int] = {}  # (hash of the compiled code, programs) → place in `found`
+def compiled_for(target: str, seen: Seen) -> Iterator[None]:
+    """Every launch is compiled for `target`, a key of TARGETS, and handed to `seen`; Triton's cache keeps the code."""
 
     def compile_only(
         kernel: Any, label: str, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]
     ) -> None:
-        binary = kernel.warmup(*args, grid=grid, **options)
-        key = binary.hash, grid[0]
-        if key in seen:
-            found[seen[key]] = replace(found[seen[key]], launches=found[seen[key]].launches + 1)
-            return
-        seen[key] = len(found)
-        found.append(_figures(kernel.__name__, label, grid, options, binary, target))
+        seen(kernel.__name__, label, grid, options, kernel.warmup(*args, grid=grid, **options))
 
     before = driver._active
     no_device: Any = _NoDevice(target)
     driver.set_active(no_device)
     launch.run, runs = compile_only, launch.run
     try:
-        yield found
+        yield
     finally:
         launch.run = runs
         driver._active = before
+
+
+@contextmanager
+def compiling(target: str) -> Iterator[list[Compiled]]:
+    """The list fills with the figures of what is compiled for `target`."""
+    found: list[Compiled] = []
+    places: dict[tuple[str, int], int] = {}  # (hash of the compiled code, programs) → place in `found`
+
+    def seen(name: str, label: str, grid: tuple[int, ...], options: dict[str, Any], binary: Any) -> None:
+        key = binary.hash, grid[0]
+        if key in places:
+            known = found[places[key]]
+            found[places[key]] = replace(known, launches=known.launches + 1)
+        else:
+            places[key] = len(found)
+            found.append(_figures(name, label, grid, options, binary, target))
+
+    with compiled_for(target, seen):
+        yield found
 
 
 def _precision(product: str) -> str:

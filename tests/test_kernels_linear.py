@@ -51,7 +51,7 @@ SHAPES = {
     "129 wide": dict(widths=(129, 130, 2), tasks=1, support=3, query=5),
     "one sample of width 1": dict(widths=(1, 1), tasks=1, support=1, query=1),
     "more samples than a tile": dict(widths=(3, 127, 128, 40, 20), tasks=1, support=130, query=257),
-    "eleven layers": dict(widths=(2, 5, 6, 7, 8, 9, 10, 11, 5, 6, 7, 5), tasks=2, support=4, query=3),
+    "eleven layers": dict(widths=(2, *[7] * 10, 5), tasks=2, support=4, query=3),
     "37 tasks": dict(widths=(2, 3), tasks=37, support=2, query=1, steps=1),
     "300 classes": dict(widths=(6, 300), tasks=2, support=5, query=7),
 }
