@@ -7,13 +7,20 @@ from typing import Any
 
 import numpy as np
 from triton import knobs
+from triton.runtime.errors import OutOfResources
 
 Run = Callable[[Any, str, tuple[int, ...], tuple[Any, ...], dict[str, Any]], None]
 
 
 def _on_device(kernel: Any, label: str, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]) -> None:
-    with np.errstate(all="ignore"):  # the interpreter is NumPy, and NaN a result like any other
-        kernel[grid](*args, **options)
+    try:
+        with np.errstate(all="ignore"):  # the interpreter is NumPy, and NaN a result like any other
+            kernel[grid](*args, **options)
+    except OutOfResources as error:
+        raise RuntimeError(
+            f"{kernel.__name__} {label}".rstrip() + f" needs {error.required} of {error.name}, and this GPU has "
+            f'{error.limit}: use backend="torch", or precision="bfloat16", which takes less'
+        ) from error
 
 
 run: Run = _on_device

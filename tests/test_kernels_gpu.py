@@ -79,9 +79,10 @@ def meta_step(case: Case) -> tuple[nn.Module, Any, dict[str, Any]]:
 @contextmanager
 def launched_as(case: Case) -> Iterator[None]:
     """Sets the pipeline stages, and sends small perceptrons to the kernels of single layers too."""
-    from fastmeta import triton_backend
     from fastmeta.kernels import mlp as loop
     from fastmeta.kernels import tiles
+
+    from fastmeta import triton_backend
 
     with pytest.MonkeyPatch.context() as patch:
         for module, name in ((loop, "STAGES"), (tiles, "LAYER_STAGES"), (tiles, "WEIGHT_STAGES")):

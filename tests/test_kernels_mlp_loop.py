@@ -211,6 +211,39 @@ def test_what_no_kernel_takes_is_refused_by_name(model, options, reason):
         assert reason in learner.explain()
 
 
+def test_inputs_that_lie_crooked_in_memory():
+    """Transposed, or starting beside a 16-byte boundary, on which kernels like to load."""
+    batch = float_batch(support=8, query=8)
+    learner = learner_of()
+    want = learner(*batch).task_losses
+
+    def crooked(x):
+        room = torch.empty(x.numel() + 1, device=x.device)[1:].view_as(x)
+        assert room.data_ptr() % 16 == 4
+        return room.copy_(x)
+
+    assert torch.equal(learner(*map(crooked, batch)).task_losses, want)
+    transposed = [x.transpose(0, 1).contiguous().transpose(0, 1) for x in batch]
+    assert not transposed[0].is_contiguous()
+    assert torch.equal(learner(*transposed).task_losses, want)
+
+
+def test_too_little_memory_on_chip_is_said_clearly():
+    from fastmeta.kernels import launch
+    from triton.runtime.errors import OutOfResources
+
+    class Kernel:
+        __name__ = "adapt_kernel"
+
+        def __getitem__(self, grid):
+            raise OutOfResources(170_000, 101_376, "shared memory")
+
+    with pytest.raises(
+        RuntimeError, match=r'adapt_kernel needs 170000 of shared memory, .* 101376: use backend="torch"'
+    ):
+        launch.launch(Kernel(), (1,))
+
+
 def test_float64_is_refused():
     learner = learner_of()
     learner.double()
