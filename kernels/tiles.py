@@ -117,11 +117,12 @@ def layer_tiles(precision: str, samples: int, summed: int, columns: int, *, dual
 
     128 × 128 asks the second-level cache for half the bytes of 64 × 64. With tangents there are two results to hold:
     64 columns, and before sm_90 64 rows (24 bytes of stack with 128). Where the sum is one block, what the result is
-    joined with is loaded before the products: 256 bytes with 128 rows (256 → 3, sm_90, float32), none with 64.
+    joined with is loaded before the products: 256 bytes with 128 rows (256 → 3, sm_90, float32), none with 64 × 64.
     """
     depth = min(block(summed), _depth(precision))
-    low = summed <= depth or (dual and _before_sm_90())
-    rows, columns = min(block(samples), 64 if low else 128), min(block(columns), 64 if dual else 128)
+    short = summed <= depth
+    rows = min(block(samples), 64 if short or (dual and _before_sm_90()) else 128)
+    columns = min(block(columns), 64 if short or dual else 128)
     return Tiles(rows, columns, depth, 8 if rows * columns >= 4096 else 4, LAYER_STAGES, _layer_precision(precision))
 
 
