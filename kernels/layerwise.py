@@ -1,8 +1,8 @@
 """Launches a perceptron layer by layer, where `mlp_loop` does not hold it: any width, any number of samples.
 
 A gradient takes 3 launches a layer, that of the loss among them; a step of the adjoint as many, on dual numbers, and
-one that makes SGD's v (Adam's asks for a gradient before it). Between launches travel pre-activations z, activations y and their
-cotangents dz, so each activation function is computed once.
+one that makes SGD's v (Adam's asks for a gradient before it). Between launches travel pre-activations z, activations y
+and their cotangents dz, so each activation function is computed once.
 """
 
 from __future__ import annotations
