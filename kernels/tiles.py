@@ -102,28 +102,35 @@ def _layer_precision(precision: str) -> str:
     return {"float32": "tf32x3", "tf32": "tf32", "bfloat16": "bf16"}[precision]
 
 
-def _before_sm_90() -> bool:
-    return not knobs.runtime.interpret and _arch() < 90
+def _generation() -> int:
+    """Of the GPU's matrix instructions: 8, 9 or 10; 9 in the interpreter."""
+    return 9 if knobs.runtime.interpret else _arch() // 10
 
 
 def _depth(precision: str) -> int:
     """Before sm_90 operands of matrix instructions are registers, and tf32x3 has six of them: 128 × 128 tiles leave
     4,880 bytes on the stack at a depth of 32, none at 16."""
-    return 16 if precision == "float32" and _before_sm_90() else 32
+    return 16 if precision == "float32" and _generation() < 9 else 32
 
 
 def layer_tiles(precision: str, samples: int, summed: int, columns: int, *, dual: bool) -> Tiles:
     """Of the kernels that make [samples, columns] of every task from products over `summed` values.
 
-    128 × 128 asks the second-level cache for half the bytes of 64 × 64. With tangents there are two results to hold:
-    64 columns, and before sm_90 64 rows (24 bytes of stack with 128). Where the sum is one block, what the result is
-    joined with is loaded before the products: 256 bytes with 128 rows (256 → 3, sm_90, float32), none with 64 × 64.
+    128 × 128 asks the second-level cache for half the bytes of 64 × 64, which is what spills leave (256 → 256, sines,
+    bytes of stack beyond those of a sine):
+
+    - with tangents there are two results to hold: 48 with 128 rows on sm_90 (Triton 3.6, float32), 24 on sm_80;
+    - where the sum is one block, what the result is joined with is loaded before the products: 256 (256 → 3, sm_90);
+    - on sm_100 Triton 3.6 gives eight warps 128 registers each: 104, and with four warps and 128 rows 24.
     """
     depth = min(block(summed), _depth(precision))
-    short = summed <= depth
-    rows = min(block(samples), 64 if short or (dual and _before_sm_90()) else 128)
-    columns = min(block(columns), 64 if short or dual else 128)
-    return Tiles(rows, columns, depth, 8 if rows * columns >= 4096 else 4, LAYER_STAGES, _layer_precision(precision))
+    short, tensor_memory = summed <= depth, _generation() >= 10
+    rows = cols = 64 if short or dual or tensor_memory else 128
+    if tensor_memory and dual and not short:
+        cols = 32  # 24 bytes with 64, float32
+    rows, cols = min(block(samples), rows), min(block(columns), cols)
+    warps = 8 if rows * cols >= 4096 and not tensor_memory else 4
+    return Tiles(rows, cols, depth, warps, LAYER_STAGES, _layer_precision(precision))
 
 
 def weight_tiles(precision: str, samples: int, inputs: int, outputs: int) -> Tiles:
