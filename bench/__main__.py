@@ -64,6 +64,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     gpu.add_argument("--out", type=Path, required=True, metavar="DIR", help="a handful of JSON files, and table.md")
     gpu.add_argument("--part", nargs="+", metavar="NAME", help="default: all")
     gpu.add_argument("--limit", type=float, default=520, help="seconds of all parts together (default: %(default)s)")
+    gpu.add_argument("--wheels", type=Path, metavar="DIR", help="wheels of further peers, unpacked for this run")
     gpu.add_argument("--device", choices=("cpu", "cuda"), default="cuda", help="cpu: does every part start and end?")
     return parser.parse_args(arguments)
 
@@ -104,7 +105,7 @@ def gpu(options: argparse.Namespace) -> int:
     from bench.gpu import PARTS, run
 
     names = known("part", options.part or PARTS, PARTS)
-    return run(names, out=options.out, limit_s=options.limit, device=options.device)
+    return run(names, out=options.out, limit_s=options.limit, device=options.device, wheels=options.wheels)
 
 
 def run(options: argparse.Namespace) -> int:

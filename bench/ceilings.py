@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 
 from bench import device as devices
+from bench import environment
+from bench.records import FORMAT, write
 
 # Large enough to keep a device busy; bytes beyond any cache.
 SIZES = {"cpu": 1536, "cuda": 8192}
@@ -52,3 +56,18 @@ def best_seconds(call: Callable[[], object], device: str) -> float:
         if index >= WARM_UP_CALLS:
             best = min(best, time.perf_counter() - start)
     return best
+
+
+def main() -> None:
+    """Measure a device at every precision, and write the file."""
+    parser = argparse.ArgumentParser(description="Rates of matrix products and of copying.")
+    parser.add_argument("--device", choices=devices.DEVICES, default="cpu")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    devices.check_device(options.device)
+    found = measure(options.device, precisions=devices.PRECISIONS)
+    write({"format": FORMAT, "environment": environment.describe(options.device), "ceilings": found}, options.out)
+
+
+if __name__ == "__main__":
+    main()

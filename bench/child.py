@@ -13,6 +13,9 @@ from dataclasses import dataclass
 
 from bench import environment
 
+SKIPPED = 77
+"""The exit status of what cannot run here and says so (the GNU convention for tests)."""
+
 KEPT = 20_000
 """Characters kept of each stream, from its end."""
 
@@ -83,7 +86,7 @@ def run(
                         *lines, pending = (pending + chunk).split("\n")
                         for line in lines:
                             each_line(line)
-                if process.poll() is not None and timed_out_reading(selector):
+                if process.poll() is not None and _silent(selector):
                     break  # a grandchild keeps the pipe open
     finally:
         with contextlib.suppress(ProcessLookupError):
@@ -95,6 +98,5 @@ def run(
     return Ended(status, timed_out, time.monotonic() - start, output, errors)
 
 
-def timed_out_reading(selector: selectors.BaseSelector) -> bool:
-    """Whether nothing more arrives."""
+def _silent(selector: selectors.BaseSelector) -> bool:
     return bool(selector.get_map()) and not selector.select(timeout=0.2)

@@ -20,7 +20,7 @@ CEILINGS = {"float32": 100.0, "copy": 10.0}
 
 def row(peer: str, *samples_ms: float, **changes: Any) -> Row:
     values: dict[str, Any] = {"first_call_s": 0.5, "flop": 10**8, "bound": 1e-4, "samples_ms": samples_ms}
-    return Row("w", {"T": 4, "N": 5, "M": 5, "K": 1}, "maml", peer, **({"status": "ok"} | values | changes))
+    return Row("w", {"T": 4, "N": 5, "M": 5, "K": 1}, "maml", peer, **{"status": "ok", **values, **changes})
 
 
 def point(peer: str, value: int, ms: float | None, status: str = "ok", axis: str = "tasks") -> Point:

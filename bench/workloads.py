@@ -196,7 +196,7 @@ WORKLOADS = {
             width=64, outputs=5, distinct=2, data_seed=2, on_cpu=(("tasks", 2),),
         ),
         _mini("mini-5w1s", support=5, data_seed=5, on_cpu=2),
-        _mini("mini-5w5s", support=25, data_seed=1, on_cpu=2),
+        _mini("mini-5w5s", support=25, data_seed=4, on_cpu=2),
         # Tancik et al. 2021: pictures as functions of the place, 64 × 64 pixels; 32 × 32 on a CPU
         Workload(
             "siren-64", siren, (2,), "mse", tasks=16, support=4096, query=4096, steps=3, lr=1e-2, width=256, outputs=3,
