@@ -139,7 +139,7 @@ def curves(points: Sequence[Point], result: Mapping[str, Any], path: Path) -> No
         handles.values(),
         handles.keys(),
         loc="outside upper center",
-        ncols=2 * len(axes_of_run),
+        ncols=max(2, 3 * len(axes_of_run) - 1),
         fontsize=9,
         frameon=False,
     )
@@ -166,7 +166,8 @@ def _curves(axes: Any, points: Sequence[Point], quantity: str) -> None:
     axes.set_yscale("log")
     values = sorted({point.value for point in points})
     axes.set_xticks(values, [f"{value:,}" for value in values])
-    axes.minorticks_off()
+    axes.xaxis.minorticks_off()
+    axes.yaxis.set_major_formatter("{x:g}")
     axes.grid(visible=True, which="major", color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
 

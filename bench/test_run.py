@@ -106,9 +106,7 @@ def test_every_peer_gives_the_meta_gradient_or_says_why_not(algorithm: str):
     peers = [peer for peer in peers_for("cpu") if peer not in COMPILED]
     rows = {r.peer: r for r in measure(SMALL, peers, algorithm, QUICK)}
     refused = {name for name, r in rows.items() if r.status != "ok"}
-    assert {name: rows[name].status for name in refused} == {
-        name: {"learn2learn": "not installed"}.get(name, "unsupported") for name in refused
-    }
+    assert {rows[name].status for name in refused} <= {"not installed", "unsupported"}
     must = {"autograd loop", "learn2learn idiom", "torch.func vmap", "torch.func loop", "fastmeta eager"}
     assert refused.isdisjoint(must)
     assert all(rows[name].message for name in refused)
