@@ -41,7 +41,7 @@ def main() -> None:
     """Print how far each seed's gradient moves."""
     for name in sys.argv[1:]:
         for seed in SEEDS:
-            workload = replace(WORKLOADS[name].sized_for("cpu").unrepeated(), data_seed=seed)
+            workload = replace(WORKLOADS[name].unrepeated(), data_seed=seed)
             print(f"{name} seed {seed}: {moved(workload):.1e}", flush=True)
 
 

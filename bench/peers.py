@@ -285,5 +285,8 @@ PEERS: dict[str, Callable[[Problem], MetaStep]] = {
 
 
 def peers_for(device: str) -> list[str]:
-    """All but what needs another device. fastmeta's kernels stand in every table, with the reason where they wait."""
-    return [name for name in PEERS if device == "cuda" or not name.endswith(" graph")]
+    """All but what needs another device and what compiles for minutes, which has to be asked for by name.
+
+    fastmeta's kernels stand in every table, with the reason where they wait.
+    """
+    return [name for name in PEERS if name != "torch.compile" and (device == "cuda" or not name.endswith(" graph"))]

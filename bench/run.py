@@ -20,7 +20,7 @@ from bench.records import FORMAT, Row, describe_error, write
 from bench.timing import TooSlow, interleave, patience
 from bench.workloads import WORKLOADS, Workload
 
-MEASURED_TWICE_S = 20.0
+MEASURED_TWICE_S = 4.0
 """A step slower than this is not run twice more for its memory."""
 
 

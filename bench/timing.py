@@ -33,7 +33,8 @@ def interleave(
         functions: what to time, already called once. Results are dropped.
         rounds: at most so many figures a function.
         budget_s: a function too slow for all rounds within this many seconds leaves the later ones out, but
-            not the first MIN_ROUNDS; one whose MIN_ROUNDS take more than twice as long has a single figure.
+            not the first MIN_ROUNDS; one whose MIN_ROUNDS take more than twice as long has a single figure, the
+            second call's where that alone takes all of the time.
         wait: returns when a device is done.
 
     Returns:
@@ -49,6 +50,9 @@ def interleave(
                 estimate = min(estimate, _seconds(function, 1, wait))
         except Exception as error:  # a peer's failure is its result
             results[name] = error
+            continue
+        if estimate > budget_s:
+            results[name], quota[name] = [estimate], 0
             continue
         results[name] = []
         calls[name] = max(1, math.ceil(MIN_BLOCK_S / estimate))

@@ -140,10 +140,10 @@ class Workload:
 
     def batch(self, seed: int | None = None) -> Episodes:
         """A meta-batch: float32 inputs [T, N or M, *sample_shape]; float32 targets or int64 labels."""
-        tasks = self.unrepeated().tasks
+        once = self.unrepeated().tasks
         generator = torch.Generator().manual_seed(self.data_seed if seed is None else seed)
-        episodes = self._episodes(tasks, generator)
-        return Episodes(*(x.repeat(self.tasks // tasks, *(1 for _ in x.shape[1:])) for x in episodes))
+        episodes = self._episodes(max(once, self.distinct), generator)  # few tasks are the first ones of more
+        return Episodes(*(x[:once].repeat(self.tasks // once, *(1 for _ in x.shape[1:])) for x in episodes))
 
     def _episodes(self, tasks: int, generator: torch.Generator) -> Episodes:
         if self.sample_shape == (1,):
@@ -196,7 +196,7 @@ WORKLOADS = {
             width=64, outputs=5, distinct=2, data_seed=2, on_cpu=(("tasks", 2),),
         ),
         _mini("mini-5w1s", support=5, data_seed=5, on_cpu=2),
-        _mini("mini-5w5s", support=25, data_seed=4, on_cpu=2),
+        _mini("mini-5w5s", support=25, data_seed=4, on_cpu=1),
         # Tancik et al. 2021: pictures as functions of the place, 64 × 64 pixels; 32 × 32 on a CPU
         Workload(
             "siren-64", siren, (2,), "mse", tasks=16, support=4096, query=4096, steps=3, lr=1e-2, width=256, outputs=3,
