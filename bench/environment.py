@@ -28,12 +28,20 @@ def limit_threads(threads: int) -> None:
     os.sched_setaffinity(0, allowed[:threads])
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = str(threads)
-    os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 
-def describe() -> dict[str, object]:
+def choose_device(device: str) -> None:
+    """Tell JAX where to run. Call it before importing it. On a GPU it shares the memory with PyTorch."""
+    if device == "cpu":
+        os.environ["JAX_PLATFORMS"] = "cpu"
+    else:
+        os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+
+
+def describe(device: str = "cpu") -> dict[str, object]:
     """Machine, its load, versions and commit, as they stand in every result file."""
     return {
+        **(_gpu() if device == "cuda" else {}),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
@@ -44,6 +52,19 @@ def describe() -> dict[str, object]:
         "openmp wait policy": os.environ.get("OMP_WAIT_POLICY", "default"),
         "load before": round(os.getloadavg()[0], 2),
         "commit": _commit(),
+    }
+
+
+def _gpu() -> dict[str, object]:
+    import torch
+
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "gpu": properties.name,
+        "gpu memory GiB": round(properties.total_memory / 2**30, 1),
+        "multiprocessors": properties.multi_processor_count,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
     }
 
 

@@ -1,6 +1,6 @@
-"""How many floating-point operations a meta-step cannot do without: one model for every workload and peer.
+"""What a meta-step cannot do without: operations and bytes, by one model for every workload and peer.
 
-A multiply-add counts as two operations; only matrix products and convolutions count. For a layer whose
+Operations: a multiply-add counts as two; only matrix products and convolutions count. For a layer whose
 forward pass takes F operations a sample:
 
 | pass | every layer | but the first, whose input needs no gradient |
@@ -11,14 +11,22 @@ forward pass takes F operations a sample:
 The Hessian-vector product finds the gradient's values kept. In the first layer the input has no tangent
 either, which leaves one product forward and one for the weights.
 
-First-order MAML takes T(KN + M) gradients, MAML as many and TKN Hessian-vector products on top. Elementwise
-work, batch norm, pooling and memory traffic are left out, so the time this gives at the machine's rate of
-matrix products is a floor.
+| algorithm | gradients | Hessian-vector products |
+| --- | --- | --- |
+| MAML | T(KN + M) | TKN |
+| first-order MAML | T(KN + M) | |
+| Reptile | TKN | |
+
+Bytes: support and query data (labels 8 bytes) read once, θ read once, the meta-gradient written once. Fast weights,
+trajectory and activations count as kept on the chip: a kernel could.
+
+The floor is the longer of the operations at the machine's rate of matrix products and the bytes at its rate of
+copying (`ceilings.py`). Elementwise work, batch norm and pooling are left out.
 """
 
 from __future__ import annotations
 
-import time
+from math import prod
 from typing import Any
 
 import torch
@@ -45,22 +53,25 @@ def forward_flop(workload: Workload) -> list[int]:
     return counts
 
 
-def meta_step_flop(workload: Workload, *, first_order: bool) -> int:
+def meta_step_flop(workload: Workload, algorithm: str) -> int:
     """Operations of one meta-step over all tasks."""
     first, *rest = forward_flop(workload)
     gradient = 2 * first + 3 * sum(rest)
     hvp = 2 * first + 6 * sum(rest)
-    gradients = workload.steps * workload.support + workload.query
-    hvps = 0 if first_order else workload.steps * workload.support
-    return workload.tasks * (gradients * gradient + hvps * hvp)
+    inner = workload.steps * workload.support
+    gradients = inner + (0 if algorithm == "reptile" else workload.query)
+    return workload.tasks * (gradients * gradient + (inner if algorithm == "maml" else 0) * hvp)
 
 
-def matrix_product_rate(size: int = 1536, repeats: int = 8) -> float:
-    """This machine's float32 operations a second: the best of a few square matrix products in torch."""
-    a, b = torch.randn(size, size), torch.randn(size, size)
-    best = float("inf")
-    for _ in range(repeats):
-        start = time.perf_counter()
-        torch.mm(a, b)
-        best = min(best, time.perf_counter() - start)
-    return 2 * size**3 / best
+def meta_step_bytes(workload: Workload, algorithm: str) -> int:
+    """Bytes that one meta-step reads and writes at least; values of four bytes."""
+    target = 8 if workload.loss == "cross_entropy" else 4 * workload.outputs
+    samples = workload.support + (0 if algorithm == "reptile" else workload.query)
+    data = workload.tasks * samples * (4 * prod(workload.sample_shape) + target)
+    return data + 2 * 4 * sum(p.numel() for p in workload.model().parameters())
+
+
+def floor_ms(flop: int, bytes_: int, ceilings: dict[str, float], precision: str = "float32") -> float:
+    """Milliseconds that a meta-step takes at least, from what `ceilings.measure` gives."""
+    by_flop = flop / ceilings[precision] / 1e6
+    return max(by_flop, bytes_ / ceilings["copy"] / 1e6) if "copy" in ceilings else by_flop

@@ -1,9 +1,9 @@
 """No speed without correctness: a peer's meta-gradient against float64 truth, on the batch it is timed on.
 
-A float32 meta-gradient has an error of its own, set by the workload (kinks of ReLU and max-pool), not by the
-peer. So the bound is adaptive: twice the error that `fastmeta.reference` makes in float32, plus SLACK. All
-errors are ‖g − truth‖ / ‖truth‖ over all parameters. The gate also knows how far MAML and first-order MAML
-lie apart: a peer that drops the second-order term must not pass.
+A meta-gradient in lower precision has an error of its own, set by the workload (kinks of ReLU and max-pool), not by
+the peer. So the bound is adaptive: twice the error that `fastmeta.reference`, plain PyTorch, makes on the same device
+at the same precision, plus SLACK. All errors are ‖g − truth‖ / ‖truth‖ over all parameters. The gate also knows how far
+the algorithms lie apart: a peer that drops the second-order term must not pass.
 """
 
 from __future__ import annotations
@@ -17,10 +17,16 @@ import torch
 from torch import Tensor
 
 import fastmeta
+from bench.device import products
+from bench.problem import ALGORITHMS
 from bench.workloads import LOSSES, Workload
 from fastmeta import reference
 
 SLACK = 1e-4
+
+
+class NoGate(Exception):
+    """Passing would prove nothing on this batch."""
 
 
 @dataclass(frozen=True)
@@ -28,21 +34,21 @@ class Gate:
     """Truth for one workload and algorithm.
 
     Attributes:
-        truth: meta-gradient in float64, flat, parameters in the model's order.
+        truth: meta-gradient in float64, flat, parameters in the model's order, on the CPU.
         names: the parameters' names in that order.
-        float32_error: error of the reference in float32.
-        order_gap: ‖g_maml − g_fomaml‖ / ‖g_maml‖ in float64.
+        rounding_error: error of the reference at the precision of the measurement.
+        gap: ‖g' − g‖ / ‖g‖ in float64 of the other algorithm that lies nearest.
     """
 
     truth: Tensor
     names: tuple[str, ...]
-    float32_error: float
-    order_gap: float
+    rounding_error: float
+    gap: float
 
     @property
     def bound(self) -> float:
         """The largest error that passes."""
-        return 2 * self.float32_error + SLACK
+        return 2 * self.rounding_error + SLACK
 
     def error(self, gradient: Mapping[str, Any]) -> float:
         """Error of a peer's meta-gradient; NaN where it holds NaN.
@@ -56,39 +62,42 @@ class Gate:
             if value is None:
                 raise ValueError(f"no gradient for {name}")
             tensor = value if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
-            parts.append(tensor.flatten().double())
+            parts.append(tensor.detach().cpu().flatten().double())
         flat = torch.cat(parts)
         if flat.shape != self.truth.shape:
             raise ValueError(f"expected {self.truth.numel()} gradient elements, got {flat.numel()}")
-        return _relative(flat, self.truth)
+        return relative(flat, self.truth)
 
 
-def make_gate(workload: Workload, *, first_order: bool) -> Gate:
-    """Compute the truth, and what float32 makes of it.
+def make_gate(workload: Workload, *, algorithm: str = "maml", device: str = "cpu", precision: str = "float32") -> Gate:
+    """Compute the truth, and what the precision makes of it.
 
     Raises:
-        RuntimeError: MAML and first-order MAML lie within the bound of each other on this batch, so passing
-            would prove nothing.
+        NoGate: another algorithm's gradient lies within the bound.
     """
-    truths = {order: _flat_gradient(workload, first_order=order, dtype=torch.float64) for order in (False, True)}
-    single = _flat_gradient(workload, first_order=first_order, dtype=torch.float32)
+    workload = workload.unrepeated()
+    truths = {a: gradient(workload, a, device, torch.float64) for a in ALGORITHMS}
+    truth = truths[algorithm]
+    with products(device, precision):
+        rounded = gradient(workload, algorithm, device, torch.float32)
     gate = Gate(
-        truth=truths[first_order],
+        truth=truth,
         names=tuple(name for name, _ in workload.model().named_parameters()),
-        float32_error=_relative(single.double(), truths[first_order]),
-        order_gap=_relative(truths[True], truths[False]),
+        rounding_error=relative(rounded, truth),
+        gap=min(relative(other, truth) for name, other in truths.items() if name != algorithm),
     )
-    if gate.order_gap <= 3 * gate.bound:
-        raise RuntimeError(
-            f"{workload.name}: MAML and first-order MAML differ by {gate.order_gap:.1e}, the gate allows "
-            f"{gate.bound:.1e}; choose another learning rate or batch"
+    if gate.gap <= 3 * gate.bound:
+        raise NoGate(
+            f"another algorithm's gradient differs by {gate.gap:.1e}, and rounding allows {gate.bound:.1e}: "
+            "nothing would be proved"
         )
     return gate
 
 
-def _flat_gradient(workload: Workload, *, first_order: bool, dtype: torch.dtype) -> Tensor:
-    model = workload.model().to(dtype)
-    support_x, support_y, query_x, query_y = (_cast(x, dtype) for x in workload.batch())
+def gradient(workload: Workload, algorithm: str, device: str, dtype: torch.dtype) -> Tensor:
+    """Meta-gradient of the reference, computed in `dtype`; flat, float64, on the CPU."""
+    model = workload.model().to(device, dtype)
+    support_x, support_y, query_x, query_y = (_cast(x.to(device), dtype) for x in workload.batch())
     loss: Callable[[Any, Any], Tensor] = LOSSES[workload.loss]
     phi = reference.adapt(
         model,
@@ -97,16 +106,20 @@ def _flat_gradient(workload: Workload, *, first_order: bool, dtype: torch.dtype)
         steps=workload.steps,
         support_x=support_x,
         support_y=support_y,
-        first_order=first_order,
+        first_order=algorithm != "maml",
     )
-    losses = reference.task_losses(loss, reference.apply(model, phi, query_x), query_y)
-    gradients = torch.autograd.grad(losses.mean(), list(model.parameters()))
-    return torch.cat([g.flatten() for g in gradients])
+    if algorithm == "reptile":
+        gradients = [(p - phi[name].mean(0)).detach() for name, p in model.named_parameters()]
+    else:
+        losses = reference.task_losses(loss, reference.apply(model, phi, query_x), query_y)
+        gradients = torch.autograd.grad(losses.mean(), list(model.parameters()))
+    return torch.cat([g.flatten() for g in gradients]).double().cpu()
 
 
 def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
     return x.to(dtype) if x.is_floating_point() else x
 
 
-def _relative(value: Tensor, truth: Tensor) -> float:
+def relative(value: Tensor, truth: Tensor) -> float:
+    """‖value − truth‖ / ‖truth‖."""
     return float((value - truth).norm() / truth.norm())

@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from bench.peers import MetaStep, Problem
+from bench.problem import MetaStep, Problem, Unsupported
+from bench.workloads import Sine
 
 jax: Any = importlib.import_module("jax")
 jnp: Any = importlib.import_module("jax.numpy")
@@ -20,6 +21,8 @@ jnp: Any = importlib.import_module("jax.numpy")
 # Images inside the network: the faster order on CPU. Inputs are turned from NCHW once, outside the step.
 LAYOUT = "NHWC"
 CHANNEL = LAYOUT.index("C")
+# `default_matmul_precision` on a GPU; bfloat16 operands are cast, so there it changes nothing.
+PRODUCTS = {"float32": "float32", "tf32": "tensorfloat32", "bfloat16": "bfloat16"}
 Params = Mapping[str, Any]
 Apply = Callable[[Params, Any], Any]
 
@@ -66,6 +69,10 @@ def _relu(_: str, __: nn.ReLU) -> Apply:
     return lambda p, x: jax.nn.relu(x)
 
 
+def _sine(_: str, layer: Sine) -> Apply:
+    return lambda p, x: jnp.sin(layer.frequency * x)
+
+
 LAYERS: dict[type[nn.Module], Callable[[str, Any], Apply]] = {
     nn.Linear: _linear,
     nn.Conv2d: _conv,
@@ -73,6 +80,7 @@ LAYERS: dict[type[nn.Module], Callable[[str, Any], Apply]] = {
     nn.MaxPool2d: _max_pool,
     nn.Flatten: _flatten,
     nn.ReLU: _relu,
+    Sine: _sine,
 }
 
 
@@ -105,40 +113,62 @@ LOSSES = {"mse": _mse, "cross_entropy": _cross_entropy}
 
 def _array(x: Any) -> Any:
     """A JAX array of a torch tensor, images [T, N, C, H, W] turned to LAYOUT."""
-    value = x.detach().numpy()
+    value = x.detach().cpu().numpy()
     if value.ndim == 5:
         value = value.transpose(0, 1, *(2 + "CHW".index(axis) for axis in LAYOUT[1:]))
     return jnp.asarray(np.ascontiguousarray(value))
 
 
-def prepare(problem: Problem, *, vectorize: bool) -> MetaStep:
-    """One compiled function of (θ, meta-batch), with `vmap` over tasks or `lax.map`, one after another."""
+def _half(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x.astype(jnp.bfloat16) if jnp.issubdtype(x.dtype, jnp.floating) else x, tree)
+
+
+def _objective(problem: Problem) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """One task's φ_K from (θ, support), and its loss at parameters."""
     apply, loss = _model(problem.model), LOSSES[problem.workload.loss]
-    lr, steps = problem.workload.lr, problem.workload.steps
+    lr, steps, half = problem.workload.lr, problem.workload.steps, problem.precision == "bfloat16"
 
     def loss_at(params: Params, x: Any, y: Any) -> Any:
-        return loss(apply(params, x), y)
+        outputs = apply(_half(params), _half(x)).astype(jnp.float32) if half else apply(params, x)
+        return loss(outputs, y)
 
-    def query_loss(theta: Params, sx: Any, sy: Any, qx: Any, qy: Any) -> Any:
+    def adapted(theta: Params, sx: Any, sy: Any) -> Any:
         fast = theta
         for _ in range(steps):
             gradients = jax.grad(loss_at)(fast, sx, sy)
-            if problem.first_order:
+            if not problem.exact:
                 gradients = jax.lax.stop_gradient(gradients)
             fast = jax.tree.map(lambda p, g: p - lr * g, fast, gradients)
-        return loss_at(fast, qx, qy)
+        return fast
+
+    return adapted, loss_at
+
+
+def prepare(problem: Problem, *, vectorize: bool) -> MetaStep:
+    """One compiled function of (θ, meta-batch), with `vmap` over tasks or `lax.map`, one after another."""
+    if problem.device == "cuda" and jax.default_backend() != "gpu":
+        raise Unsupported("JAX finds no GPU here (its CUDA plugin is not installed, or JAX_PLATFORMS excludes it)")
+    adapted, loss_at = _objective(problem)
+
+    def over_tasks(task: Callable[..., Any], *batch: Any) -> Any:
+        return jax.vmap(task)(*batch) if vectorize else jax.lax.map(lambda each: task(*each), batch)
 
     def meta_loss(theta: Params, *batch: Any) -> Any:
-        if vectorize:
-            return jax.vmap(query_loss, in_axes=(None, 0, 0, 0, 0))(theta, *batch).mean()
-        return jax.lax.map(lambda task: query_loss(theta, *task), batch).mean()
+        return over_tasks(lambda sx, sy, qx, qy: loss_at(adapted(theta, sx, sy), qx, qy), *batch).mean()
 
-    meta_step = jax.jit(jax.value_and_grad(meta_loss))
-    theta = {name: jnp.asarray(p.detach().numpy()) for name, p in problem.model.named_parameters()}
+    def reptile(theta: Params, sx: Any, sy: Any, *_: Any) -> Any:
+        fast = over_tasks(lambda sx, sy: adapted(theta, sx, sy), sx, sy)
+        return jnp.zeros(()), jax.tree.map(lambda p, phi: p - phi.mean(0), theta, fast)
+
+    meta_step = jax.jit(reptile if problem.algorithm == "reptile" else jax.value_and_grad(meta_loss))
+    theta = {name: jnp.asarray(p.detach().cpu().numpy()) for name, p in problem.parameters.items()}
     batch = [_array(x) for x in problem.batch]
+    # on a CPU calls would run side by side; a GPU runs them in order
+    wait = jax.block_until_ready if problem.device == "cpu" else lambda results: results
 
     def step() -> Mapping[str, Any]:
-        _, gradient = jax.block_until_ready(meta_step(theta, *batch))
+        with jax.default_matmul_precision(PRODUCTS[problem.precision]):
+            _, gradient = wait(meta_step(theta, *batch))
         return gradient
 
     return step

@@ -1,9 +1,7 @@
 """The peers, each as its own authors would run it, imported and never copied.
 
-A peer turns a `Problem` into a function that does one meta-step (loss and meta-gradient of the whole
-meta-batch, no outer update) and returns the meta-gradient by parameter name, complete when the function
-returns. Libraries are imported inside, so that one that is missing is a row of the result and no crash.
-`importlib` keeps optional packages out of the type checker's sight.
+A peer turns a `Problem` into a `MetaStep`. Libraries are imported inside, so that one that is missing is a row of the
+result and no crash. `importlib` keeps optional packages out of the type checker's sight.
 """
 
 from __future__ import annotations
@@ -11,102 +9,51 @@ from __future__ import annotations
 import copy
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from bench.workloads import LOSSES, Workload
-from fastmeta.tasks import Episodes
-
-MetaStep = Callable[[], Mapping[str, Any]]
-
-
-class Unsupported(Exception):
-    """The peer does not offer what is asked of it; the message says what."""
-
-
-@dataclass(frozen=True)
-class Problem:
-    """A workload with its model and data in memory; every peer gets its own model with the same weights."""
-
-    workload: Workload
-    model: nn.Sequential
-    batch: Episodes
-    first_order: bool
-
-    @classmethod
-    def of(cls, workload: Workload, *, first_order: bool) -> Problem:
-        """Model and batch from the workload's fixed seeds."""
-        return cls(workload, workload.model(), workload.batch(), first_order)
-
-    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Mean over the samples of one task."""
-        return LOSSES[self.workload.loss](outputs, targets)
-
-    def task(self, t: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Support inputs and targets, query inputs and targets of task t."""
-        sx, sy, qx, qy = self.batch
-        return sx[t], sy[t], qx[t], qy[t]
-
-    @cached_property
-    def parameters(self) -> dict[str, nn.Parameter]:
-        """θ by name, looked up once, as an optimiser does."""
-        return dict(self.model.named_parameters())
-
-    def zero_grad(self) -> None:
-        for p in self.parameters.values():
-            p.grad = None
-
-    def gradient(self) -> dict[str, Tensor | None]:
-        """What lies in `.grad` of the model's own parameters."""
-        return {name: p.grad for name, p in self.parameters.items()}
-
-
-def loop_over_tasks(problem: Problem, query_loss: Callable[..., Tensor]) -> MetaStep:
-    """A meta-step that calls `backward` after each task, as a user short of memory would."""
-    tasks = problem.workload.tasks
-
-    def step() -> Mapping[str, Any]:
-        problem.zero_grad()
-        for t in range(tasks):
-            (query_loss(*problem.task(t)) / tasks).backward()
-        return problem.gradient()
-
-    return step
+from bench.graphs import captured
+from bench.problem import Learner, MetaStep, Problem, Unsupported, accumulate, loop_over_tasks, pull
+from bench.workloads import LOSSES
 
 
 def autograd_loop(problem: Problem) -> MetaStep:
     """Plain PyTorch: one task at a time, `torch.autograd.grad` with `create_graph`."""
     lr, steps = problem.workload.lr, problem.workload.steps
 
-    def query_loss(sx: Tensor, sy: Tensor, qx: Tensor, qy: Tensor) -> Tensor:
-        fast: dict[str, Tensor] = dict(problem.model.named_parameters())
+    def adapt(sx: Tensor, sy: Tensor) -> Learner:
+        fast: dict[str, Tensor] = dict(problem.parameters)
         for _ in range(steps):
             loss = problem.loss(functional_call(problem.model, fast, (sx,)), sy)
-            gradients = torch.autograd.grad(loss, list(fast.values()), create_graph=not problem.first_order)
+            gradients = torch.autograd.grad(loss, list(fast.values()), create_graph=problem.exact)
             fast = {name: p - lr * g for (name, p), g in zip(fast.items(), gradients, strict=True)}
-        return problem.loss(functional_call(problem.model, fast, (qx,)), qy)
+        return Learner(list(fast.values()), lambda x: functional_call(problem.model, fast, (x,)))
 
-    return loop_over_tasks(problem, query_loss)
+    return loop_over_tasks(problem, adapt)
 
 
 def learn2learn(problem: Problem) -> MetaStep:
     """learn2learn's MAML module: clone, adapt, backward, task by task."""
     package = importlib.import_module("learn2learn")
     lr, steps = problem.workload.lr, problem.workload.steps
-    maml = package.algorithms.MAML(problem.model, lr=lr, first_order=problem.first_order)
+    maml = package.algorithms.MAML(problem.model, lr=lr, first_order=not problem.exact)
 
-    def query_loss(sx: Tensor, sy: Tensor, qx: Tensor, qy: Tensor) -> Tensor:
+    def adapt(sx: Tensor, sy: Tensor) -> Learner:
         learner = maml.clone()
         for _ in range(steps):
             learner.adapt(problem.loss(learner(sx), sy))
-        return problem.loss(learner(qx), qy)
+        return Learner(_tensors(learner), learner)
 
-    return loop_over_tasks(problem, query_loss)
+    return loop_over_tasks(problem, adapt)
+
+
+def _tensors(module: nn.Module) -> list[Tensor]:
+    """Parameters in order, also where graph tensors have taken their places."""
+    return [p for m in module.modules() for p in m._parameters.values() if p is not None]
 
 
 def _clone(module: nn.Module, replace: Callable[[Tensor], Tensor]) -> nn.Module:
@@ -122,20 +69,17 @@ def learn2learn_idiom(problem: Problem) -> MetaStep:
     """What learn2learn's MAML does, where the package does not build: differentiable clones of the module."""
     lr, steps = problem.workload.lr, problem.workload.steps
 
-    def parameters(module: nn.Module) -> list[Tensor]:
-        return [p for m in module.modules() for p in m._parameters.values() if p is not None]
-
-    def query_loss(sx: Tensor, sy: Tensor, qx: Tensor, qy: Tensor) -> Tensor:
+    def adapt(sx: Tensor, sy: Tensor) -> Learner:
         learner = _clone(problem.model, torch.clone)
         for _ in range(steps):
-            fast = parameters(learner)
+            fast = _tensors(learner)
             loss = problem.loss(learner(sx), sy)
-            gradients = torch.autograd.grad(loss, fast, create_graph=not problem.first_order)
+            gradients = torch.autograd.grad(loss, fast, create_graph=problem.exact)
             updated = {id(p): p - lr * g for p, g in zip(fast, gradients, strict=True)}
             learner = _clone(learner, lambda p, updated=updated: updated[id(p)])
-        return problem.loss(learner(qx), qy)
+        return Learner(_tensors(learner), learner)
 
-    return loop_over_tasks(problem, query_loss)
+    return loop_over_tasks(problem, adapt)
 
 
 def higher(problem: Problem) -> MetaStep:
@@ -143,7 +87,7 @@ def higher(problem: Problem) -> MetaStep:
     package = importlib.import_module("higher")
     model, steps, tasks = problem.model, problem.workload.steps, problem.workload.tasks
     inner = torch.optim.SGD(model.parameters(), lr=problem.workload.lr)
-    order = {"copy_initial_weights": False, "track_higher_grads": not problem.first_order}
+    order = {"copy_initial_weights": False, "track_higher_grads": problem.exact}
 
     def step() -> Mapping[str, Any]:
         problem.zero_grad()
@@ -152,33 +96,32 @@ def higher(problem: Problem) -> MetaStep:
             with package.innerloop_ctx(model, inner, **order) as (learner, optimizer):
                 for _ in range(steps):
                     optimizer.step(problem.loss(learner(sx), sy))
+                if problem.algorithm == "reptile":
+                    pull(problem, list(learner.parameters()))
+                    continue
                 loss = problem.loss(learner(qx), qy) / tasks
-                if problem.first_order:  # without higher gradients nothing reaches the model: take φ_K's
-                    _accumulate(model, torch.autograd.grad(loss, list(learner.parameters())))
-                else:
+                if problem.exact:
                     loss.backward()
+                    continue
+                # without higher gradients nothing reaches the model: take φ_K's
+                gradients = torch.autograd.grad(loss, list(learner.parameters()))
+                for p, g in zip(problem.parameters.values(), gradients, strict=True):
+                    accumulate(p, g)
         return problem.gradient()
 
     return step
 
 
-def _accumulate(model: nn.Module, gradients: tuple[Tensor, ...]) -> None:
-    for p, g in zip(model.parameters(), gradients, strict=True):
-        p.grad = g if p.grad is None else p.grad + g
-
-
 def torchopt(problem: Problem) -> MetaStep:
     """TorchOpt's `MetaSGD`: state put back between tasks, one backward of the mean, as in its examples."""
-    if problem.first_order:
-        raise Unsupported("TorchOpt has no first-order mode")
+    if not problem.exact:
+        raise Unsupported("TorchOpt offers differentiable inner optimisers, neither first-order MAML nor Reptile")
     package = importlib.import_module("torchopt")
     model, steps, tasks = problem.model, problem.workload.steps, problem.workload.tasks
     inner = package.MetaSGD(model, lr=problem.workload.lr)
-    theta = list(model.named_parameters())
 
     def step() -> Mapping[str, Any]:
-        for _, p in theta:
-            p.grad = None
+        problem.zero_grad()
         model_state = package.extract_state_dict(model, by="reference")
         inner_state = package.extract_state_dict(inner, by="reference")
         losses = []
@@ -190,28 +133,33 @@ def torchopt(problem: Problem) -> MetaStep:
             package.recover_state_dict(model, model_state)
             package.recover_state_dict(inner, inner_state)
         torch.stack(losses).mean().backward()
-        return {name: p.grad for name, p in theta}
+        return problem.gradient()
 
+    problem.parameters  # noqa: B018  θ, before TorchOpt puts fast weights in its place
     return step
 
 
-def _functional_task(problem: Problem) -> Callable[..., Tensor]:
-    """Query loss of one task as a pure function of (θ, support, query), with `torch.func.grad` inside."""
-    lr, steps = problem.workload.lr, problem.workload.steps
+Params = dict[str, Tensor]
 
-    def loss_at(params: dict[str, Tensor], x: Tensor, y: Tensor) -> Tensor:
-        return problem.loss(functional_call(problem.model, params, (x,)), y)
 
-    def query_loss(theta: dict[str, Tensor], sx: Tensor, sy: Tensor, qx: Tensor, qy: Tensor) -> Tensor:
-        fast = theta
-        for _ in range(steps):
-            gradients = grad(loss_at)(fast, sx, sy)
-            if problem.first_order:
-                gradients = {name: g.detach() for name, g in gradients.items()}
-            fast = {name: p - lr * gradients[name] for name, p in fast.items()}
-        return loss_at(fast, qx, qy)
+def _loss_at(problem: Problem, params: Params, x: Tensor, y: Tensor) -> Tensor:
+    return problem.loss(functional_call(problem.model, params, (x,)), y)
 
-    return query_loss
+
+def _adapted(problem: Problem, theta: Params, sx: Tensor, sy: Tensor) -> Params:
+    """φ_K of one task as a pure function, with `torch.func.grad` inside."""
+    lr = problem.workload.lr
+    fast = theta
+    for _ in range(problem.workload.steps):
+        gradients = grad(lambda p: _loss_at(problem, p, sx, sy))(fast)
+        if not problem.exact:
+            gradients = {name: g.detach() for name, g in gradients.items()}
+        fast = {name: p - lr * gradients[name] for name, p in fast.items()}
+    return fast
+
+
+def _query_loss(problem: Problem, theta: Params, sx: Tensor, sy: Tensor, qx: Tensor, qy: Tensor) -> Tensor:
+    return _loss_at(problem, _adapted(problem, theta, sx, sy), qx, qy)
 
 
 def func_vmap(problem: Problem) -> MetaStep:
@@ -221,12 +169,21 @@ def func_vmap(problem: Problem) -> MetaStep:
     wrong second derivative (pytorch/functorch#534), in float64 too: the gate is red on networks with batch
     norm.
     """
-    theta = dict(problem.model.named_parameters())
-    batched = vmap(_functional_task(problem), in_dims=(None, 0, 0, 0, 0))
+    theta: Params = dict(problem.parameters)
+    if problem.algorithm == "reptile":
+        still = {name: p.detach() for name, p in theta.items()}
+        adapted = vmap(partial(_adapted, problem, still))
+
+        def reptile() -> Mapping[str, Any]:
+            fast = adapted(*problem.batch[:2])
+            return {name: still[name] - phi.mean(0) for name, phi in fast.items()}
+
+        return reptile
+    losses = vmap(partial(_query_loss, problem, theta))
 
     def step() -> Mapping[str, Any]:
         problem.zero_grad()
-        batched(theta, *problem.batch).mean().backward()
+        losses(*problem.batch).mean().backward()
         return problem.gradient()
 
     return step
@@ -234,20 +191,38 @@ def func_vmap(problem: Problem) -> MetaStep:
 
 def func_loop(problem: Problem) -> MetaStep:
     """torch.func without `vmap`: the same pure function, task by task."""
-    theta = dict(problem.model.named_parameters())
-    query_loss = _functional_task(problem)
-    return loop_over_tasks(problem, lambda *task: query_loss(theta, *task))
+
+    def adapt(sx: Tensor, sy: Tensor) -> Learner:
+        fast = _adapted(problem, dict(problem.parameters), sx, sy)
+        return Learner(list(fast.values()), lambda x: functional_call(problem.model, fast, (x,)))
+
+    return loop_over_tasks(problem, adapt)
+
+
+def func_compiled(problem: Problem) -> MetaStep:
+    """`torch.compile` of torch.func's whole meta-step as one graph, the only way in: it refuses double backward."""
+    theta = {name: p.detach() for name, p in problem.parameters.items()}
+
+    def mean_loss(theta: Params, *batch: Tensor) -> Tensor:
+        return vmap(partial(_query_loss, problem, theta))(*batch).mean()
+
+    def reptile(theta: Params, sx: Tensor, sy: Tensor, *_: Tensor) -> Params:
+        fast = vmap(partial(_adapted, problem, theta))(sx, sy)
+        return {name: theta[name] - phi.mean(0) for name, phi in fast.items()}
+
+    compiled = torch.compile(reptile if problem.algorithm == "reptile" else grad(mean_loss), fullgraph=True)
+    return lambda: compiled(theta, *problem.batch)
 
 
 def fastmeta_peer(
     *, backend: str = "torch", compile: bool = False, memory: str = "save"
 ) -> Callable[[Problem], MetaStep]:
-    """fastmeta itself, in one of its ways to run."""
+    """fastmeta itself, in one of its ways to run. What it says it cannot do is `Unsupported`."""
 
     def prepare(problem: Problem) -> MetaStep:
         package = importlib.import_module("fastmeta")
-        algorithm = package.FOMAML if problem.first_order else package.MAML
-        maml = algorithm(
+        kinds = {"maml": package.MAML, "fomaml": package.FOMAML, "reptile": package.Reptile}
+        learner = kinds[problem.algorithm](
             problem.model,
             inner_loss=LOSSES[problem.workload.loss],
             inner_optimizer=package.SGD(lr=problem.workload.lr),
@@ -255,13 +230,20 @@ def fastmeta_peer(
             backend=backend,
             compile=compile,
             memory=memory,
+            precision=problem.precision,
         )
 
         def step() -> Mapping[str, Any]:
             problem.zero_grad()
-            maml(*problem.batch).loss.backward()
+            learner(*problem.batch).loss.backward()
             return problem.gradient()
 
+        try:
+            step()
+        except (RuntimeError, ValueError) as refusal:
+            if str(refusal).startswith(("backend=", "precision=")):
+                raise Unsupported(str(refusal)) from None
+            raise
         return step
 
     return prepare
@@ -277,7 +259,9 @@ def jax_peer(*, vectorize: bool) -> Callable[[Problem], MetaStep]:
     return prepare
 
 
-FASTMETA = "fastmeta"
+FASTMETA = "fastmeta "
+"""What the names of fastmeta's own rows start with."""
+
 PEERS: dict[str, Callable[[Problem], MetaStep]] = {
     "autograd loop": autograd_loop,
     "learn2learn": learn2learn,
@@ -285,11 +269,24 @@ PEERS: dict[str, Callable[[Problem], MetaStep]] = {
     "higher": higher,
     "torchopt": torchopt,
     "torch.func vmap": func_vmap,
+    "torch.func vmap graph": captured(func_vmap),
     "torch.func loop": func_loop,
+    "torch.compile": func_compiled,
     "jax vmap": jax_peer(vectorize=True),
     "jax map": jax_peer(vectorize=False),
     "fastmeta reference": fastmeta_peer(backend="reference"),
     "fastmeta eager": fastmeta_peer(),
+    "fastmeta eager graph": captured(fastmeta_peer()),
     "fastmeta compiled": fastmeta_peer(compile=True),
     "fastmeta recompute": fastmeta_peer(memory="recompute"),
+    "fastmeta triton": fastmeta_peer(backend="triton"),
+    "fastmeta triton graph": captured(fastmeta_peer(backend="triton")),
 }
+
+
+def peers_for(device: str) -> list[str]:
+    """All but what needs another device and what compiles for minutes, which has to be asked for by name.
+
+    fastmeta's kernels stand in every table, with the reason where they wait.
+    """
+    return [name for name in PEERS if name != "torch.compile" and (device == "cuda" or not name.endswith(" graph"))]

@@ -1,27 +1,29 @@
-"""Result files as Markdown tables."""
+"""Result files as Markdown: tables of everything, and the summary that stands in the README."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from bench.run import FORMAT, Row
+import numpy as np
+
+from bench.floors import floor_ms
+from bench.records import Point, Row, load, points_of, rows_of
 
 OURS = "fastmeta "
+TRUTH = "fastmeta reference"  # the plain loop that is the truth, not a way to run fast
 # Load (running processes) above which a table says that the machine was not quiet.
 BUSY = 0.5
-SPEED_HEAD = (
-    "| peer | ms per meta-step (p20–p80) | tasks per second | speed-up over it | times the floor "
-    "| first call, s | error |",
-    "| --- | ---: | ---: | ---: | ---: | ---: | ---: |",
-)
+BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
+LETTERS = {"tasks": "T", "steps": "K", "width": "width"}
 
 
 def report(paths: Iterable[Path]) -> str:
-    """One section for each file: where it was measured, then a table for each workload.
+    """One section for each file: where it was measured, then its tables.
 
     Raises:
         ValueError: a file is no result of this benchmark.
@@ -29,25 +31,16 @@ def report(paths: Iterable[Path]) -> str:
     return "\n".join(section(load(path)) for path in paths)
 
 
-def load(path: Path) -> dict[str, Any]:
-    """Read a result file."""
-    try:
-        result = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not JSON ({error}); give files that `python -m bench run` wrote") from error
-    if not isinstance(result, dict) or result.get("format") != FORMAT:
-        raise ValueError(f"{path} is no benchmark result of format {FORMAT}; measure again with this version")
-    return result
-
-
 def section(result: Mapping[str, Any]) -> str:
     """The tables of one result file."""
     lines = [caption(result), ""]
-    rows = [Row(**{**row, "samples_ms": tuple(row["samples_ms"])}) for row in result.get("rows", ())]
-    for (workload, algorithm), group in groupby(rows, key=lambda row: (row.workload, row.algorithm)):
-        lines += speed_table(workload, algorithm, list(group), result["matrix_product_gflops"])
-    if "memory" in result:
-        lines += memory_table(result["memory"])
+    for (workload, algorithm), group in groupby(rows_of(result), key=lambda row: (row.workload, row.algorithm)):
+        lines += speed_table(workload, algorithm, list(group), result["ceilings"])
+    points = sorted(points_of(result), key=lambda p: (p.workload, p.algorithm, tuple(LETTERS).index(p.axis)))
+    for (workload, algorithm, axis), group in groupby(points, key=lambda p: (p.workload, p.algorithm, p.axis)):
+        lines += scaling_table(workload, algorithm, axis, list(group))
+    if "end to end" in result:
+        lines += end_to_end_table(result["end to end"])
     return "\n".join(lines)
 
 
@@ -56,54 +49,176 @@ def caption(result: Mapping[str, Any]) -> str:
     where = result["environment"]
     busy = f" Other processes were running (load {where['load before']})." if where["load before"] > BUSY else ""
     versions = ", ".join(f"{name} {version}" for name, version in where["packages"].items())
+    machine = f"{where['gpu']}, {where['cpu']}" if "gpu" in where else where["cpu"]
     return (
-        f"{where['cpu']}, {result['threads']} threads, Python {where['python']}, {versions}; "
+        f"{machine}, {result['threads']} threads, Python {where['python']}, {versions}; "
         f"commit {where['commit']}, {where['date']}.{busy}"
     )
 
 
-def speed_table(workload: str, algorithm: str, rows: list[Row], gflops: float) -> list[str]:
+# --- speed ---
+
+
+def best_of_ours(rows: Iterable[Row]) -> Row | None:
+    """fastmeta's fastest row."""
+    ours = [row for row in rows if row.samples_ms and row.peer.startswith(OURS) and row.peer != TRUTH]
+    return min(ours, key=lambda row: row.median_ms, default=None)
+
+
+def best_of_peers(rows: Iterable[Row]) -> Row | None:
+    """The fastest row that is not fastmeta's."""
+    peers = [row for row in rows if row.samples_ms and not row.peer.startswith(OURS)]
+    return min(peers, key=lambda row: row.median_ms, default=None)
+
+
+def speed_table(workload: str, algorithm: str, rows: list[Row], ceilings: dict[str, float]) -> list[str]:
     """One workload. "Speed-up over it": how many times faster the best of fastmeta's rows is."""
-    sizes = ", ".join(f"{letter}={count}" for letter, count in rows[0].sizes.items())
-    floor_ms = rows[0].flop / gflops / 1e6
-    ours = min((row.median_ms for row in rows if row.samples_ms and row.peer.startswith(OURS)), default=None)
+    first = rows[0]
+    sizes = ", ".join(f"{letter}={count}" for letter, count in first.sizes.items())
+    floor = floor_ms(first.flop, first.bytes, ceilings, first.precision)
+    ours, peer = best_of_ours(rows), best_of_peers(rows)
+    lead = ""
+    if ours is not None and peer is not None:
+        lead = f" {ours.peer} is {_ratio(peer.median_ms / ours.median_ms)} as fast as the fastest peer, {peer.peer}."
+    bound = "" if first.bound is None else f" Error allowed {first.bound:.1e}."
+    counted = any(row.launches for row in rows)
+    weighed = any(row.peak_mib is not None for row in rows)
+    head = ["peer", "ms per meta-step (p20–p80)", "tasks per second", "speed-up over it", "times the floor"]
+    head += ["first call, s", *(["peak MiB"] if weighed else []), *(["launches"] if counted else []), "error"]
     lines = [
-        f"**{workload}**, {algorithm} ({sizes}): {rows[0].flop / 1e9:.3g} GFLOP, "
-        f"floor {floor_ms:.3g} ms at {gflops:.0f} GFLOP/s; error allowed {rows[0].bound:.1e}",
+        f"**{workload}**, {algorithm}, {first.precision} ({sizes}): {first.flop / 1e9:.3g} GFLOP, floor {floor:.3g} ms "
+        f"at {ceilings[first.precision]:.0f} GFLOP/s.{bound}{lead}",
         "",
-        *SPEED_HEAD,
+        _line(head),
+        "| --- |" + " ---: |" * (len(head) - 1),
     ]
-    return [*lines, *(_speed_line(row, ours, floor_ms) for row in rows), ""]
+    best = None if ours is None else ours.median_ms
+    return [*lines, *(_line(_speed_cells(row, best, floor, weighed, counted, len(head))) for row in rows), ""]
 
 
-def _speed_line(row: Row, ours: float | None, floor_ms: float) -> str:
+def _speed_cells(row: Row, best: float | None, floor: float, weighed: bool, counted: bool, columns: int) -> list[str]:
     error = "" if row.error is None else f"{row.error:.1e}"
     if not row.samples_ms:
-        return f"| {row.peer} | {row.status}: {row.message} | | | | | {error} |"
+        return [row.peer, f"{row.status}: {row.message}", *[""] * (columns - 3), error]
     median = row.median_ms
-    spread = f"{row.percentile_ms(20):.3g}–{row.percentile_ms(80):.3g}"
-    speed_up = "" if ours is None else f"{median / ours:.2f}×"
-    return (
-        f"| {row.peer} | {median:.3g} ({spread}) | {row.sizes['T'] / median * 1e3:.3g} | {speed_up} "
-        f"| {median / floor_ms:.2f} | {row.first_call_s:.2g} | {error} |"
-    )
+    return [
+        row.peer,
+        f"{median:.3g} ({row.percentile_ms(20):.3g}–{row.percentile_ms(80):.3g})",
+        f"{row.sizes['T'] / median * 1e3:.3g}",
+        "" if best is None else _ratio(median / best),
+        f"{median / floor:.2f}",
+        f"{row.first_call_s:.2g}",
+        *([_number(row.peak_mib)] if weighed else []),
+        *([_number(row.launches)] if counted else []),
+        error,
+    ]
 
 
-def memory_table(rows: Iterable[Mapping[str, Any]]) -> list[str]:
-    """Peaks over K, and how many times the first they are."""
+def _line(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _ratio(value: float) -> str:
+    return f"{value:.2f}×"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3g}"
+
+
+# --- scaling ---
+
+
+def scaling_table(workload: str, algorithm: str, axis: str, points: list[Point]) -> list[str]:
+    """Time and memory of every peer over the axis. Exponent p: time grows as (axis)^p over the upper values."""
+    values = sorted({point.value for point in points})
+    letter = LETTERS[axis]
+    head = ["peer", *(f"{letter}={value}" for value in values), "exponent"]
+    lines = [f"**{workload}**, {algorithm}, over {letter}: ms a meta-step / peak MiB", "", _line(head)]
+    lines.append("| --- |" + " ---: |" * (len(head) - 1))
+    for peer, group in groupby(sorted(points, key=lambda p: _order(points, p.peer)), key=lambda p: p.peer):
+        mine = list(group)
+        cells = {point.value: _cell(point) for point in mine}
+        power = exponent(mine)
+        shown = "" if math.isnan(power) else f"{power:.2f}"
+        lines.append(_line([peer, *(cells.get(value, "") for value in values), shown]))
+    return [*lines, ""]
+
+
+def exponent(points: Iterable[Point]) -> float:
+    """Slope of log time over log value, least squares on the last three points; NaN below two."""
+    measured = sorted((p.value, p.ms) for p in points if p.ms is not None)[-3:]
+    if len(measured) < 2:
+        return math.nan
+    value, ms = np.log(np.array(measured, dtype=float)).T
+    return float(np.polyfit(value, ms, 1)[0])
+
+
+def _order(points: Sequence[Point], peer: str) -> int:
+    return next(i for i, point in enumerate(points) if point.peer == peer)
+
+
+def _cell(point: Point) -> str:
+    if point.ms is None and point.peak_mib is None:
+        return point.status
+    return " / ".join("–" if figure is None else f"{figure:.3g}" for figure in (point.ms, point.peak_mib))
+
+
+def end_to_end_table(rows: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Training steps and their parts."""
+    head = ("run", "path", "ms a step", "engine", "sampling", "optimiser", "outside the engine", "episodes per second")
+    lines = ["Training steps: `Trainer.run` over its iterations, and parts by themselves (ms)", "", _line(head)]
+    lines.append("| --- | --- |" + " ---: |" * (len(head) - 2))
+    for row in rows:
+        cells = [row["run"], row["path"]]
+        if "step ms" in row:
+            cells += [f"{row[f'{part} ms']:.3g}" for part in ("step", "engine", "sampling", "optimiser")]
+            cells += [f"{row['outside']:.0%}", f"{row['episodes per second']:,}"]
+        else:
+            cells += [row["message"], *[""] * (len(head) - 3)]
+        lines.append(_line(cells))
+    return [*lines, ""]
+
+
+# --- README ---
+
+
+def summary(paths: Iterable[Path]) -> str:
+    """One line for each workload and algorithm: fastmeta's best path and the fastest peer."""
     lines: list[str] = []
-    for workload, of_workload in groupby(rows, key=lambda row: row["workload"]):
-        lines += [f"**{workload}**, peak memory of a meta-step, MiB", ""]
-        for index, (peer, of_peer) in enumerate(groupby(of_workload, key=lambda row: row["peer"])):
-            cells = list(of_peer)
-            if index == 0:
-                lines.append("| peer | " + " | ".join(f"K={cell['steps']}" for cell in cells) + " | last / first |")
-                lines.append("| --- |" + " ---: |" * (len(cells) + 1))
-            peaks = [cell["peak_mib"] for cell in cells]
-            shown = [
-                cell["message"] if peak is None else f"{peak:.0f}" for cell, peak in zip(cells, peaks, strict=True)
-            ]
-            ratio = "" if None in (peaks[0], peaks[-1]) else f"{peaks[-1] / peaks[0]:.2f}"
-            lines.append(f"| {peer} | " + " | ".join(shown) + f" | {ratio} |")
-        lines.append("")
-    return lines
+    before = ""
+    for path in paths:
+        result = load(path)
+        for (workload, algorithm), group in groupby(rows_of(result), key=lambda row: (row.workload, row.algorithm)):
+            rows = list(group)
+            ours, peer = best_of_ours(rows), best_of_peers(rows)
+            if ours is None or peer is None:
+                continue
+            if (where := caption(result)) != before:
+                head = ("workload", "algorithm", "fastmeta, ms", "fastest peer, ms", "speed-up", "times the floor")
+                lines += ["", where, "", _line(head), "| --- | --- | --- | --- | ---: | ---: |"]
+                before = where
+            sizes = ", ".join(f"{letter}={count}" for letter, count in ours.sizes.items())
+            floor = floor_ms(ours.flop, ours.bytes, result["ceilings"], ours.precision)
+            lines.append(_line([
+                f"{workload} ({sizes})", algorithm, f"{ours.median_ms:.3g} ({ours.peer.removeprefix(OURS)})",
+                f"{peer.median_ms:.3g} ({peer.peer})", _ratio(peer.median_ms / ours.median_ms),
+                f"{ours.median_ms / floor:.2f}",
+            ]))  # fmt: skip
+    return "\n".join([*lines, ""]).strip("\n") + "\n"
+
+
+def update_readme(readme: Path, paths: Iterable[Path]) -> None:
+    """Put the summary between the marks of the README.
+
+    Raises:
+        ValueError: the marks are not there.
+    """
+    text = readme.read_text(encoding="utf-8")
+    if not (BEGIN in text and END in text.split(BEGIN, 1)[1]):
+        raise ValueError(f"{readme} has no lines {BEGIN} and {END} to put the summary between")
+    head, rest = text.split(BEGIN, 1)
+    tail = rest.split(END, 1)[1]
+    part = readme.with_name(readme.name + ".part")
+    part.write_text(f"{head}{BEGIN}\n\n{summary(paths)}\n{END}{tail}", encoding="utf-8")
+    os.replace(part, readme)

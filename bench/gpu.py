@@ -1,0 +1,169 @@
+"""Everything that needs a GPU, in one go and on a bare machine: each part a process of its own with its own time.
+
+A part that fails, hangs or brings its process down is a line of the table, and the next one begins. The parts run this
+checkout: links to `fastmeta` with `kernels` inside it, as an installation would lay them, stand first on their path.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import zipfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from bench import child, environment
+from bench.records import FORMAT, without_folders, write
+
+LEAST_S = 5
+"""A part that would have less time is left out."""
+
+# Of tests/test_kernels_gpu.py: each kind of inner loop once, all precisions and stages of one.
+SHORT_TESTS = (
+    "(test_regression and (sinusoid or (float32-1 and (first-order or reptile or momentum or adam or batches))))"
+    " or (test_classification and float32-1 and (tasks or classes)) or test_random_shapes[0]"
+)
+QUICK_PEERS = ("torch.func vmap", "fastmeta eager", "fastmeta triton")
+GPU_PEERS = (
+    "torch.func vmap", "torch.func vmap graph", "jax vmap", "higher", "torchopt", "fastmeta eager",
+    "fastmeta eager graph", "fastmeta compiled", "fastmeta triton", "fastmeta triton graph",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Part:
+    """One part.
+
+    Attributes:
+        limit_s: its time.
+        command: its arguments to Python, from the device and the file that it is to write.
+    """
+
+    limit_s: float
+    command: Callable[[str, Path], Sequence[str]]
+
+
+def _module(name: str) -> Callable[[str, Path], Sequence[str]]:
+    return lambda device, out: ("-m", f"bench.{name}", "--device", device, "--out", str(out))
+
+
+def _tests(_: str, out: Path) -> Sequence[str]:
+    options = ("-m", "gpu", "-k", SHORT_TESTS, "-W", "default", "-p", "no:cacheprovider", "-rfEs", "--tb=short")
+    return ("-m", "pytest", "tests/test_kernels_gpu.py", *options, f"--junit-xml={out.with_suffix('.xml')}")
+
+
+def _workloads(precision: str, workloads: Sequence[str] = ()) -> Callable[[str, Path], Sequence[str]]:
+    def command(device: str, out: Path) -> Sequence[str]:
+        head = ("-m", "bench", "run", "--device", device, "--precision", precision, "--out", str(out))
+        if device == "cpu":
+            return (*head, "--quick", "--workload", "sinusoid", "--rounds", "1", "--peer", *QUICK_PEERS)
+        chosen = ("--workload", *workloads) if workloads else ()
+        return (*head, *chosen, "--budget", "1", "--patience", "40", "--rounds", "9", "--peer", *GPU_PEERS)
+
+    return command
+
+
+# The first ones matter most: what is left of the time goes to the last.
+PARTS = {
+    "ceilings": Part(30, _module("ceilings")),
+    "tests": Part(110, _tests),
+    "workloads": Part(
+        190,
+        _workloads("float32", (
+            "sinusoid", "sinusoid-10k", "omniglot-20w1s", "torchbench-maml", "mini-5w1s", "siren-64", "omniglot-5w1s",
+            "sinusoid-k1", "mini-5w5s",
+        )),
+    ),
+    "launches": Part(50, _module("launches")),
+    "sweep": Part(130, _module("sweep")),
+    "tf32": Part(60, _workloads("tf32", ("sinusoid-10k", "omniglot-20w1s", "torchbench-maml", "mini-5w1s"))),
+    "bfloat16": Part(60, _workloads("bfloat16", ("sinusoid-10k", "omniglot-20w1s"))),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a part ended: "ok", "failed", "time limit", "skipped" (it cannot run here) or "left out" (no time)."""
+
+    part: str
+    status: str
+    seconds: float
+    message: str = ""
+    output: str = ""
+    errors: str = ""
+
+
+def run(
+    names: Sequence[str], *, out: Path, limit_s: float, device: str, parts: Mapping[str, Part] = PARTS,
+    wheels: Path | None = None,
+) -> int:  # fmt: skip
+    """Run parts one after another, print the table, and leave gpu.json, a file a part and table.md in `out`.
+
+    Returns:
+        0 where every part ended well, else 1.
+    """
+    out = out.resolve()
+    out.mkdir(parents=True, exist_ok=True)
+    deadline = time.monotonic() + limit_s
+    result: dict[str, Any] = {"format": FORMAT, "device": device, "nvidia-smi": nvidia_smi(), "parts": []}
+    with checkout_on_path(wheels) as variables:
+        for name in names:
+            left = deadline - time.monotonic()
+            outcome = run_part(name, parts[name], out, device, left, variables)
+            print(f"{name:10} {outcome.status:10} {outcome.seconds:5.0f} s  {outcome.message}", flush=True)
+            result["parts"].append(asdict(outcome))
+            write(result, out / "gpu.json")
+    from bench.gpu_table import table
+
+    text = table(result, out)
+    (out / "table.md").write_text(text, encoding="utf-8")
+    print("\n" + text)
+    return 0 if all(part["status"] in ("ok", "skipped") for part in result["parts"]) else 1
+
+
+def run_part(name: str, part: Part, out: Path, device: str, left_s: float, variables: Mapping[str, str]) -> Outcome:
+    """One part, within its own time and what is left of everyone's."""
+    limit_s = min(part.limit_s, left_s)
+    if left_s < LEAST_S:
+        return Outcome(name, "left out", 0.0, f"{max(0, left_s):.0f} s were left")
+    try:
+        command = (sys.executable, *part.command(device, out / f"{name}.json"))
+        ended = child.run(command, limit_s=limit_s, variables=variables)
+    except Exception as error:  # the next part runs
+        return Outcome(name, "failed", 0.0, without_folders(f"{type(error).__name__}: {error}"))
+    status = "time limit" if ended.timed_out else {0: "ok", child.SKIPPED: "skipped"}.get(ended.status, "failed")
+    message = "" if status == "ok" else without_folders(ended.reason())
+    return Outcome(name, status, round(ended.seconds, 1), message, ended.output, ended.errors)
+
+
+@contextmanager
+def checkout_on_path(wheels: Path | None = None) -> Iterator[dict[str, str]]:
+    """The variables under which Python imports this checkout, whatever is installed, and the wheels in a folder."""
+    with tempfile.TemporaryDirectory(prefix="fastmeta-") as folder:
+        site = Path(folder)
+        (site / "fastmeta").mkdir()
+        for path in (environment.ROOT / "fastmeta").iterdir():
+            (site / "fastmeta" / path.name).symlink_to(path)
+        (site / "fastmeta/kernels").symlink_to(environment.ROOT / "kernels")
+        (site / "bench").symlink_to(environment.ROOT / "bench")
+        for wheel in sorted(wheels.glob("*.whl")) if wheels is not None else ():
+            zipfile.ZipFile(wheel).extractall(site)
+        before = os.environ.get("PYTHONPATH")
+        path = str(site) if not before else f"{site}{os.pathsep}{before}"
+        yield {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
+
+
+def nvidia_smi() -> str:
+    """Name, driver, clocks and power limit, or why they are not known."""
+    fields = "name,driver_version,clocks.max.sm,clocks.max.mem,power.limit,memory.total"
+    command = ["nvidia-smi", f"--query-gpu={fields}", "--format=csv"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError) as error:
+        return f"not known: {type(error).__name__}"

@@ -1,0 +1,115 @@
+"""What a launch costs: bare kernels one by one and inside a CUDA graph, and the host's share of whole meta-steps."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import device as devices
+from bench import environment
+from bench.ceilings import best_seconds
+from bench.gate import make_gate
+from bench.records import FORMAT, Row, describe_error, write
+from bench.run import admit
+from bench.workloads import WORKLOADS
+
+CALLS = 200
+STEPS = 20
+WORKLOADS_TIMED = ("sinusoid", "omniglot-5w1s")
+PEERS_TIMED = ("torch.func vmap", "torch.func vmap graph", "jax vmap", "fastmeta eager", "fastmeta eager graph",
+               "fastmeta triton", "fastmeta triton graph")  # fmt: skip
+
+
+def bare(device: str) -> list[dict[str, Any]]:
+    """Microseconds a launch of kernels that do next to nothing."""
+    x = torch.zeros(1, device=device)
+    rows = []
+    for name, launch in (("torch add_ of one element", lambda: x.add_(1)), ("empty Triton kernel", _empty(x))):
+        for captured in (False, True):
+            row: dict[str, Any] = {"kernel": name, "graph": captured}
+            try:
+                row["us"] = round(1e6 * _seconds_a_launch(launch, device, captured=captured), 3)
+            except Exception as error:  # a failure is its result
+                row["message"] = describe_error(error)
+            rows.append(row)
+    return rows
+
+
+def _empty(x: torch.Tensor) -> Callable[[], object]:
+    import triton
+
+    @triton.jit
+    def nothing(pointer):  # noqa: ANN001, ANN202, ARG001  Triton's language
+        return
+
+    return lambda: nothing[(1,)](x)
+
+
+def _seconds_a_launch(launch: Callable[[], object], device: str, *, captured: bool) -> float:
+    def many() -> None:
+        for _ in range(CALLS):
+            launch()
+
+    if not captured:
+        return best_seconds(many, device) / CALLS
+    launch()
+    devices.wait(device)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        many()
+    return best_seconds(graph.replay, device) / CALLS
+
+
+def meta_steps(workload_name: str, device: str) -> list[dict[str, Any]]:
+    """Milliseconds that a meta-step keeps the host, milliseconds until the device is done, kernels."""
+    from bench.problem import Problem
+
+    workload = WORKLOADS[workload_name].sized_for(device)
+    gate = make_gate(workload, device=device)
+    rows = []
+    for peer in PEERS_TIMED:
+        with devices.products(device, "float32"):
+            row, step = admit(
+                Row(workload.name, {}, "maml", peer, "ok", bound=gate.bound), Problem.of(workload, device=device),
+                gate, 60,
+            )  # fmt: skip
+            found: dict[str, Any] = {"workload": workload.name, "peer": peer, "status": row.status}
+            found["message"] = row.message
+            if step is not None:
+                step()
+                devices.wait(device)
+                start = time.perf_counter()
+                for _ in range(STEPS):
+                    step()
+                host = time.perf_counter() - start
+                devices.wait(device)
+                total = time.perf_counter() - start
+                found |= {"host ms": round(1e3 * host / STEPS, 4), "ms": round(1e3 * total / STEPS, 4)}
+                found["launches"] = devices.launches(step, device)
+            rows.append(found)
+    return rows
+
+
+def main() -> None:
+    """Measure, and write the file after every part."""
+    parser = argparse.ArgumentParser(description="The cost of launches.")
+    parser.add_argument("--device", choices=devices.DEVICES, default="cuda")
+    parser.add_argument("--out", type=Path, required=True)
+    options = parser.parse_args()
+    environment.choose_device(options.device)
+    devices.check_device(options.device)
+    result = {"format": FORMAT, "environment": environment.describe(options.device), "launches": [], "meta-steps": []}
+    result["launches"] = bare(options.device)
+    write(result, options.out)
+    for name in WORKLOADS_TIMED:
+        result["meta-steps"] += meta_steps(name, options.device)
+        write(result, options.out)
+
+
+if __name__ == "__main__":
+    main()
