@@ -26,8 +26,9 @@ LEAST_S = 5
 
 # Of tests/test_kernels_gpu.py: each kind of inner loop once, all precisions and stages of one.
 SHORT_TESTS = (
-    "(test_regression and (sinusoid or (float32-1 and (first-order or reptile or momentum or adam or batches))))"
-    " or (test_classification and float32-1 and (tasks or classes)) or test_random_shapes[0]"
+    "(loop and regression and (sinusoid or (float32-1 and (first-order or reptile or momentum or adam or batches))))"
+    " or (loop and classification and float32-1 and (tasks or classes)) or random-0-"
+    " or (layers and (siren or (float32-1 and (adam or nesterov or samples or classes))))"
 )
 QUICK_PEERS = ("torch.func vmap", "fastmeta eager", "fastmeta triton")
 GPU_PEERS = (

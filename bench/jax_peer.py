@@ -13,7 +13,7 @@ import numpy as np
 from torch import nn
 
 from bench.problem import MetaStep, Problem, Unsupported
-from bench.workloads import Sine
+from fastmeta.models import Sine
 
 jax: Any = importlib.import_module("jax")
 jnp: Any = importlib.import_module("jax.numpy")

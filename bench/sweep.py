@@ -63,11 +63,11 @@ def launched_with(config: Config) -> Iterator[dict[str, list[Any]]]:
     chosen = {name: value for name, value in own.items() if value is not None}
     events: dict[str, list[Any]] = {}
 
-    def run(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]) -> None:
+    def run(kernel: Any, label: str, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]) -> None:
         hot = kernel.__name__ not in COLD
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
-        before(kernel, grid, args, {**options, **chosen} if hot else options)
+        before(kernel, label, grid, args, {**options, **chosen} if hot else options)
         end.record()
         events.setdefault(kernel.__name__, []).append((start, end))
 

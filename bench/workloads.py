@@ -7,7 +7,6 @@ their content, and batch norm in every block keeps values in the range that real
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -15,20 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from fastmeta.models import siren
 from fastmeta.tasks import Episodes, Sinusoid
 
 LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"mse": F.mse_loss, "cross_entropy": F.cross_entropy}
-
-
-class Sine(nn.Module):
-    """sin(ω x)."""
-
-    def __init__(self, frequency: float) -> None:
-        super().__init__()
-        self.frequency = frequency
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.sin(self.frequency * x)
 
 
 def sinusoid_mlp(width: int) -> nn.Sequential:
@@ -69,15 +58,9 @@ def mini_model(channels: int) -> nn.Sequential:
     return conv4(in_channels=3, channels=channels, image=84, ways=5)
 
 
-def siren(width: int) -> nn.Sequential:
-    """2-width-width-width-3 with sin(30 x), initialised as in Sitzmann et al. 2020, section 3.2."""
-    layers: list[nn.Module] = []
-    for index, (inputs, outputs) in enumerate(((2, width), (width, width), (width, width), (width, 3))):
-        layer = nn.Linear(inputs, outputs)
-        bound = math.sqrt(6 / inputs) / 30 if index else 1 / inputs
-        nn.init.uniform_(layer.weight, -bound, bound)
-        layers += [layer, Sine(30.0)]
-    return nn.Sequential(*layers[:-1])
+def siren_model(width: int) -> nn.Sequential:
+    """2-width-width-width-3 with sin(30 x) (Sitzmann et al. 2020)."""
+    return siren(width=width)
 
 
 @dataclass(frozen=True)
@@ -199,8 +182,8 @@ WORKLOADS = {
         _mini("mini-5w5s", support=25, data_seed=4, on_cpu=1),
         # Tancik et al. 2021: pictures as functions of the place, 64 × 64 pixels; 32 × 32 on a CPU
         Workload(
-            "siren-64", siren, (2,), "mse", tasks=16, support=4096, query=4096, steps=3, lr=1e-2, width=256, outputs=3,
-            distinct=2, on_cpu=(("tasks", 2), ("support", 1024), ("query", 1024)),
+            "siren-64", siren_model, (2,), "mse", tasks=16, support=4096, query=4096, steps=3, lr=1e-2, width=256,
+            outputs=3, distinct=2, on_cpu=(("tasks", 2), ("support", 1024), ("query", 1024)),
         ),
     )
 }  # fmt: skip

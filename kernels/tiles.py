@@ -126,8 +126,8 @@ def layer_tiles(precision: str, samples: int, summed: int, columns: int, *, dual
     depth = min(block(summed), _depth(precision))
     short, tensor_memory = summed <= depth, _generation() >= 10
     rows = cols = 64 if short or dual or tensor_memory else 128
-    if tensor_memory and dual and not short:
-        cols = 32  # 24 bytes with 64, float32
+    if tensor_memory and dual and not short and precision == "float32":
+        cols = 32  # 24 bytes with 64
     rows, cols = min(block(samples), rows), min(block(columns), cols)
     warps = 8 if rows * cols >= 4096 and not tensor_memory else 4
     return Tiles(rows, cols, depth, warps, LAYER_STAGES, _layer_precision(precision))
