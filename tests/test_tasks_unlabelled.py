@@ -279,7 +279,6 @@ def test_mixed_pretexts_repeat_and_read_no_labels():
         ("patches", numbered(40, size=13), {}, "at least 14 × 14 pixels, got 13 × 13: smaller ones have no room"),
         ("colours", numbered(40), {}, "pretext colours needs colour images, got 1 channel"),
         ("rotation", numbered(40), {"ways": 5}, "pretext rotation has 4 classes, got 5 ways"),
-        ("patches", numbered(40), {"shuffle": False}, "pretext patches has 8 classes, got 4 ways"),
         ("shape", numbered(40), {}, "pretext must be one of rotation, patches, tiles, colours, zoom, got 'shape'"),
         ("rotation", numbered(7), {}, "8 ways need at least 8 images, got 7"),
         ("rotation", numbered(40), {"shots": 0}, "shots must be an integer of at least 1, got 0"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,28 @@ from torch import Tensor
 from .base import check_count
 from .class_table import ClassEpisodes, ClassTable, pad
 from .images import Images
+
+
+@dataclass(frozen=True)
+class Clustered:
+    """Images and the clusters of those that are learned from.
+
+    Attributes:
+        images: all of them.
+        partitions: int64 [partitions, n], of the n images to learn from (`partition`).
+    """
+
+    images: Images
+    partitions: Tensor
+
+    def fingerprint(self) -> str:
+        """A digest of the images."""
+        return self.images.fingerprint()
+
+    def describe(self) -> str:
+        """For a person: images and clusters."""
+        clusters = int(self.partitions.max()) + 1
+        return f"{self.images.describe()}; {len(self.partitions)} partitions into {clusters} clusters"
 
 
 class CACTUs(ClassEpisodes):

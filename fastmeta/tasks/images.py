@@ -75,6 +75,12 @@ class Images:
         seen = torch.isin(self.labels, torch.tensor(classes[:first]))
         return self.take(seen.nonzero().squeeze(1)), self.take((~seen).nonzero().squeeze(1))
 
+    def split(self, held_out: float) -> tuple[Images, Images]:
+        """All but a share `held_out` of the images, and that share, drawn at random but always the same."""
+        order = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))
+        first = min(max(round(len(self) * (1 - held_out)), 1), len(self) - 1)
+        return self.take(order[:first].sort().values), self.take(order[first:].sort().values)
+
     def table(self) -> ClassTable:
         """The labels' classes.
 

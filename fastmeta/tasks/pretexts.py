@@ -62,7 +62,7 @@ class SelfSupervised:
         ways: transformations C of a task.
         shots: support images per transformation (N = ways · shots), ordered as in `ClassEpisodes`.
         queries: query images per transformation. No image occurs twice in a task.
-        shuffle: False numbers transformations as the pretext does; then `ways` must be all it has.
+        shuffle: False takes the pretext's first `ways` transformations, numbered as they are.
         augment: strength of a random view of every image before it is transformed; for training.
         device: where images lie and episodes are made.
 
@@ -90,7 +90,7 @@ class SelfSupervised:
         if isinstance(pretexts, str) or not pretexts:
             raise ValueError(f"pretexts must be a sequence of names out of {', '.join(PRETEXTS)}, got {pretexts!r}")
         for name in pretexts:
-            _check_pretext(name, ways, images.shape, shuffle)
+            _check_pretext(name, ways, images.shape)
         check_enough(images, ways * (shots + queries))
         self.ways, self.shots, self.queries = ways, shots, queries
         self.pretexts, self.shuffle, self.augment = tuple(pretexts), shuffle, augment
@@ -127,11 +127,11 @@ class SelfSupervised:
         return pretext.apply(x.flatten(0, 1), labels.flatten(), generator).view_as(x)
 
 
-def _check_pretext(name: str, ways: int, shape: tuple[int, int, int], shuffle: bool) -> None:
+def _check_pretext(name: str, ways: int, shape: tuple[int, int, int]) -> None:
     if name not in PRETEXTS:
         raise ValueError(f"pretext must be one of {', '.join(PRETEXTS)}, got {name!r}")
     pretext = PRETEXTS[name]
-    if ways > pretext.classes or (not shuffle and ways != pretext.classes):
+    if ways > pretext.classes:
         raise ValueError(
             f"pretext {name} has {pretext.classes} classes, got {ways} ways; choose other ways or pretexts"
         )
