@@ -17,7 +17,7 @@ def read_version() -> str:
     return match.group(1)
 
 
-TRAIN = ["tqdm", "matplotlib", "pillow"]
+TRAIN = ["tqdm", "matplotlib", "pillow", "scikit-learn"]
 BENCH = ["jax", "higher", "torchopt", "pytest-benchmark", "matplotlib"]
 # Formatter, linter and type checker are pinned: another version of them is another verdict on the same code.
 DEV = ["pytest>=8", "ruff==0.17.6", "pyright==1.1.414", "setuptools>=77"]

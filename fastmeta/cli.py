@@ -1,4 +1,4 @@
-"""The command `fastmeta`: train, evaluate, explain, kernels."""
+"""The command `fastmeta`: train, evaluate, explain, list, kernels."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from typing import Any, Literal
 import torch
 
 from . import __version__, kernel_report
-from .algorithms import MetaLearner
 from .checkpoint import load_checkpoint
 from .config import (
+    ALGORITHMS,
     PARTS,
     AlgorithmConfig,
     EvaluationConfig,
@@ -25,35 +25,29 @@ from .config import (
     RunConfig,
     TaskConfig,
     from_flat,
+    load_source,
     make_algorithm,
     make_family,
     make_model,
 )
-from .evaluate import Estimate, draw, evaluate, evaluate_episodes
+from .evaluate import draw, evaluate_episodes
+from .families import FAMILIES
 from .models import MODELS
 from .options import add_options, given
-from .plots import plot_sinusoids
+from .pipeline import TEST_SEED, Pipeline, prepare
 from .presets import PRESETS
-from .tasks import Characters, Episodes, Sinusoid, load_omniglot, load_runs, stack_runs
-from .tasks.base import sampler_speed
-from .train import Trainer
+from .report import describe, metric, print_scores, report
+from .tasks import PRETEXTS, Episodes, load_runs, stack_runs
 
 _EPILOG = """examples:
   fastmeta train
   fastmeta train omniglot --data images_background.zip --preset maml-5w1s
+  fastmeta train umtra --data my_images/
+  fastmeta list
   fastmeta evaluate runs/maml-5w1s/checkpoint.pt --data images_evaluation.zip
   fastmeta evaluate runs/within/checkpoint.pt --runs all_runs.zip
   fastmeta explain conv4
 """
-
-# Flags that mean nothing for sinusoids.
-_CLASSIFICATION = {"ways", "channels", "within_alphabet", "rotations", "mirrored", "bn_statistics"}
-_CLASSIFICATION |= {"augment", "augment_classes", "alphabets", "exclude_alphabets"}
-
-_TEST_SEED = 1729
-"""Of evaluation episodes: not a seed one trains with, so that they are new."""
-
-_DATA_HELP = "Omniglot's zip files, or folders they unpack to"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -81,6 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     helps = {
         "train": ("meta-train a network", _train, _add_train),
         "evaluate": ("score a checkpoint on new tasks", _evaluate, _add_evaluate),
+        "list": ("name all task families, networks, presets and algorithms", _list, lambda _: None),
         "explain": ("say how a network runs, and why", _explain, _add_explain),
         "kernels": ("figures of the Triton kernels, without a GPU", _kernels, _add_kernels),
     }
@@ -92,16 +87,17 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         add(command)
-        add_options(command, "execution", Execution)
+        if name != "list":
+            add_options(command, "execution", Execution)
         command.add_argument("--traceback", action="store_true", help="show where an error comes from")
         command.set_defaults(function=function)
     return parser
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("task", nargs="?", choices=("sinusoid", "omniglot"), help="default: sinusoid")
+    parser.add_argument("task", nargs="?", choices=tuple(FAMILIES), help="default: sinusoid; see fastmeta list")
     parser.add_argument("--preset", choices=tuple(PRESETS), help="settings to start from, see below")
-    parser.add_argument("--data", nargs="+", metavar="PATH", default=(), help=_DATA_HELP)
+    parser.add_argument("--data", nargs="+", metavar="PATH", default=(), help="what the task reads, see fastmeta list")
     parser.add_argument("--out", metavar="FOLDER", help="default: runs/PRESET")
     parser.add_argument(
         "--resume",
@@ -113,7 +109,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint-seconds", type=float, default=30.0, metavar="X", help="between checkpoints; default: 30"
     )
-    titles = ("tasks", "adaptation", "outer loop", "evaluation")
+    titles = ("tasks", "adaptation", "outer loop", "pre-training", "evaluation")
     for title, config in zip(titles, PARTS.values(), strict=True):
         add_options(parser, title, config)
     sources = (
@@ -125,7 +121,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--data", nargs="+", metavar="PATH", default=(), help=_DATA_HELP)
+    parser.add_argument("--data", nargs="+", metavar="PATH", default=(), help="what the task reads, see fastmeta list")
     parser.add_argument("--runs", metavar="PATH", help="official one-shot runs: all_runs.zip or its folder")
     parser.add_argument("--steps", type=int, nargs="+", metavar="N", help="inner steps; default: the run's")
     parser.add_argument(
@@ -134,8 +130,8 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         default="both",
         help="whose statistics normalise query samples; default: both",
     )
-    parser.add_argument("--seed", type=int, default=_TEST_SEED, metavar="N", help="of the episodes")
-    only = ("shots", "queries", "within_alphabet", "alphabets", "exclude_alphabets")
+    parser.add_argument("--seed", type=int, default=TEST_SEED, metavar="N", help="of the episodes")
+    only = ("shots", "queries", "within_alphabet", "alphabets", "exclude_alphabets", "new_pretext", "group")
     add_options(parser, "tasks (default: all alphabets, otherwise as in training)", TaskConfig, only)
     add_options(parser, "evaluation", EvaluationConfig, ("episodes",))
 
@@ -147,43 +143,25 @@ def _add_explain(parser: argparse.ArgumentParser) -> None:
 
 def _train(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
     """Meta-train a network. Without arguments: exact MAML on sinusoids, in under a minute."""
-    config = _run_config(arguments)
-    execution = Execution(**given(arguments, Execution))
-    device = execution.torch_device()
-    characters = _characters(config, arguments.data)
-    model = make_model(config).to(device)
-    family = make_family(config, characters, device)
-    settings = config.settings()
-    if characters is not None:
-        settings["data"] = characters.fingerprint()
-    folder = Path(arguments.out or f"runs/{arguments.preset or config.tasks.task}")
-    trainer = Trainer(
-        make_algorithm(config, model, execution),
-        family,
-        config=config.train,
-        folder=folder,
-        settings=settings,
+    config, source = prepare(_run_config(arguments), arguments.data)
+    pipeline = Pipeline(
+        config,
+        source,
+        folder=Path(arguments.out or f"runs/{arguments.preset or config.tasks.task}"),
+        execution=Execution(**given(arguments, Execution)),
         checkpoint_seconds=arguments.checkpoint_seconds,
         time_limit=arguments.time_limit,
+        say=partial(print, flush=True),
     )
-    speed = sampler_speed(family, config.train.meta_batch)
-    print(_describe(config, characters))
-    print(f"on {device}, which samples {speed:,.0f} episodes a second", flush=True)
-    outcome = trainer.run(resume=arguments.resume)
-    print(f"{outcome.reason} at iteration {outcome.iterations:,}; checkpoint: {trainer.checkpoint}")
+    print(describe(config, source))
+    outcome = pipeline.train(resume=arguments.resume)
+    print(f"{outcome.reason} at iteration {outcome.iterations:,}; checkpoint: {pipeline.folder / 'checkpoint.pt'}")
     if outcome.signal:
         print(f"resume with: {shlex.join(['fastmeta', *argv])}")
         return 128 + outcome.signal
-    evaluated = make_algorithm(config, model, execution, evaluation=True)
-    tasks = make_family(config, characters, device, evaluation=True)
-    steps = sorted({0, config.algorithm.inner_steps, config.eval_steps})
-    scores = evaluate(evaluated, tasks, steps=steps, episodes=config.evaluation.episodes, seed=_TEST_SEED)
-    where = "new sinusoids" if characters is None else "new episodes of the characters trained on"
-    print(f"{_metric(config)} over {config.evaluation.episodes} {where}, 95 % confidence:")
-    _print_scores(config, scores)
-    if isinstance(tasks, Sinusoid):
-        picture = folder / "sinusoids.png"
-        _draw(evaluated, tasks, picture, steps=tuple(step for step in steps if step))
+    if not pipeline.finished:
+        return 0
+    report(pipeline, steps=None, seed=TEST_SEED, picture=None)
     return 0
 
 
@@ -195,54 +173,31 @@ def _run_config(arguments: argparse.Namespace) -> RunConfig:
         raise ValueError(f"--preset {preset} is for task {base.tasks.task}, got task {arguments.task}")
     changes = {name: value for config in PARTS.values() for name, value in given(arguments, config).items()}
     changes.pop("task", None)
-    if base.tasks.task == "sinusoid":
-        foreign = sorted(changes.keys() & _CLASSIFICATION)
-        if foreign or arguments.data:
-            flag = "--" + (foreign[0].replace("_", "-") if foreign else "data")
-            raise ValueError(f"{flag} has no meaning for sinusoids; did you mean 'fastmeta train omniglot'?")
+    for name in sorted(changes):
+        families = [title for title, family in FAMILIES.items() if name in family.settings]
+        if families and base.tasks.task not in families:
+            raise ValueError(
+                f"--{name.replace('_', '-')} has no meaning for task {base.tasks.task}; it belongs to "
+                f"{', '.join(families)}"
+            )
     return base.replace(changes)
 
 
-def _characters(config: RunConfig, paths: Sequence[str]) -> Characters | None:
-    """The chosen alphabets of the data; None for a task without data."""
-    if config.tasks.task == "sinusoid":
-        return None
-    if not paths:
-        raise ValueError(f"task {config.tasks.task} needs images: name zip files or folders with --data")
-    return load_omniglot(paths).select(keep=config.tasks.alphabets, drop=config.tasks.exclude_alphabets)
-
-
-def _describe(config: RunConfig, characters: Characters | None) -> str:
-    tasks, adaptation = config.tasks, config.algorithm
-    what = "sinusoids" if characters is None else characters.describe()
-    ways = "" if characters is None else f"{tasks.ways}-way "
-    within = " within an alphabet" if tasks.within_alphabet else ""
-    return (
-        f"{what}\n{adaptation.algorithm}, {ways}{tasks.shots}-shot{within}, {tasks.model}, "
-        f"{adaptation.inner_steps} inner step(s) of {adaptation.inner_optimizer} {adaptation.inner_lr:g}, "
-        f"{config.train.meta_batch} tasks a meta-step"
-    )
-
-
-def _metric(config: RunConfig) -> str:
-    return "mean squared error" if config.tasks.task == "sinusoid" else "accuracy"
-
-
-def _print_scores(config: RunConfig, scores: dict[int, Estimate], *, prefix: str = "  ") -> None:
-    for steps, estimate in scores.items():
-        when = "before adaptation" if steps == 0 else f"after {steps} inner step{'s' if steps > 1 else ''}"
-        text = str(estimate) if config.tasks.task == "sinusoid" else estimate.percent()
-        print(f"{prefix}{when:<21} {text}")
-
-
-def _draw(algorithm: MetaLearner, family: Sinusoid, path: Path, *, steps: tuple[int, ...]) -> None:
-    """The picture is no reason to fail after a training run."""
-    try:
-        plot_sinusoids(algorithm, family, path, steps=steps, seed=_TEST_SEED)
-    except RuntimeError as error:
-        print(f"no picture: {error}")
-    else:
-        print(f"picture: {path}")
+def _list(_: argparse.Namespace, __: Sequence[str]) -> int:
+    """Name every task family, network, preset and algorithm with one line each."""
+    sections = {
+        "task families (fastmeta train NAME)": {name: family.summary for name, family in FAMILIES.items()},
+        "what --data takes": {name: family.data or "nothing" for name, family in FAMILIES.items()},
+        "pretexts of ssl-images (--pretexts, --new-pretext)": {n: p.summary for n, p in PRETEXTS.items()},
+        "networks (--model)": MODELS,
+        "presets (--preset)": {name: f"{p.config.summary()}; {p.source.split(':')[0]}" for name, p in PRESETS.items()},
+        "algorithms (--algorithm)": {n: (kind.__doc__ or "").split("\n\n")[0] for n, kind in ALGORITHMS.items()},
+    }
+    for title, entries in sections.items():
+        print(title)
+        for name, text in entries.items():
+            print(f"  {name:<13} {' '.join(text.split())}")
+    return 0
 
 
 def _evaluate(arguments: argparse.Namespace, _: Sequence[str]) -> int:
@@ -251,19 +206,37 @@ def _evaluate(arguments: argparse.Namespace, _: Sequence[str]) -> int:
     trained = _trained_config(state, arguments.checkpoint)
     changes = {"alphabets": (), "exclude_alphabets": ()} | given(arguments, TaskConfig)
     config = trained.replace(changes | given(arguments, EvaluationConfig))
-    steps = sorted(set(arguments.steps or [config.eval_steps]))
     execution = Execution(**given(arguments, Execution))
+    print(f"{arguments.checkpoint}, iteration {state['iteration']:,}")
+    if config.family.report != "scores":
+        _compare(arguments, config, execution, state)
+        return 0
+    steps = sorted(set(arguments.steps or [config.eval_steps]))
     model = make_model(config)
     model.load_state_dict(state["model"])
     model.to(execution.torch_device())
-    print(f"{arguments.checkpoint}, iteration {state['iteration']:,}")
     for title, batches in _test_sets(arguments, config, execution.torch_device()):
         print(title)
         for statistics in _statistics(arguments, config):
             algorithm = make_algorithm(config, model, execution, evaluation=True, bn_statistics=statistics)
             prefix = "  " if config.tasks.task == "sinusoid" else f"  bn_statistics={statistics:<8} "
-            _print_scores(config, evaluate_episodes(algorithm, batches(), steps=steps), prefix=prefix)
+            print_scores(config, evaluate_episodes(algorithm, batches(), steps=steps), prefix=prefix)
     return 0
+
+
+def _compare(arguments: argparse.Namespace, config: RunConfig, execution: Execution, state: dict[str, Any]) -> None:
+    """On the data that the run kept from training; on all of other data."""
+    if arguments.runs:
+        raise ValueError(f"--runs has no meaning for task {config.tasks.task}; leave it out")
+    source = load_source(config, arguments.data)
+    if source is not None and source.fingerprint() != state["configuration"].get("data"):
+        config = config.replace({"held_out": 0.0})
+    shape = config.family.shape(config.tasks, source)
+    if shape != config.tasks.shape:
+        raise ValueError(f"the checkpoint's network takes data of shape {config.tasks.shape}, these have {shape}")
+    print(describe(config, source))
+    pipeline = Pipeline(config, source, folder=arguments.checkpoint.parent, execution=execution)
+    report(pipeline, steps=arguments.steps, seed=arguments.seed, picture="evaluation")
 
 
 def _trained_config(state: dict[str, Any], path: Path) -> RunConfig:
@@ -293,12 +266,12 @@ def _test_sets(
             lambda: [runs],
         )
     if sinusoid or arguments.data or not arguments.runs:
-        characters = _characters(config, arguments.data)
-        family = make_family(config, characters, device, evaluation=True)
+        source = load_source(config, arguments.data)
+        family = make_family(config, source, device, evaluation=True)
         episodes = config.evaluation.episodes
-        what = f"{_metric(config)} over {episodes} episodes, 95 % confidence"
+        what = f"{metric(config)} over {episodes} episodes, 95 % confidence"
         yield (
-            f"{_describe(config, characters)}\n{what}",
+            f"{describe(config, source)}\n{what}",
             partial(draw, family, episodes=episodes, meta_batch=25, seed=arguments.seed),
         )
 
@@ -315,20 +288,41 @@ def _explain(arguments: argparse.Namespace, _: Sequence[str]) -> int:
     config = _explained_config(arguments.target).replace(given(arguments, AlgorithmConfig))
     execution = Execution(**given(arguments, Execution))
     device = execution.torch_device()
+    if not config.tasks.shape:
+        config = config.replace({"shape": _usual_shape(config)})
     algorithm = make_algorithm(config, make_model(config).to(device), execution)
-    tasks = config.tasks
-    support, query = ((tasks.train_shots or tasks.shots), tasks.queries)
-    if tasks.task == "sinusoid":
-        episodes = Sinusoid(shots=support, queries=query, device=device).sample(2, torch.Generator(device))
-    else:
-        labels = torch.arange(tasks.ways, device=device)
-        counts = (tasks.ways * support, tasks.ways * query)
-        x = [torch.rand(2, count, 1, 28, 28, device=device) for count in counts]
-        y = [labels.repeat(count // tasks.ways).expand(2, -1) for count in counts]
-        episodes = Episodes(x[0], y[0], x[1], y[1])
-    algorithm(*episodes)
+    algorithm(*_stand_in(config, device))
     print(algorithm.explain())
     return 0
+
+
+def _usual_shape(config: RunConfig) -> tuple[int, ...]:
+    """Of the data that the family makes up; of Omniglot's images, or of English text."""
+    family, part = config.family, config.tasks
+    if not family.optional:
+        return (66, part.length) if part.task == "ssl-text" else (1, 28, 28)
+    return family.shape(part, family.load(part, ()))
+
+
+def _stand_in(config: RunConfig, device: torch.device) -> Episodes:
+    """Two tasks of the run's shapes, of random numbers."""
+    part, shape = config.tasks, config.tasks.shape
+    shots, queries = part.train_shots or part.shots, part.queries
+    if part.task == "sinusoid":
+        return make_family(config, None, device).sample(2, torch.Generator(device))
+    if part.task == "ssl-series":
+        window, horizon, features = shape
+        x, y = (torch.rand(2, shots + queries, steps, features, device=device) for steps in (window, horizon))
+    elif part.task == "ssl-text":
+        x, y = (torch.randint(shape[0], (2, shots + queries, shape[1]), device=device) for _ in range(2))
+    elif part.task == "cluster":
+        x = y = torch.rand(2, part.ways * (shots + queries), *shape, device=device)
+        shots *= part.ways
+    else:
+        shots, queries = part.ways * shots, part.ways * queries
+        x = torch.rand(2, shots + queries, *shape, device=device)
+        y = torch.arange(shots + queries, device=device).remainder(part.ways).expand(2, -1)
+    return Episodes(x[:, :shots], y[:, :shots], x[:, shots:], y[:, shots:])
 
 
 def _add_kernels(parser: argparse.ArgumentParser) -> None:
@@ -367,8 +361,8 @@ def _explained_config(target: str) -> RunConfig:
     if target in PRESETS:
         return PRESETS[target].config
     if target in MODELS:
-        sinusoid = target == "sinusoid-mlp"
-        return PRESETS["sinusoid" if sinusoid else "omniglot"].config.replace({"model": target})
+        task = next(name for name, family in FAMILIES.items() if target in family.models)
+        return PRESETS[task].config.replace({"model": target})
     if not Path(target).exists():
         names = ", ".join([*PRESETS, *MODELS])
         raise ValueError(f"target must be a checkpoint or one of {names}, got {target!r}")

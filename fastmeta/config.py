@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from .algorithms import FOMAML, MAML, MetaLearner, Reptile
+from .families import FAMILIES, Family, Source
 from .inner import SGD, Adam
 from .models import MODELS, build_model
-from .tasks import Characters, FewShot, Sinusoid, TaskFamily
+from .tasks import PRETEXTS, TaskFamily, Text
+from .tasks.base import check_count
 from .train import Setting, TrainConfig, check_fields
 
 ALGORITHMS: dict[str, type[MetaLearner]] = {"maml": MAML, "fomaml": FOMAML, "reptile": Reptile}
@@ -21,32 +22,74 @@ ALGORITHMS: dict[str, type[MetaLearner]] = {"maml": MAML, "fomaml": FOMAML, "rep
 
 @dataclass(frozen=True, kw_only=True)
 class TaskConfig:
-    """What is learned, and by which network. All but `task`, `shots` and `queries` concern classification."""
+    """What is learned, and by which network. `Family.settings` says which of these a family reads."""
 
-    task: str = field(default="sinusoid", metadata={"choices": ("sinusoid", "omniglot"), "flag": False})
-    model: str = field(default="sinusoid-mlp", metadata={"help": "network", "choices": MODELS})
+    task: str = field(default="sinusoid", metadata={"choices": tuple(FAMILIES), "flag": False})
+    model: str = field(default="sinusoid-mlp", metadata={"help": "network", "choices": tuple(MODELS)})
     channels: int = field(default=64, metadata={"help": "filters of each convolution"})
+    width: int = field(default=64, metadata={"help": "hidden units of a forecaster or transformer"})
+    latent: int = field(default=16, metadata={"help": "dimensions of an autoencoder's code"})
     zero_head: bool = field(default=False, metadata={"help": "start a classifier's last layer at zero"})
     ways: int = field(default=5, metadata={"help": "classes of a task"})
-    shots: int = field(default=10, metadata={"help": "support samples per class (or per sinusoid)"})
+    shots: int = field(default=10, metadata={"help": "support samples of a task, per class where there are classes"})
     train_shots: int = field(default=0, metadata={"help": "while training; 0: as --shots"})
-    queries: int = field(default=10, metadata={"help": "query samples per class (or per sinusoid)"})
+    queries: int = field(default=10, metadata={"help": "query samples of a task, per class where there are classes"})
     within_alphabet: bool = field(default=False, metadata={"help": "all classes of a task of one alphabet"})
     rotations: bool = field(default=False, metadata={"help": "train on characters turned by 90, 180, 270° too"})
     mirrored: bool = field(default=False, metadata={"help": "train on mirrored characters too"})
-    augment: float = field(
-        default=0.0, metadata={"help": "random affine distortion of every training image; 1 is usual"}
-    )
+    augment: float = field(default=0.0, metadata={"help": "random distortion of every training image; 1 is usual"})
     augment_classes: float = field(
         default=0.0, metadata={"help": "and one that a training class's images share; 1 is usual"}
     )
     alphabets: tuple[str, ...] = field(default=(), metadata={"help": "use these alphabets only"})
     exclude_alphabets: tuple[str, ...] = field(default=(), metadata={"help": "leave these alphabets out"})
+    image_size: int = field(default=0, metadata={"help": "side of the images in pixels; 0: as they are"})
+    held_out: float = field(
+        default=0.2, metadata={"help": "share of classes, images, groups or text kept for evaluation; 0: none"}
+    )
+    clusters: int = field(default=0, metadata={"help": "of a partition; 0: one for 20 images"})
+    partitions: int = field(default=10, metadata={"help": "of the images into clusters"})
+    embedding: str = field(default="", metadata={"help": "a .npy file [images, d] to cluster, instead of a code"})
+    pretexts: tuple[str, ...] = field(
+        default=("patches", "tiles", "zoom"),
+        metadata={"help": f"out of {', '.join(PRETEXTS)}; pre-training: the first"},
+    )
+    new_pretext: str = field(default="rotation", metadata={"help": "to be evaluated on", "choices": tuple(PRETEXTS)})
+    window: int = field(default=8, metadata={"help": "steps that a forecast sees"})
+    horizon: int = field(default=1, metadata={"help": "steps that it tells"})
+    group: str = field(
+        default="character", metadata={"help": "of pen strokes, a task", "choices": ("character", "writer")}
+    )
+    length: int = field(default=32, metadata={"help": "characters of a window of text"})
+    passage: int = field(default=1000, metadata={"help": "characters of a passage, a task"})
+    masked: float = field(default=0.15, metadata={"help": "share of a window's characters that is hidden"})
+    shape: tuple[int, ...] = field(default=(), metadata={"flag": False})
+    vocabulary: str = field(default="", metadata={"flag": False})
 
     def __post_init__(self) -> None:
         check_fields(self)
-        if (self.task == "sinusoid") != (self.model == "sinusoid-mlp"):
-            raise ValueError(f"model {self.model} does not fit task {self.task}; leave --model out")
+        if self.model not in FAMILIES[self.task].models:
+            raise ValueError(
+                f"model {self.model} does not fit task {self.task}; leave --model out, or take one of "
+                f"{', '.join(FAMILIES[self.task].models)}"
+            )
+        if not 0 <= self.held_out < 1:
+            raise ValueError(f"held_out must lie in [0, 1), got {self.held_out!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PretrainConfig:
+    """Plain training on the same tasks without an inner loop: what meta-learning is compared with."""
+
+    pretrain_iterations: int = field(
+        default=0, metadata={"help": "of plain pre-training, to start from or compare with; 0: none"}
+    )
+    from_pretrained: bool = field(default=False, metadata={"help": "start meta-training from the pre-trained network"})
+
+    def __post_init__(self) -> None:
+        check_count("pretrain_iterations", self.pretrain_iterations, minimum=0)
+        if self.from_pretrained and not self.pretrain_iterations:
+            raise ValueError("from_pretrained needs pre-training: set pretrain_iterations above 0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +170,7 @@ PARTS: dict[str, type] = {
     "tasks": TaskConfig,
     "algorithm": AlgorithmConfig,
     "train": TrainConfig,
+    "pretraining": PretrainConfig,
     "evaluation": EvaluationConfig,
 }
 
@@ -138,6 +182,7 @@ class RunConfig:
     tasks: TaskConfig = field(default_factory=TaskConfig)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    pretraining: PretrainConfig = field(default_factory=PretrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
     def flat(self) -> dict[str, Any]:
@@ -157,6 +202,19 @@ class RunConfig:
         """
         return from_flat({**self.flat(), **changes})
 
+    def summary(self) -> str:
+        """In a few words."""
+        ways = f"{self.tasks.ways}-way " if "ways" in self.family.settings else ""
+        return (
+            f"{self.tasks.task}, {self.algorithm.algorithm}, {ways}{self.tasks.shots}-shot, {self.tasks.model}, "
+            f"{self.train.iterations:,} iterations"
+        )
+
+    @property
+    def family(self) -> Family:
+        """What the tasks are."""
+        return FAMILIES[self.tasks.task]
+
     @property
     def eval_steps(self) -> int:
         """Inner steps of the evaluation."""
@@ -172,11 +230,42 @@ def from_flat(settings: Mapping[str, Any]) -> RunConfig:
     return RunConfig(**parts)
 
 
-def make_model(config: RunConfig) -> nn.Sequential:
+def load_source(config: RunConfig, paths: Sequence[str]) -> Source | None:
+    """The run's data; None for a family that needs none.
+
+    Raises:
+        FileNotFoundError, ValueError: for missing, damaged or unfit data; or none, where some is needed.
+        RuntimeError: without a library that reads it; the message names the extra.
+    """
+    family = config.family
+    if paths and not family.data:
+        raise ValueError(f"--data has no meaning for task {config.tasks.task}, which makes its own; leave it out")
+    if not paths and family.data and not family.optional:
+        raise ValueError(f"task {config.tasks.task} needs data: name with --data {family.data}")
+    return family.load(config.tasks, paths)
+
+
+def fitted(config: RunConfig, source: Source | None) -> RunConfig:
+    """The run with what its network must know of the data: shape and vocabulary."""
+    changes: dict[str, Any] = {"shape": config.family.shape(config.tasks, source)}
+    if isinstance(source, Text):
+        changes["vocabulary"] = source.vocabulary
+    return config.replace(changes)
+
+
+def make_model(config: RunConfig) -> nn.Module:
     """The run's network, initialised from its seed."""
     torch.manual_seed(config.train.seed)
     part = config.tasks
-    return build_model(part.model, ways=part.ways, channels=part.channels, zero_head=part.zero_head)
+    return build_model(
+        part.model,
+        shape=part.shape or (1, 28, 28),
+        ways=part.ways,
+        channels=part.channels,
+        width=part.width,
+        latent=part.latent,
+        zero_head=part.zero_head,
+    )
 
 
 def make_algorithm(
@@ -204,7 +293,7 @@ def make_algorithm(
     )
     return ALGORITHMS[part.algorithm](
         model,
-        inner_loss=F.mse_loss if config.tasks.task == "sinusoid" else F.cross_entropy,
+        inner_loss=config.family.loss,
         inner_optimizer=optimizer,
         inner_steps=part.inner_steps,
         inner_batch_size=None if evaluation else part.inner_batch_size or None,
@@ -218,28 +307,16 @@ def make_algorithm(
 
 
 def make_family(
-    config: RunConfig, characters: Characters | None, device: torch.device, *, evaluation: bool = False
+    config: RunConfig, source: Source | None, device: torch.device, *, evaluation: bool = False
 ) -> TaskFamily:
-    """The run's tasks; for evaluation without the distortions and extra classes that training uses.
+    """The run's tasks; for evaluation those of its first test, without the distortions that training uses.
 
     Args:
-        characters: of the alphabets that the run uses; None for a task without images.
+        source: what `load_source` gave; None for a task without data.
     """
-    part = config.tasks
-    shots = part.shots if evaluation else part.train_shots or part.shots
-    if part.task == "sinusoid":
-        return Sinusoid(shots=shots, queries=part.queries, device=device)
-    if characters is None:
-        raise ValueError("task omniglot needs images: name the zip files or folders with --data")
-    return FewShot(
-        characters,
-        ways=part.ways,
-        shots=shots,
-        queries=part.queries,
-        within_alphabet=part.within_alphabet,
-        rotations=part.rotations and not evaluation,
-        mirrored=part.mirrored and not evaluation,
-        augment=0.0 if evaluation else part.augment,
-        augment_classes=0.0 if evaluation else part.augment_classes,
-        device=device,
-    )
+    family = config.family
+    if source is None and not family.optional:
+        raise ValueError(f"task {config.tasks.task} needs data: name with --data {family.data}")
+    if evaluation:
+        return next(iter(family.tests(config.tasks, source, device).values()))
+    return family.train(config.tasks, source, device)

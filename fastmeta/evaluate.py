@@ -48,16 +48,19 @@ class Estimate:
         return f"{100 * self.mean:.2f} ± {100 * self.half_width:.2f} %{left_out}"
 
 
-def score(outputs: Tensor, targets: Tensor) -> Tensor:
+def score(outputs: Tensor | tuple[Tensor, ...], targets: Tensor) -> Tensor:
     """One number a task, [T]: accuracy for integer targets, mean squared error for others.
 
     Args:
-        outputs: [T, M, C] logits, or [T, M, ...] predictions.
-        targets: [T, M] labels, or the shape of `outputs`.
+        outputs: [T, M, C, ...] logits, or [T, M, ...] predictions; of several outputs the first is a prediction.
+        targets: [T, M, ...] labels, those below 0 left out; or the shape of `outputs`.
     """
+    if isinstance(outputs, tuple):
+        outputs = outputs[0]
     if targets.dtype.is_floating_point:
         return (outputs - targets).square().flatten(1).mean(1)
-    return (outputs.argmax(2) == targets).double().mean(1)
+    right, asked = outputs.argmax(2) == targets, targets >= 0
+    return (right & asked).flatten(1).sum(1).double() / asked.flatten(1).sum(1)
 
 
 def draw(family: TaskFamily, *, episodes: int, meta_batch: int, seed: int) -> Iterator[Episodes]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .config import AlgorithmConfig, EvaluationConfig, RunConfig, TaskConfig
+from .config import AlgorithmConfig, EvaluationConfig, PretrainConfig, RunConfig, TaskConfig
 from .train import TrainConfig
 
 
@@ -81,6 +81,56 @@ _REPTILE_5W1S = RunConfig(
     evaluation=EvaluationConfig(eval_steps=50),
 )
 
+_FEW_SHOT = {"model": "conv4", "channels": 32, "zero_head": True, "ways": 5, "shots": 1, "queries": 5}
+
+_GLYPHS = RunConfig(
+    tasks=TaskConfig(task="glyphs", **_FEW_SHOT),
+    algorithm=AlgorithmConfig(inner_lr=0.4, inner_steps=1),
+    train=TrainConfig(iterations=3_000, meta_batch=4, schedule="cosine"),
+    evaluation=EvaluationConfig(eval_steps=5, episodes=200),
+)
+
+_UMTRA = _GLYPHS.replace({"task": "umtra", "augment": 1.0})
+
+_CACTUS = _GLYPHS.replace({"task": "cactus", "augment": 0.5})
+
+_CLUSTER = RunConfig(
+    tasks=TaskConfig(task="cluster", model="autoencoder", channels=8, ways=5, shots=10, queries=10),
+    algorithm=AlgorithmConfig(inner_optimizer="adam", inner_lr=3e-3, inner_momentum=0.9, inner_steps=5),
+    train=TrainConfig(iterations=2_000, meta_batch=4, schedule="cosine", grad_clip=10.0),
+    pretraining=PretrainConfig(pretrain_iterations=12_000),
+    evaluation=EvaluationConfig(eval_steps=10, episodes=100),
+)
+
+_SSL_IMAGES = _GLYPHS.replace(
+    {
+        "task": "ssl-images",
+        "ways": 4,
+        "shots": 5,
+        "augment": 0.5,
+        "iterations": 1_000,
+        "pretrain_iterations": 2_000,
+        "from_pretrained": True,
+        "eval_steps": 20,
+    }
+)
+
+_SSL_SERIES = RunConfig(
+    tasks=TaskConfig(task="ssl-series", model="forecast-mlp", shots=20, queries=20),
+    algorithm=AlgorithmConfig(inner_lr=0.05, inner_steps=5),
+    train=TrainConfig(iterations=5_000, meta_batch=16, schedule="cosine", grad_clip=10.0),
+    pretraining=PretrainConfig(pretrain_iterations=30_000),
+    evaluation=EvaluationConfig(eval_steps=20, episodes=400),
+)
+
+_SSL_TEXT = RunConfig(
+    tasks=TaskConfig(task="ssl-text", model="transformer", width=32, shots=16, queries=16),
+    algorithm=AlgorithmConfig(algorithm="fomaml", inner_lr=0.1, inner_steps=3),
+    train=TrainConfig(iterations=2_000, meta_batch=4, outer_lr=2e-3, schedule="cosine", grad_clip=10.0),
+    pretraining=PretrainConfig(pretrain_iterations=8_000),
+    evaluation=EvaluationConfig(eval_steps=20, episodes=100),
+)
+
 PRESETS: dict[str, Preset] = {
     "sinusoid": Preset(
         _SINUSOID,
@@ -111,5 +161,25 @@ PRESETS: dict[str, Preset] = {
         "evaluation. There Adam's second moments run on from task to task, and the head sees the flattened "
         "map; here they start anew in every task, and the head sees its mean.",
     ),
+    "glyphs": Preset(_GLYPHS, "fastmeta's own: few-shot learning without any data."),
+    "umtra": Preset(
+        _UMTRA,
+        "fastmeta's own, after Khodadadeh et al. 2019: one inner step in training, on fewer filters and iterations.",
+    ),
+    "cactus": Preset(
+        _CACTUS,
+        "fastmeta's own, after Hsu et al. 2019: ten partitions there are fifty; codes of a plain autoencoder where "
+        "the paper takes ACAI, BiGAN or DeepCluster.",
+    ),
+    "cluster": Preset(
+        _CLUSTER, "fastmeta's own: pre-training takes as many gradients as the inner and outer steps together."
+    ),
+    "ssl-images": Preset(_SSL_IMAGES, "fastmeta's own: pre-training on one pretext, meta-training on several."),
+    "ssl-series": Preset(
+        _SSL_SERIES, "fastmeta's own: pre-training takes as many gradients as the inner and outer steps together."
+    ),
+    "ssl-text": Preset(
+        _SSL_TEXT, "fastmeta's own: pre-training takes as many gradients as the inner and outer steps together."
+    ),
 }
-"""By name. `sinusoid` and `omniglot` are what `fastmeta train` starts from."""
+"""By name. Those named as a task family are what `fastmeta train` starts from."""

@@ -23,7 +23,7 @@ from .evaluate import counted_divergence, score
 from .progress import Progress
 from .tasks.base import TaskFamily, check_count
 
-Setting = str | int | float | bool | None | tuple[str, ...]
+Setting = str | int | float | bool | None | tuple[str, ...] | tuple[int, ...]
 
 MAY_CHANGE = ("iterations", "eval_steps", "episodes")
 """Settings that a resumed run may change; all others decide what the done part of the run was."""

@@ -136,6 +136,7 @@ def test_presets_are_starting_points(folder, data, capsys):
         "train_shots": 2,
         "channels": 3,
         "eval_steps": 4,
+        "shape": (1, 28, 28),
     }
     assert {name: settings[name] for name in expected} == expected
     assert "reptile, 5-way 1-shot" in capsys.readouterr().out
@@ -243,10 +244,10 @@ def test_no_command(capsys):
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ("train omniglot", "task omniglot needs images: name zip files or folders with --data"),
+        ("train omniglot", "task omniglot needs data: name with --data Omniglot's zip files"),
         ("train omniglot --data absent.zip", "absent.zip does not exist"),
-        ("train --ways 5", "--ways has no meaning for sinusoids; did you mean 'fastmeta train omniglot'?"),
-        ("train --data x.zip", "--data has no meaning for sinusoids"),
+        ("train --ways 5", "--ways has no meaning for task sinusoid; it belongs to omniglot, glyphs, umtra, cactus"),
+        ("train --data x.zip", "--data has no meaning for task sinusoid, which makes its own"),
         ("train sinusoid --preset maml-5w1s", "--preset maml-5w1s is for task omniglot, got task sinusoid"),
         ("train --iterations -1", "iterations must be an integer of at least 0, got -1"),
         ("train --inner-lr -0.1", "SGD.lr must be"),
@@ -272,7 +273,7 @@ def test_errors(arguments, message, folder, capsys, monkeypatch):
 
 def test_evaluating_needs_something_to_score(data, capsys):
     assert main(["train", "omniglot", "--data", data, *SMALL, *SHORT]) == 0
-    assert "needs images" in refused(["evaluate", "runs/omniglot/checkpoint.pt"], capsys)
+    assert "needs data" in refused(["evaluate", "runs/omniglot/checkpoint.pt"], capsys)
 
 
 def test_a_sinusoid_checkpoint_takes_no_data(data, capsys):

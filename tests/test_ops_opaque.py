@@ -203,3 +203,29 @@ def test_weight_norm_out_of_sight_is_refused():
     learner = fastmeta.MAML(model, inner_loss=F.mse_loss)
     with pytest.raises(ValueError, match="second derivative of it is wrong"):
         learner(*regression(outputs=2))
+
+
+def test_a_scaled_sum_keeps_its_precision():
+    """Under vmap, PyTorch's forward mode gives 0.1 · (a tensor without dimensions) a tangent in float64."""
+    op = Opaque(lambda x: (0.1 * (x * x).mean(),), "scaled")
+    x, dot, one = torch.rand(T, N), torch.rand(T, N), torch.ones(T)
+    (value,) = op.backward_dot((x,), (dot,), one, one, (True,))
+    assert value.dtype == torch.float32
+    torch.testing.assert_close(value, 0.2 / N * (x + dot))
+
+
+def test_a_loss_of_scaled_terms():
+    def loss(outputs, targets):
+        return F.mse_loss(outputs, targets) + 0.1 * outputs.square().mean()
+
+    episodes = regression()
+    module = nn.Sequential(nn.Linear(episodes[0].shape[2], 5), nn.Tanh(), nn.Linear(5, episodes[1].shape[2]))
+    optimizer = fastmeta.SGD(lr=0.1)
+    losses = [
+        fastmeta.MAML(module.to(dtype), inner_loss=loss, inner_optimizer=optimizer, inner_steps=2)(
+            *(x.to(dtype) for x in episodes)
+        ).loss
+        for dtype in (torch.float32, torch.float64)
+    ]
+    assert losses[0].dtype == torch.float32
+    assert losses[0].item() == pytest.approx(losses[1].item(), rel=1e-5)

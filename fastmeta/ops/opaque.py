@@ -154,7 +154,9 @@ def _push(f: Callable[..., Outputs], primals: tuple[Tensor, ...], tangents: tupl
     """Tangent of f's outputs. For what has no forward-mode rule (huber_loss, mish), twice reverse: u ↦ Jᵀu is linear,
     and its own transpose is J."""
     try:
-        return jvp(f, primals, tangents)[1]
+        ys, ys_dot, *_ = jvp(f, primals, tangents)
+        # under vmap, forward mode takes 0.1 · (a tensor without dimensions) for float64
+        return tuple(dot.to(y.dtype) for y, dot in zip(ys, ys_dot, strict=True))
     except RuntimeError as error:
         if "forward AD" not in str(error):
             raise

@@ -1,4 +1,4 @@
-"""Image files out of a folder or a zip file, by relative name, with errors that name the broken file."""
+"""Files out of a folder or a zip file, by relative name, with errors that name the broken one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 
@@ -34,7 +34,7 @@ class Archive:
         self.path = path
         self._zip: zipfile.ZipFile | None = None
         if not path.exists():
-            raise FileNotFoundError(f"{path} does not exist; give a zip file of Omniglot or its folder")
+            raise FileNotFoundError(f"{path} does not exist; give a zip file or a folder")
         if path.is_dir():
             return
         try:
@@ -75,7 +75,21 @@ class Archive:
             ) from error
 
     def read_image(self, name: str) -> np.ndarray:
-        """One image as uint8 [28, 28]: ink is 255, paper is 0; Lanczos, as in the MAML paper's code.
+        """One drawing as uint8 [28, 28]: ink is 255, paper is 0; Lanczos, as in the MAML paper's code.
+
+        Raises:
+            ValueError: for a file that does not decode as an image.
+            RuntimeError: without Pillow.
+        """
+        return 255 - self.read_picture(name, size=SIZE, mode="L")
+
+    def read_picture(self, name: str, *, size: int | None, mode: Literal["L", "RGB", "auto"]) -> np.ndarray:
+        """One image as uint8, [H, W] in mode "L" (grey), [H, W, 3] in mode "RGB"; "auto" is grey for a grey file.
+
+        Args:
+            name: of the member.
+            size: side of the square that the image is resampled to (Lanczos); None leaves it as it is.
+            mode: what the pixels become.
 
         Raises:
             ValueError: for a file that does not decode as an image.
@@ -85,13 +99,16 @@ class Archive:
         data = self.read(name)
         try:
             with image_module.open(io.BytesIO(data)) as image:
-                grey = image.convert("L").resize((SIZE, SIZE), image_module.Resampling.LANCZOS)
+                grey = image.mode in {"1", "L", "LA", "I", "I;16", "F"}
+                picture = image.convert(("L" if grey else "RGB") if mode == "auto" else mode)
+                if size is not None:
+                    picture = picture.resize((size, size), image_module.Resampling.LANCZOS)
         # Pillow raises SyntaxError for a broken PNG chunk, and an error of its own for an absurd size.
         except (OSError, ValueError, SyntaxError, zlib.error, image_module.DecompressionBombError) as error:
             raise ValueError(
                 f"{self.label(name)} is not a readable image ({error}); it is damaged: download it again"
             ) from error
-        return 255 - np.asarray(grey, dtype=np.uint8)
+        return np.asarray(picture, dtype=np.uint8)
 
     def label(self, name: str) -> str:
         """How messages call a member: the path in a folder, `zip!member` in a zip file."""

@@ -1,4 +1,8 @@
-"""Random affine distortions of images, all images of a meta-batch in one `grid_sample`."""
+"""Random views of images, all images of a meta-batch at once.
+
+Libraries of augmentations draw one set of numbers a batch or use the global generator; here every image has its own,
+from the generator that makes the episode, in one `grid_sample`.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,8 @@ _LOG_SCALE = 0.2
 _SHEAR = 0.2
 _TRANSLATION = 0.15
 """In half image sides: 0.15 is two pixels of 28."""
+_COLOUR = 0.4
+"""Of the logarithm of a colour's gain, and twice the offset."""
 
 
 def random_affine(shape: tuple[int, ...], *, strength: float, generator: torch.Generator) -> Tensor:
@@ -38,8 +44,47 @@ def random_affine(shape: tuple[int, ...], *, strength: float, generator: torch.G
     return torch.stack([torch.stack(row, dim=-1) for row in rows], dim=-2)
 
 
-def warp(images: Tensor, maps: Tensor) -> Tensor:
-    """Resample images [..., 1, H, W] through the maps [..., 3, 3], bilinearly, with blank paper outside."""
+def warp(images: Tensor, maps: Tensor, *, mirrored: bool = False) -> Tensor:
+    """Resample images [..., C, H, W] through the maps [..., 3, 3], bilinearly.
+
+    Outside lies blank paper, or the mirrored image.
+    """
     flat = images.flatten(0, -4)
     grid = F.affine_grid(maps.flatten(0, -3)[:, :2], list(flat.shape), align_corners=False)
-    return F.grid_sample(flat, grid, align_corners=False).view_as(images)
+    padding = "reflection" if mirrored else "zeros"
+    return F.grid_sample(flat, grid, padding_mode=padding, align_corners=False).view_as(images)
+
+
+def views(x: Tensor, *, strength: float, generator: torch.Generator, maps: Tensor | None = None) -> Tensor:
+    """Another view of every image x [..., C, H, W] in [0, 1].
+
+    Of a drawing (one channel): an affine distortion with blank paper around. Of a photograph (three channels): an
+    affine distortion with mirrored borders, its mirror image half of the time, another exposure and tint.
+
+    Args:
+        x: the images; unchanged.
+        strength: 0 leaves images as they are, 1 is usual (`random_affine`; gain and offset of a colour ±0.2).
+        generator: draws on the device of x.
+        maps: affine maps [..., 3, 3] to apply first, such as one that several images share.
+    """
+    shape, photographs = x.shape[:-3], x.shape[-3] == 3
+    maps = torch.eye(3, device=x.device).expand(*shape, 3, 3) if maps is None else maps.expand(*shape, 3, 3)
+    if strength:
+        maps = maps @ random_affine(shape, strength=strength, generator=generator)
+        if photographs:
+            maps = maps @ _random_mirror(shape, generator)
+    x = warp(x, maps, mirrored=photographs)
+    return _recoloured(x, strength, generator) if photographs and strength else x
+
+
+def _random_mirror(shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    side = torch.randint(2, shape, generator=generator, device=generator.device) * 2.0 - 1.0
+    one = torch.ones_like(side)
+    return torch.diag_embed(torch.stack([side, one, one], dim=-1))
+
+
+def _recoloured(x: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+    """A gain for each colour, half of it shared by the three, and an offset that they share."""
+    u = torch.rand(*x.shape[:-3], 5, generator=generator, device=x.device).mul_(2).sub_(1).mul_(strength * _COLOUR)
+    gain = (u[..., :3] + u[..., 3:4]).mul_(0.5).exp_()
+    return x.mul(gain[..., None, None]).add_(0.5 * u[..., 4, None, None, None]).clamp_(0, 1)

@@ -40,6 +40,12 @@ def check_count(name: str, value: int, *, minimum: int = 1) -> None:
         raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}")
 
 
+def check_strength(name: str, value: float) -> None:
+    """Raise ValueError unless `value` is a strength of distortion."""
+    if not 0 <= value <= 4:
+        raise ValueError(f"{name} must lie in [0, 4] (0 is off, 1 is usual), got {value!r}")
+
+
 def check_generator(generator: torch.Generator, device: torch.device) -> None:
     """Raise ValueError unless `generator` draws on `device`."""
     if generator.device.type != device.type:

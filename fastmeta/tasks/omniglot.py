@@ -105,6 +105,12 @@ def load_omniglot(paths: Iterable[str | Path]) -> Characters:
     return _stack(drawings)
 
 
+def holds_omniglot(path: Path) -> bool:
+    """Whether a zip file or folder holds images that are named as Omniglot's are."""
+    with Archive(path) as archive:
+        return any(_MEMBER.fullmatch(name) for name in archive.names() if "__MACOSX" not in name)
+
+
 def _read_drawings(archive: Archive, drawings: dict[tuple[str, str], dict[str, np.ndarray]]) -> None:
     found = False
     for name in archive.names():

@@ -1,0 +1,263 @@
+"""A whole run, stage by stage: clusters, plain pre-training, meta-training; every stage survives a kill.
+
+A script calls it as the command line does:
+
+    config, source = prepare(PRESETS["ssl-series"].config, ["strokes.zip"])
+    pipeline = Pipeline(config, source, folder="runs/strokes")
+    pipeline.train()
+    print(pipeline.compare()[0].table())
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from .algorithms import MAML, MetaLearner
+from .checkpoint import load_checkpoint
+from .clustering import compare_clusters
+from .compare import Comparison, compare, curve_steps
+from .config import Execution, RunConfig, fitted, load_source, make_algorithm, make_family, make_model
+from .embedding import ITERATIONS, autoencoder, encode
+from .families import Source, training_images
+from .models import ClusteringAutoencoder, head_of
+from .tasks import ClassEpisodes, Images, TaskFamily
+from .tasks.base import sampler_speed
+from .tasks.cactus import Clustered, partition
+from .tasks.pooled import Pooled
+from .train import Outcome, Trainer
+
+TEST_SEED = 1729
+"""Of evaluation episodes: not a seed one trains with, so that they are new."""
+
+
+def prepare(config: RunConfig, paths: Sequence[str] = ()) -> tuple[RunConfig, Source | None]:
+    """Read the data, and fit the run's network to them. Raises as `load_source`."""
+    source = load_source(config, paths)
+    return fitted(config, source), source
+
+
+@dataclass
+class Pipeline:
+    """A run in a folder.
+
+    Attributes:
+        config: all that decides its numbers, fitted to the source (`prepare`).
+        source: its data.
+        folder: holds `checkpoint.pt` and `log.jsonl`, and a folder for each earlier stage.
+        execution: where it runs.
+        checkpoint_seconds: least time between two checkpoints.
+        time_limit: minutes for all stages together; None for none.
+        say: takes one line at the beginning of a stage.
+    """
+
+    config: RunConfig
+    source: Source | None
+    folder: Path
+    execution: Execution = field(default_factory=Execution)
+    checkpoint_seconds: float = 30.0
+    time_limit: float | None = None
+    say: Callable[[str], None] = lambda line: None
+
+    def __post_init__(self) -> None:
+        self.folder = Path(self.folder)
+        self.device = self.execution.torch_device()
+        self.fingerprint = None if self.source is None else self.source.fingerprint()
+
+    # Training. --------------------------------------------------------------------------------------------------------
+
+    def train(self, *, resume: bool = True) -> Outcome:
+        """Do what is left of all stages. Raises as `Trainer.run`."""
+        begin = time.monotonic()
+        outcome = self._cluster(resume, begin)
+        if outcome is None and self.config.pretraining.pretrain_iterations:
+            outcome = self._stopped(self.pretrainer(begin).run(resume=resume))
+        if outcome is not None:
+            return outcome
+        trainer = self.trainer(begin)
+        self.say(
+            f"{self.config.algorithm.algorithm}, {self.config.train.iterations:,} iterations: {trainer.checkpoint}"
+        )
+        return trainer.run(resume=resume)
+
+    def trainer(self, begin: float | None = None) -> Trainer:
+        """Of the meta-training, from the start that the run asks for."""
+        model = make_model(self.config).to(self.device)
+        if self.config.pretraining.from_pretrained:
+            self._load(model, self.folder / "pretrained", new_head=True)
+        family = make_family(self.config, self.source, self.device)
+        speed = sampler_speed(family, self.config.train.meta_batch)
+        self.say(f"on {self.device}, which samples {speed:,.0f} episodes a second")
+        return self._trainer(make_algorithm(self.config, model, self.execution), family, self.folder, begin=begin)
+
+    def pretrainer(self, begin: float | None = None) -> Trainer:
+        """Of plain training: the outer loop on whole tasks, without an inner one.
+
+        Raises:
+            ValueError: for tasks that number their classes anew each time, which leave nothing to learn in common.
+        """
+        build = self.config.family.pretrain
+        if build is None:
+            raise ValueError(
+                f"task {self.config.tasks.task} has no plain pre-training: its tasks number their classes anew each "
+                "time; set pretrain_iterations to 0"
+            )
+        model = make_model(self.config).to(self.device)
+        if self.config.tasks.zero_head:
+            head_of(model).reset_parameters()  # a layer of zeros passes no gradient on to the others
+        iterations = self.config.pretraining.pretrain_iterations
+        self.say(f"plain pre-training, {iterations:,} iterations: {self.folder / 'pretrained'}")
+        family = Pooled(build(self.config.tasks, self.source, self.device))
+        learner = MAML(model, inner_loss=self.config.family.loss, inner_steps=0, backend=self.execution.backend)
+        return self._trainer(learner, family, self.folder / "pretrained", iterations=iterations, begin=begin)
+
+    def _trainer(
+        self,
+        learner: MetaLearner,
+        family: TaskFamily,
+        folder: Path,
+        *,
+        iterations: int | None = None,
+        begin: float | None = None,
+    ) -> Trainer:
+        settings = self.config.settings()
+        if self.fingerprint is not None:
+            settings["data"] = self.fingerprint
+        config = self.config.train if iterations is None else replace(self.config.train, iterations=iterations)
+        spent = 0.0 if begin is None else (time.monotonic() - begin) / 60
+        return Trainer(
+            learner,
+            family,
+            config=config,
+            folder=folder,
+            settings=settings,
+            checkpoint_seconds=self.checkpoint_seconds,
+            time_limit=None if self.time_limit is None else max(self.time_limit - spent, 1e-9),
+        )
+
+    @staticmethod
+    def _stopped(outcome: Outcome) -> Outcome | None:
+        return None if outcome.reason == "finished" else outcome
+
+    def _load(self, model: nn.Module, folder: Path, *, new_head: bool) -> None:
+        """Put a stage's network into `model`; with a linear predictor that starts anew, where the run wants it zero."""
+        model.load_state_dict(load_checkpoint(folder / "checkpoint.pt")["model"])
+        if new_head and self.config.tasks.zero_head:
+            for p in head_of(model).parameters():
+                nn.init.zeros_(p)
+
+    # CACTUs. ----------------------------------------------------------------------------------------------------------
+
+    def _cluster(self, resume: bool, begin: float) -> Outcome | None:
+        """Where the run needs clusters and has none: make them, or read those it made. An outcome: it was stopped."""
+        part = self.config.tasks
+        if part.task != "cactus" or isinstance(self.source, Clustered):
+            return None
+        images = training_images(part, self.source)
+        path = self.folder / "partitions.npy"
+        if not (resume and path.exists()):
+            codes = self._codes(images, resume, begin)
+            if isinstance(codes, Outcome):
+                return codes
+            clusters = part.clusters or max(len(images) // 20, part.ways)
+            self.say(f"{part.partitions} partitions into {clusters} clusters: {path}")
+            found = partition(codes, clusters=clusters, partitions=part.partitions, seed=self.config.train.seed)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name("partitions.new.npy")
+            np.save(temporary, found.numpy())
+            temporary.replace(path)
+        assert isinstance(self.source, Images)
+        self.source = Clustered(self.source, torch.from_numpy(np.load(path)))
+        return None
+
+    def _codes(self, images: Images, resume: bool, begin: float) -> Tensor | Outcome:
+        """The embedding to cluster: a given one, or the codes of an autoencoder trained on the images."""
+        part = self.config.tasks
+        if part.embedding:
+            codes = torch.from_numpy(np.load(part.embedding, allow_pickle=False)).float()
+            if len(codes) != len(images):
+                raise ValueError(
+                    f"{part.embedding} must hold a row for each of the {len(images)} images to learn from, got "
+                    f"{len(codes)} (with --held-out 0 they are all images)"
+                )
+            return codes
+        torch.manual_seed(self.config.train.seed)
+        learner, family = autoencoder(images, latent=part.latent, device=self.device)
+        self.say(f"autoencoder, {ITERATIONS:,} iterations: {self.folder / 'autoencoder'}")
+        trainer = self._trainer(learner, family, self.folder / "autoencoder", iterations=ITERATIONS, begin=begin)
+        outcome = self._stopped(trainer.run(resume=resume))
+        assert isinstance(learner.module, ClusteringAutoencoder)
+        return outcome or encode(learner.module, images, self.device)
+
+    def trained(self) -> dict[str, Any]:
+        """The checkpoint of the meta-training."""
+        return load_checkpoint(self.folder / "checkpoint.pt")
+
+    @property
+    def finished(self) -> bool:
+        """Whether all stages are done."""
+        path = self.folder / "checkpoint.pt"
+        return path.exists() and self.trained()["iteration"] >= self.config.train.iterations
+
+    # What it bought. --------------------------------------------------------------------------------------------------
+
+    def starts(self) -> dict[str, nn.Module]:
+        """The networks to compare: freshly initialised, pre-trained where the run does that, meta-learned."""
+        fresh = self.config.replace({"seed": self.config.train.seed + 1})
+        starts = {"from scratch": make_model(fresh)}
+        if (self.folder / "pretrained" / "checkpoint.pt").exists():
+            starts["pre-trained"] = make_model(self.config)
+            self._load(starts["pre-trained"], self.folder / "pretrained", new_head=True)
+        starts["meta-learned"] = make_model(self.config)
+        self._load(starts["meta-learned"], self.folder, new_head=False)
+        return {name: model.to(self.device) for name, model in starts.items()}
+
+    def labelled_sets(self) -> ClassEpisodes:
+        """Episodes that clusters are scored on: of one class more than there are clusters, which is the anomaly."""
+        (family,) = self.config.family.tests(self.config.tasks, self.source, self.device).values()
+        assert isinstance(family, ClassEpisodes)
+        return family
+
+    def compare(self, *, steps: Sequence[int] | None = None, seed: int = TEST_SEED) -> list[Comparison]:
+        """Adapt all starts to the tasks of unseen data, with the step size that each does best with on training tasks.
+
+        Args:
+            steps: numbers of inner steps; None: from 0 to the run's `eval_steps`.
+            seed: of the episodes.
+        """
+        config = self.config
+        steps = curve_steps(config.eval_steps) if steps is None else sorted(set(steps))
+
+        def learner(model: nn.Module, lr: float) -> MetaLearner:
+            return make_algorithm(config.replace({"inner_lr": lr}), model, self.execution, evaluation=True)
+
+        tests = config.family.tests(config.tasks, self.source, self.device)
+        if config.family.report == "clusters":
+            return compare_clusters(
+                self.starts(),
+                learner,
+                self.labelled_sets(),
+                tuning=make_family(config, self.source, self.device),
+                inner_lr=config.algorithm.inner_lr,
+                steps=steps,
+                episodes=config.evaluation.episodes,
+                seed=seed,
+            )
+        return compare(
+            self.starts(),
+            learner,
+            tests,
+            tuning=make_family(config, self.source, self.device),
+            inner_lr=config.algorithm.inner_lr,
+            percent=config.family.percent,
+            steps=steps,
+            episodes=config.evaluation.episodes,
+            seed=seed,
+        )

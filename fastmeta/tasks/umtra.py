@@ -1,0 +1,88 @@
+"""UMTRA: tasks from images without labels, by augmentation (Khodadadeh, Bölöni, Shah 2019, Algorithm 1)."""
+
+from __future__ import annotations
+
+import torch
+
+from .augment import views
+from .base import Episodes, check_count, check_generator, check_strength
+from .images import Images
+
+
+class UMTRA:
+    """Each task draws `ways` images, each a class of its own: the image is the support, augmented copies the queries.
+
+    With many classes in the data, images drawn at random are mostly of different classes (eq. 1 of the paper), and an
+    augmentation keeps the class: a task without labels looks much like one with them.
+
+    Args:
+        images: whose labels, where there are any, are not read; copied to `device` once.
+        ways: images of a task.
+        queries: augmented copies of each (M = ways · queries).
+        augment: strength of the augmentation (`views`).
+        device: where images lie and episodes are made.
+
+    Raises:
+        ValueError: fewer images than ways, or an option out of range.
+    """
+
+    def __init__(
+        self,
+        images: Images,
+        *,
+        ways: int,
+        queries: int = 1,
+        augment: float = 1.0,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        check_count("ways", ways, minimum=2)
+        check_count("queries", queries)
+        check_strength("augment", augment)
+        if augment == 0:
+            raise ValueError("augment must be positive: without it a query is the support image itself, got 0")
+        check_enough(images, ways)
+        self.ways, self.queries, self.augment = ways, queries, augment
+        self.device = torch.device(device)
+        self._pixels = images.pixels.to(self.device)
+
+    def sample(self, tasks: int, generator: torch.Generator) -> Episodes:
+        """Draw `tasks` episodes: images float32 [tasks, ways or ways · queries, channels, H, W], labels int64."""
+        check_count("tasks", tasks)
+        check_generator(generator, self.device)
+        rows = distinct_rows(len(self._pixels), tasks, self.ways, generator)
+        x = self._pixels[rows].to(torch.float32).div_(255)
+        copies = x[:, None].expand(-1, self.queries, -1, -1, -1, -1)
+        query = views(copies, strength=self.augment, generator=generator).flatten(1, 2)
+        y = torch.arange(self.ways, device=self.device)
+        return Episodes(x, y.expand(tasks, -1), query, y.repeat(self.queries).expand(tasks, -1))
+
+
+def check_enough(images: Images, ways: int) -> None:
+    """Raise ValueError where there are fewer images than a task needs."""
+    if len(images) < ways:
+        raise ValueError(
+            f"{ways} ways need at least {ways} images, got {len(images)} ({images.describe()}); ask for fewer ways or "
+            "give more images"
+        )
+
+
+def distinct_rows(count: int, tasks: int, wanted: int, generator: torch.Generator) -> torch.Tensor:
+    """[tasks, wanted] numbers below `count`, no two alike in a task, uniformly.
+
+    Random numbers are drawn until none repeats, instead of ordering all `count` for every task: a million images cost
+    no more than a thousand. Where most are wanted, ordering them is cheaper.
+    """
+    device = generator.device
+    if wanted**2 > count:
+        return torch.rand(tasks, count, generator=generator, device=device).topk(wanted, dim=1).indices
+    rows = torch.randint(count, (tasks, wanted), generator=generator, device=device)
+    while bool((repeated := _repeats(rows)).any()):
+        fresh = torch.randint(count, (tasks, wanted), generator=generator, device=device)
+        rows = torch.where(repeated[:, None], fresh, rows)
+    return rows
+
+
+def _repeats(rows: torch.Tensor) -> torch.Tensor:
+    """Which tasks hold a number twice, [tasks]."""
+    ordered = rows.sort(dim=1).values
+    return (ordered[:, 1:] == ordered[:, :-1]).any(dim=1)

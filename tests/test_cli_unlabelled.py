@@ -1,0 +1,241 @@
+"""Commands on data without labels: trained, resumed, compared and evaluated as a user does."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from image_files import write_cifar, write_pictures
+from omniglot_files import background, write_zip
+
+from fastmeta.checkpoint import load_checkpoint
+from fastmeta.cli import main
+from fastmeta.config import ALGORITHMS
+from fastmeta.families import FAMILIES
+from fastmeta.models import MODELS
+from fastmeta.presets import PRESETS
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+SHORT = ["--iterations", "3", "--episodes", "4", "--eval-steps", "2", "--meta-batch", "2"]
+NETWORK = ["--channels", "4", "--ways", "3", "--queries", "2"]
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch) -> Path:
+    """Every command runs in an empty folder, where `runs/` is its default output."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("fastmeta.pipeline.ITERATIONS", 3)
+    monkeypatch.setattr("fastmeta.compare.LR_FACTORS", (0.3, 1.0))
+    monkeypatch.setattr("fastmeta.clustering.LR_FACTORS", (0.3, 1.0))
+    return tmp_path
+
+
+@pytest.fixture
+def omniglot(folder) -> str:
+    return str(write_zip(folder / "small.zip", background({"Greek": 6, "Latin": 9}, drawers=6)))
+
+
+def refused(arguments: list[str], capsys) -> str:
+    capsys.readouterr()
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert "Traceback" not in captured.err
+    return captured.err[captured.err.index("error: ") :]
+
+
+def rows(out: str, start: str) -> list[str]:
+    """The cells of a start in every table of the output."""
+    return [line for line in out.splitlines() if line.strip().startswith(start)]
+
+
+def test_list(capsys):
+    assert main(["list"]) == 0
+    out = capsys.readouterr().out
+    for name in (*FAMILIES, *PRESETS, *ALGORITHMS, *MODELS):
+        assert re.search(rf"^  {re.escape(name)} +\S", out, re.MULTILINE), name
+
+
+def test_umtra(folder, omniglot, capsys):
+    command = ["train", "umtra", "--data", omniglot, *NETWORK, *SHORT]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert "small.zip: 90 grey images of 28 × 28" in out
+    assert "labelled episodes of unseen classes, 3-way 1-shot: accuracy, % over 4 episodes" in out
+    assert len(rows(out, "from scratch")) == len(rows(out, "meta-learned")) == 1
+    assert (folder / "runs/umtra/curves.png").read_bytes().startswith(b"\x89PNG")
+    (comparison,) = json.loads((folder / "runs/umtra/curves.json").read_text())
+    assert list(comparison["curves"]["meta-learned"]["scores"]) == ["0", "1", "2"]
+    assert main(command) == 0
+    assert "resuming runs/umtra/checkpoint.pt at iteration 3" in capsys.readouterr().err
+
+
+def test_evaluate_on_other_data(folder, omniglot, capsys):
+    """The run's own data are split as in training; of other data all classes count."""
+    assert main(["train", "umtra", "--data", omniglot, *NETWORK, *SHORT]) == 0
+    capsys.readouterr()
+    checkpoint = "runs/umtra/checkpoint.pt"
+    assert main(["evaluate", checkpoint, "--data", omniglot, "--episodes", "3"]) == 0
+    assert "labelled episodes of unseen classes" in capsys.readouterr().out
+    other = write_pictures(folder / "pictures", {"a": 4, "b": 4, "c": 4}, size=28, mode="L")
+    assert main(["evaluate", checkpoint, "--data", str(other), "--episodes", "3", "--steps", "0", "3"]) == 0
+    out = capsys.readouterr().out
+    assert "labelled episodes, 3-way 1-shot" in out
+    assert "0 steps" in out
+    assert "3 steps" in out
+    assert (folder / "runs/umtra/evaluation.png").exists()
+    colour = write_pictures(folder / "colour", {"a": 4, "b": 4, "c": 4}, size=28)
+    message = refused(["evaluate", checkpoint, "--data", str(colour)], capsys)
+    assert "the checkpoint's network takes data of shape (1, 28, 28), these have (3, 28, 28)" in message
+    assert "--runs has no meaning for task umtra" in refused(["evaluate", checkpoint, "--runs", "x"], capsys)
+
+
+def test_images_without_labels(folder, capsys):
+    pictures = write_pictures(folder / "pictures", {"all": 12}, size=20)
+    assert main(["train", "umtra", "--data", str(pictures), "--image-size", "16", *NETWORK, *SHORT]) == 0
+    out = capsys.readouterr().out
+    assert "12 colour images of 16 × 16" in out
+    assert "tasks of its own, as the images have no labels" in out
+
+
+def test_cactus(folder, omniglot, capsys):
+    options = ["--clusters", "6", "--partitions", "2", "--latent", "4", "--queries", "1"]
+    command = ["train", "cactus", "--data", omniglot, *NETWORK, *SHORT, *options]
+    assert main(command) == 0
+    captured = capsys.readouterr()
+    assert "autoencoder, 3 iterations: runs/cactus/autoencoder" in captured.out
+    assert "2 partitions into 6 clusters" in captured.out
+    assert "labelled episodes of unseen classes" in captured.out
+    found = np.load(folder / "runs/cactus/partitions.npy")
+    assert found.shape == (2, 72), "the images of twelve classes of fifteen, six of each"
+    (folder / "runs/cactus/checkpoint.pt").unlink()
+    assert main(command) == 0
+    again = capsys.readouterr().out
+    assert rows(again, "meta-learned") == rows(captured.out, "meta-learned"), "a resumed run keeps its clusters"
+    assert "autoencoder, 3" not in again
+
+
+def test_cactus_of_a_given_embedding(folder, omniglot, capsys):
+    np.save(folder / "codes.npy", np.random.default_rng(0).normal(size=(90, 3)))
+    options = ["--embedding", "codes.npy", "--clusters", "6", "--queries", "1", "--partitions", "2"]
+    command = ["train", "cactus", "--data", omniglot, *NETWORK, *SHORT, *options]
+    assert "must hold a row for each of the 72 images to learn from, got 90" in refused(command, capsys)
+    assert main([*command, "--held-out", "0"]) == 0
+    assert not (folder / "runs/cactus/autoencoder").exists()
+
+
+def test_cluster(folder, omniglot, capsys):
+    options = ["--channels", "2", "--latent", "3", "--ways", "2", "--shots", "3", "--queries", "3"]
+    command = ["train", "cluster", "--data", omniglot, *SHORT, *options, "--pretrain-iterations", "2"]
+    assert main([*command, "--inner-steps", "1"]) == 0
+    out = capsys.readouterr().out
+    for measure in ("clustering accuracy, %", "normalised mutual information, %", "AUROC, %", "reconstruction error"):
+        assert f"{measure} over 4 episodes" in out
+    assert len(rows(out, "pre-trained")) == 4
+    assert re.search(r"k-means on the pixels: clustering accuracy \d", out)
+    for name in ("curves.png", "curves-codes.png"):
+        assert (folder / "runs/cluster" / name).read_bytes().startswith(b"\x89PNG")
+    assert main(["evaluate", "runs/cluster/checkpoint.pt", "--data", omniglot, "--episodes", "2"]) == 0
+
+
+def test_ssl_images(folder, capsys):
+    path = str(write_cifar(folder / "data_batch_1.bin", 120, classes=4))
+    options = ["--ways", "4", "--shots", "1", "--pretrain-iterations", "2", "--pretexts", "patches", "colours"]
+    command = ["train", "ssl-images", "--data", path, *NETWORK, *SHORT, *options]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    assert "plain pre-training, 2 iterations: runs/ssl-images/pretrained" in out
+    assert "new pretext rotation, 4-way 1-shot" in out
+    assert "labels, 4-way 1-shot" in out
+    for start in ("from scratch", "pre-trained", "meta-learned"):
+        assert len(rows(out, start)) == 2
+    assert "pretext colours needs colour images" in refused(["train", "ssl-images", "--pretexts", "colours"], capsys)
+    assert load_checkpoint(folder / "runs/ssl-images/pretrained/checkpoint.pt")["iteration"] == 2
+
+
+@pytest.mark.parametrize("model", ["forecast-mlp", "forecast-lstm"])
+def test_ssl_series(capsys, model):
+    options = ["--model", model, "--width", "5", "--pretrain-iterations", "4", "--shots", "3", "--window", "4"]
+    assert main(["train", "ssl-series", *SHORT, *options]) == 0
+    out = capsys.readouterr().out
+    assert "random waves: 200 series of 200 groups" in out
+    assert "unseen groups: mean squared error over 4 episodes" in out
+    assert len(rows(out, "pre-trained")) == 1
+    assert "ways" not in out
+
+
+def test_ssl_text(folder, capsys):
+    (folder / "a.txt").write_text("to be or not to be, that is the question. " * 40)
+    options = [
+        "--width",
+        "8",
+        "--length",
+        "12",
+        "--passage",
+        "100",
+        "--shots",
+        "2",
+        "--queries",
+        "2",
+        "--inner-steps",
+        "1",
+    ]
+    command = ["train", "ssl-text", "--data", "a.txt", *SHORT, *options, "--pretrain-iterations", "2"]
+    assert main(command) == 0
+    assert "unseen passages: accuracy, % over 4 episodes" in capsys.readouterr().out
+    (folder / "b.txt").write_text("something else, with Ünknown letters. " * 10)
+    assert main(["evaluate", "runs/ssl-text/checkpoint.pt", "--data", "b.txt", "--episodes", "2"]) == 0
+    assert "b.txt: 380 characters" in capsys.readouterr().out
+
+
+def test_glyphs_need_no_data(capsys):
+    assert main(["train", "glyphs", *NETWORK, *SHORT]) == 0
+    assert "new glyphs: accuracy, %" in capsys.readouterr().out
+    assert main(["explain", "runs/glyphs/checkpoint.pt"]) == 0
+
+
+@pytest.mark.parametrize("target", ["cactus", "ssl-text", "forecast-lstm", "cluster"])
+def test_explain(target, capsys):
+    assert main(["explain", target, "--inner-steps", "1"]) == 0
+    assert "backend: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ("train ssl-text", "task ssl-text needs data: name with --data UTF-8 text files"),
+        ("train glyphs --data x", "--data has no meaning for task glyphs"),
+        ("train umtra --window 4", "--window has no meaning for task umtra; it belongs to ssl-series"),
+        ("train ssl-series --model conv4", "model conv4 does not fit task ssl-series"),
+        ("train ssl-series --window 400", "wave 0 needs two series of at least 401 steps"),
+        ("train umtra --pretrain-iterations 3", "task umtra has no plain pre-training"),
+        ("train ssl-images --image-size 8", "at least 14 × 14 pixels, got 8 × 8"),
+        ("train ssl-images --pretexts shape", "pretext must be one of rotation"),
+        ("train umtra --held-out 1", "held_out must lie in [0, 1), got 1.0"),
+        ("train umtra --data empty", "holds no images"),
+        ("train ssl-text --data empty.txt", "empty.txt is empty"),
+        ("train ssl-text --data zero.txt", "zero.txt is binary"),
+        ("train umtra --data cut.bin", "does not consist of whole records"),
+        ("train umtra --data file.csv", "is not a readable zip file"),
+    ],
+)
+def test_errors(arguments, message, folder, capsys):
+    (folder / "empty").mkdir()
+    (folder / "empty.txt").write_text("")
+    (folder / "zero.txt").write_bytes(b"a\0b")
+    (folder / "cut.bin").write_bytes(bytes(5000))
+    (folder / "file.csv").write_text("1,2\n")
+    assert message in refused(arguments.split(), capsys)
+
+
+def test_missing_libraries_name_the_extra(omniglot, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    command = ["train", "cactus", "--data", omniglot, *NETWORK, *SHORT]
+    assert 'clustering needs scikit-learn: pip install "fastmeta[train]"' in refused(command, capsys)
+    assert main(["train", "glyphs", *NETWORK, *SHORT]) == 0
+    assert 'no picture: pictures need Matplotlib: pip install "fastmeta[train]"' in capsys.readouterr().out
