@@ -90,14 +90,14 @@ def compiled(target: str, workloads: Sequence[str]) -> list[Row]:
 
 def problems(rows: Sequence[Row]) -> list[str]:
     """What is wrong with compiled kernels: a spill, too much shared memory, a product of another precision."""
-    from .kernels.ahead_of_time import SHARED_BYTES, SINE_STACK  # pyright: ignore[reportMissingImports]  # mapped by setup.py
+    from .kernels.ahead_of_time import SHARED_BYTES  # pyright: ignore[reportMissingImports]  # mapped by setup.py
 
     wanted = {"float32": {"ieee", "tf32x3"}, "tf32": {"ieee", "tf32"}, "bfloat16": {"ieee", "bf16"}}
     found = []
     for row in rows:
         name = f"{row['target']} {row['workload']} {row['precision']} {row['kernel']} {row['label']}".rstrip()
-        if row["stack"] > (SINE_STACK if row["sines"] else 0):
-            found.append(f"{name}: {row['stack']} bytes on the stack")
+        if row["spilled"]:
+            found.append(f"{name}: {row['spilled']} bytes of registers spilled")
         if row["shared"] > SHARED_BYTES[row["target"]][0]:
             found.append(f"{name}: {row['shared']} bytes of shared memory")
         if not set(row["precisions"]) <= wanted[row["precision"]]:
@@ -107,8 +107,8 @@ def problems(rows: Sequence[Row]) -> list[str]:
 
 def table(rows: Sequence[Row]) -> str:
     """The rows for people."""
-    keys = ("workload", "precision", "kernel", "label", "launches", "programs", "warps", "registers", "stack", "shared",
-            "occupancy")  # fmt: skip
+    keys = ("workload", "precision", "kernel", "label", "launches", "programs", "warps", "registers", "stack",
+            "spilled", "shared", "occupancy")  # fmt: skip
     head = (*keys, "matrix", "128-bit", "narrower")
     lines: list[tuple[str, ...]] = [head]
     for row in rows:

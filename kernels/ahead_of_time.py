@@ -11,12 +11,14 @@ import subprocess
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import triton
+from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
@@ -28,8 +30,6 @@ TARGETS = {"sm_80": 80, "sm_90": 90, "sm_100": 100}
 # table "Technical Specifications per Compute Capability"). Registers are 65,536 on all three.
 SHARED_BYTES = {"sm_80": (166_912, 167_936), "sm_90": (232_448, 233_472), "sm_100": (232_448, 233_472)}
 THREADS, REGISTERS, RESERVED_SHARED = 2048, 65_536, 1024
-
-SINE_STACK = 32  # libdevice's reduction of arguments beyond 1e5, on both Tritons
 
 # Instructions that multiply matrices: Hopper's warp-group and Blackwell's tensor-memory ones, a warp's, float64's.
 MATRIX = ("HGMMA", "UTCHMMA", "UTCQMMA", "HMMA", "DMMA")
@@ -52,7 +52,7 @@ class Compiled:
     wide: int
     narrow: int
     precisions: tuple[str, ...]
-    sines: bool  # whether it has sin or cos, whose code for huge arguments keeps SINE_STACK bytes on the stack
+    spilled: int  # bytes of the stack that registers were stored to; sin and cos of huge arguments have others there
 
 
 class _NoDevice:
@@ -95,22 +95,33 @@ def compiled_for(target: str, seen: Seen) -> Iterator[None]:
         driver._active = before
 
 
+_spilled: dict[str, int] = {}  # of code by its hash, which Triton keeps in memory as well
+
+
 @contextmanager
 def compiling(target: str) -> Iterator[list[Compiled]]:
-    """The list fills with the figures of what is compiled for `target`."""
+    """The list fills with the figures of what is compiled for `target`, past Triton's cache, which keeps no log."""
     found: list[Compiled] = []
     places: dict[tuple[str, int], int] = {}  # (hash of the compiled code, programs) → place in `found`
+    log = StringIO()
 
     def seen(name: str, label: str, grid: tuple[int, ...], options: dict[str, Any], binary: Any) -> None:
+        if binary.hash not in _spilled:  # this launch compiled it
+            stores = re.findall(r"(\d+) bytes spill stores", log.getvalue())
+            assert len(stores) == 1, "the assembler reports on every kernel it makes"
+            _spilled[binary.hash] = int(stores[0])
+        log.seek(0)
+        log.truncate()
         key = binary.hash, grid[0]
         if key in places:
             known = found[places[key]]
             found[places[key]] = replace(known, launches=known.launches + 1)
         else:
             places[key] = len(found)
-            found.append(_figures(name, label, grid, options, binary, target))
+            found.append(_figures(name, label, grid, options, binary, target, _spilled[binary.hash]))
 
-    with compiled_for(target, seen):
+    with compiled_for(target, seen), redirect_stdout(log), knobs.nvidia.scope(), knobs.compilation.scope():
+        knobs.nvidia.dump_ptxas_log = knobs.compilation.always_compile = True
         yield found
 
 
@@ -127,7 +138,7 @@ def _tool(name: str) -> str:
 
 
 def _figures(
-    name: str, label: str, grid: tuple[int, ...], options: dict[str, Any], binary: Any, target: str
+    name: str, label: str, grid: tuple[int, ...], options: dict[str, Any], binary: Any, target: str, spilled: int
 ) -> Compiled:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary.asm["cubin"])
@@ -159,5 +170,5 @@ def _figures(
         wide=wide,
         narrow=sum(memory.values()) - wide,
         precisions=tuple(sorted({_precision(line) for line in binary.asm["ttir"].splitlines() if " tt.dot " in line})),
-        sines=re.search(r"math\.(sin|cos)\b", binary.asm["ttir"]) is not None,
+        spilled=spilled,
     )
