@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from .algorithms import FOMAML, MAML, MetaLearner, Reptile
-from .families import FAMILIES, Family, Source
+from .builders import Source
+from .families import FAMILIES, Family
 from .inner import SGD, Adam
 from .models import MODELS, build_model
 from .tasks import PRETEXTS, TaskFamily, Text

@@ -10,6 +10,7 @@ A script calls it as the command line does:
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
@@ -21,12 +22,12 @@ import torch
 from torch import Tensor, nn
 
 from .algorithms import MAML, MetaLearner
+from .builders import Source, training_images
 from .checkpoint import load_checkpoint
 from .clustering import compare_clusters
 from .compare import Comparison, compare, curve_steps
 from .config import Execution, RunConfig, fitted, load_source, make_algorithm, make_family, make_model
 from .embedding import ITERATIONS, autoencoder, encode
-from .families import Source, training_images
 from .models import ClusteringAutoencoder, head_of
 from .tasks import ClassEpisodes, Images, TaskFamily
 from .tasks.base import sampler_speed
@@ -67,6 +68,8 @@ class Pipeline:
     say: Callable[[str], None] = lambda line: None
 
     def __post_init__(self) -> None:
+        if self.time_limit is not None and not self.time_limit > 0:
+            raise ValueError(f"time_limit must be a positive number of minutes or None, got {self.time_limit!r}")
         self.folder = Path(self.folder)
         self.device = self.execution.torch_device()
         self.fingerprint = None if self.source is None else self.source.fingerprint()
@@ -161,7 +164,7 @@ class Pipeline:
         if part.task != "cactus" or isinstance(self.source, Clustered):
             return None
         images = training_images(part, self.source)
-        path = self.folder / "partitions.npy"
+        path = self.folder / f"partitions-{self._digest()}.npy"
         if not (resume and path.exists()):
             codes = self._codes(images, resume, begin)
             if isinstance(codes, Outcome):
@@ -170,12 +173,18 @@ class Pipeline:
             self.say(f"{part.partitions} partitions into {clusters} clusters: {path}")
             found = partition(codes, clusters=clusters, partitions=part.partitions, seed=self.config.train.seed)
             path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name("partitions.new.npy")
+            temporary = path.with_name("new-partitions.npy")
             np.save(temporary, found.numpy())
             temporary.replace(path)
         assert isinstance(self.source, Images)
         self.source = Clustered(self.source, torch.from_numpy(np.load(path)))
         return None
+
+    def _digest(self) -> str:
+        """Of all that decides the clusters: a run of other settings makes its own."""
+        part = self.config.tasks
+        decides = (part.clusters, part.partitions, part.latent, part.embedding, part.held_out, part.ways)
+        return hashlib.sha256(repr((self.fingerprint, self.config.train.seed, *decides)).encode()).hexdigest()[:12]
 
     def _codes(self, images: Images, resume: bool, begin: float) -> Tensor | Outcome:
         """The embedding to cluster: a given one, or the codes of an autoencoder trained on the images."""
@@ -199,12 +208,6 @@ class Pipeline:
     def trained(self) -> dict[str, Any]:
         """The checkpoint of the meta-training."""
         return load_checkpoint(self.folder / "checkpoint.pt")
-
-    @property
-    def finished(self) -> bool:
-        """Whether all stages are done."""
-        path = self.folder / "checkpoint.pt"
-        return path.exists() and self.trained()["iteration"] >= self.config.train.iterations
 
     # What it bought. --------------------------------------------------------------------------------------------------
 

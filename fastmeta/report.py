@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .algorithms import MetaLearner
+from .builders import Source
 from .clustering import pixel_clusters
 from .compare import Comparison, write_json
 from .config import RunConfig, make_algorithm, make_model
 from .evaluate import Estimate, draw, evaluate
-from .families import Source
 from .pipeline import TEST_SEED, Pipeline
 from .plots import plot_codes, plot_curves, plot_sinusoids
 from .tasks import Sinusoid

@@ -49,8 +49,9 @@ def test_every_start_sees_the_same_episodes_at_its_own_step_size():
 
 
 def test_a_step_size_that_diverges_is_not_chosen():
-    comparison = compared({"a": network(0)}, inner_lr=1e4)
-    assert comparison.curves["a"].inner_lr == pytest.approx(1e3)
+    comparison = compared({"a": network(0)}, inner_lr=5.0, steps=(0, 9))
+    assert comparison.curves["a"].inner_lr == pytest.approx(0.05)
+    assert comparison.curves["a"].scores[9].mean < comparison.curves["a"].scores[0].mean
 
 
 def test_table():
