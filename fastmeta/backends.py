@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from .compiled import Compiled
+from .convnet import Stage, convnet, has_convolutions
 from .engine import Context, Data, Engine, MetaGradient, TaskResults
 from .ops.dropout import task_keys
 from .ops.opaque import Opaque, OpaqueLoss
-from .perceptron import Layer, Limits, NotTaken, perceptron
+from .perceptron import Limits, NotTaken, perceptron
 from .workers import side_by_side
 
 # Bytes of one pass's values that a slice of tasks may hold on a CPU: about a core's second-level cache. 1,000 sinusoid
@@ -33,11 +34,11 @@ _CPU_THREAD_BYTES = 2**20
 
 
 class Choice(NamedTuple):
-    """A backend and why; the layers are what Triton kernels run."""
+    """A backend and why; the stages are what Triton kernels run."""
 
     backend: str
     why: str
-    layers: list[Layer] | None = None
+    stages: Sequence[Stage] | None = None
 
 
 def choose(requested: str, device: torch.device, engine: Engine | None = None) -> Choice:
@@ -65,7 +66,8 @@ def choose(requested: str, device: torch.device, engine: Engine | None = None) -
     from .kernels.tiles import MOST_OUTPUTS  # pyright: ignore[reportMissingImports]  # mapped by setup.py
 
     try:
-        layers = perceptron(engine, Limits(KINDS, MOST_OUTPUTS))
+        recognise = convnet if has_convolutions(engine) else perceptron
+        stages = recognise(engine, Limits(KINDS, MOST_OUTPUTS))
     except NotTaken as reason:
         if requested == "triton":
             raise RuntimeError(
@@ -76,7 +78,7 @@ def choose(requested: str, device: torch.device, engine: Engine | None = None) -
         return Choice(
             "torch", 'Triton kernels take the program, but wait for their proof on a GPU: backend="triton" runs them'
         )
-    return Choice("triton", "asked for", layers)
+    return Choice("triton", "asked for", stages)
 
 
 class Backend(Protocol):

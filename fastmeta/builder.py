@@ -276,6 +276,7 @@ class Builder:
             output_spec=spec,
             output_given=tuple(leaf is not None for leaf in leaves),
             output_active=tuple(self.active[s.index] for s in outputs),
+            input_shapes=[s.shape for s in self.inputs],
             output_shapes=[s.shape for s in outputs],
             stored=self.stored,
             bytes_per_task=sum(self.sizes),

@@ -47,22 +47,29 @@ def perceptron(engine: Engine, limits: Limits) -> list[Layer]:
         NotTaken: it is no chain of linear layers and activations within the kernels' limits.
     """
     inner, outer = engine.loop.objective, engine.outer
-    if inner.layout.dtype != torch.float32:
-        raise NotTaken(f"kernels take float32 parameters, these are {str(inner.layout.dtype).removeprefix('torch.')}")
+    check_dtype(inner.layout)
     if outer.skip:
         raise NotTaken('bn_statistics="support" has nothing to act on in a perceptron; use "batch"')
     layers = _layers(inner.plan, inner.layout)
-    _check_sizes(layers, inner.plan, inner.layout, limits)
+    check_used([i for layer in layers for i in (layer.weight, layer.bias)], inner.layout)
+    check_layers(layers, inner.plan, limits)
     if _layers(outer.plan, outer.layout) != layers:
         raise NotTaken("the query pass is another program than the inner loop's")
-    _check_loss(inner)
+    check_loss(inner)
     samples = max(plan.output_shapes[0][0] for plan in (inner.plan, outer.plan))
     if samples * max(max(layer.inputs, layer.outputs) for layer in layers) >= 2**31:
         raise NotTaken(f"{samples} samples a task, and the kernels count a layer's values in 32 bits")
     return layers
 
 
-def _check_loss(objective: Objective) -> None:
+def check_dtype(layout: Layout) -> None:
+    """Raises NotTaken where parameters are not float32."""
+    if layout.dtype != torch.float32:
+        raise NotTaken(f"kernels take float32 parameters, these are {str(layout.dtype).removeprefix('torch.')}")
+
+
+def check_loss(objective: Objective) -> None:
+    """Raises NotTaken where no kernel has the inner loss."""
     if not isinstance(objective.loss, MSE | CrossEntropy):
         kind = type(objective.loss).__name__
         raise NotTaken(f"the inner loss is {kind}, the kernels have cross-entropy and mean squared error")
@@ -86,11 +93,13 @@ def _layers(plan: Plan, layout: Layout) -> list[Layer]:
         if node.inputs[0] != at:
             raise NotTaken(f"{node.label or node.op.name}: the kernels take chains, without branches")
         if isinstance(node.op, Linear) and frequency is None:
-            layers.append(_linear(node, place, layout))
+            layers.append(linear_layer(node, place, layout))
         elif isinstance(node.op, Scale) and layers and layers[-1].kind == "identity" and frequency is None:
             frequency = node.op.factor
         elif isinstance(node.op, Activation) and layers and layers[-1].kind == "identity":
-            layers[-1] = layers[-1]._replace(kind=node.op.kind, args=_arguments(node, frequency))
+            layers[-1] = layers[-1]._replace(
+                kind=node.op.kind, args=arguments(node.op, node.label or node.op.name, frequency)
+            )
             frequency = None
         else:
             raise NotTaken(f"{node.label or node.op.name}: no kernel for {node.op.name} here")
@@ -100,7 +109,8 @@ def _layers(plan: Plan, layout: Layout) -> list[Layer]:
     return layers
 
 
-def _linear(node: Node, place: dict[int, int], layout: Layout) -> Layer:
+def linear_layer(node: Node, place: dict[int, int], layout: Layout) -> Layer:
+    """The layer of a linear node. `place` says which parameter is in a slot."""
     _, w, *b = node.inputs
     if any(slot not in place for slot in (w, *b)):
         raise NotTaken(f"{node.label}: its weight is computed, and the kernels read parameters only")
@@ -108,20 +118,23 @@ def _linear(node: Node, place: dict[int, int], layout: Layout) -> Layer:
     return Layer(inputs, outputs, place[w], place[b[0]] if b else None)
 
 
-def _arguments(node: Node, frequency: float | None) -> tuple[float, ...]:
+def arguments(op: Activation, name: str, frequency: float | None) -> tuple[float, ...]:
     """Of an activation behind a product with a number, where there is one: sin(30 x) is what SIREN has."""
-    assert isinstance(node.op, Activation)
-    if node.op.kind == "sin":
+    if op.kind == "sin":
         return (1.0 if frequency is None else frequency,)
     if frequency is not None:
-        raise NotTaken(f"{node.label or node.op.name}: no kernel for {node.op.kind} of a multiple")
-    return node.op.args
+        raise NotTaken(f"{name}: no kernel for {op.kind} of a multiple")
+    return op.args
 
 
-def _check_sizes(layers: list[Layer], plan: Plan, layout: Layout, limits: Limits) -> None:
-    used = [i for layer in layers for i in (layer.weight, layer.bias) if i is not None]
-    if sorted(used) != list(range(len(layout.names))):
-        raise NotTaken("every parameter must be the weight or bias of one linear layer, and of one only")
+def check_used(used: list[int | None], layout: Layout) -> None:
+    """Raises NotTaken where a parameter is used by no layer, or by several."""
+    if sorted(i for i in used if i is not None) != list(range(len(layout.names))):
+        raise NotTaken("every parameter must belong to one layer, and to one only")
+
+
+def check_layers(layers: list[Layer], plan: Plan, limits: Limits) -> None:
+    """Raises NotTaken where linear layers are beyond the limits, or the last one's outputs not the network's."""
     if not layers:
         raise NotTaken("there is no linear layer")
     if layers[-1].outputs > limits.outputs:

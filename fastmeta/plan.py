@@ -64,6 +64,7 @@ class Plan:
     output_spec: pytree.TreeSpec
     output_given: tuple[bool, ...]  # the leaves of that tree: a tensor, or None
     output_active: tuple[bool, ...]  # which outputs depend on a trainable parameter
+    input_shapes: list[tuple[int, ...]]  # per task
     output_shapes: list[tuple[int, ...]]  # per task
     stored: dict[int, Tensor] = field(default_factory=dict)  # constants made by the module's own code, such as arange
     bytes_per_task: int = 0  # of all values, an estimate for slicing the tasks

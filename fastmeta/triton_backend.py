@@ -8,8 +8,10 @@ from math import prod
 import torch
 from torch import Tensor
 
+from .convnet import Block, GlobalMean, Stage
 from .engine import Context, Data, Engine, MetaGradient, TaskResults
 from .inner import Adam, InnerOptimizer
+from .kernels import description  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]  # mapped by setup.py
 from .kernels.activation import KINDS  # pyright: ignore[reportMissingImports]  # mapped by setup.py
 from .kernels.description import Adapted, Chain, InnerRule, LossRule  # pyright: ignore[reportMissingImports]  # mapped by setup.py
 from .kernels.layerwise import Layerwise  # pyright: ignore[reportMissingImports]  # mapped by setup.py
@@ -22,7 +24,7 @@ from .ops.mse import MSE
 from .perceptron import Layer
 
 
-def fits_loop(engine: Engine, layers: list[Layer]) -> bool:
+def fits_loop(engine: Engine, layers: Sequence[Layer]) -> bool:
     """Whether `mlp_loop` takes the perceptron; else it runs layer by layer."""
     samples = [plan.output_shapes[0][0] for plan in (engine.loop.objective.plan, engine.outer.plan)]
     widths = [size for layer in layers for size in (layer.inputs, layer.outputs)]
@@ -30,17 +32,22 @@ def fits_loop(engine: Engine, layers: list[Layer]) -> bool:
 
 
 class TritonBackend:
-    """A perceptron on the kernels of `mlp_loop`, or on those of single layers where it is too large for them.
+    """A perceptron on the kernels of `mlp_loop`, or a network stage by stage: convolutions, or where it is too large.
+
+    Rows of parameters are the layout's, [T, P]. Inside convolutions' weights have their channels last, and what comes
+    in and goes out is put in order.
 
     Args:
         engine: the engine for one set of shapes.
-        layers: its program, as `perceptron` found it.
+        stages: its program, as `perceptron` or `convnet` found it.
         tasks: T.
         chunk: tasks a slice; None: all at once.
         precision: of matrix products, "float32", "tf32" or "bfloat16".
     """
 
-    def __init__(self, engine: Engine, layers: list[Layer], tasks: int, *, chunk: int | None, precision: str) -> None:
+    def __init__(
+        self, engine: Engine, stages: Sequence[Stage], tasks: int, *, chunk: int | None, precision: str
+    ) -> None:
         self.engine, self.chunk = engine, chunk
         layout = engine.outer.layout
         self._still = torch.zeros(tasks, dtype=torch.int64, device=layout.device)
@@ -49,11 +56,18 @@ class TritonBackend:
         loop = engine.loop
         assert loop.objective.loss is not None, "an inner loop has a loss"
         rules = (
-            _chain(layers, layout), _inner_rule(loop.optimizer, loop.steps, loop.batch),
-            _loss_rule(loop.objective.loss), precision,
+            _inner_rule(loop.optimizer, loop.steps, loop.batch), _loss_rule(loop.objective.loss), precision,
         )  # fmt: skip
-        self._mlp = MLP(*rules) if fits_loop(engine, layers) else Layerwise(*rules, save=not loop.recompute)
-        self.how = f"Triton kernels of {'mlp_loop' if isinstance(self._mlp, MLP) else 'linear'}"
+        layers = [stage for stage in stages if isinstance(stage, Layer)]
+        self._images = len(layers) < len(stages)
+        if not self._images and fits_loop(engine, layers):
+            self.how, self._kernels = "Triton kernels of mlp_loop", MLP(_chain(layers, layout), *rules)
+        else:
+            self.how = f"Triton kernels of {'conv_block and linear' if self._images else 'linear'}"
+            self._kernels = Layerwise(_network(stages, layout), *rules, save=not loop.recompute)
+        order = _order(stages, layout) if self._images else None
+        self._order = order
+        self._inverse = None if order is None else order.argsort()
         self._known = isinstance(engine.outer.loss, MSE | CrossEntropy)
         self._pads = [
             torch.zeros(pad, dtype=layout.dtype, device=layout.device) if pad else None for pad in layout.padding
@@ -64,15 +78,34 @@ class TritonBackend:
         return self._still
 
     def _theta(self, params: Sequence[Tensor]) -> list[Tensor]:
-        """The pieces of θ as a row [P]."""
+        """The pieces of θ as a row [P] of the kernels'."""
         pieces: list[Tensor] = []
         for p, pad in zip(params, self._pads, strict=True):
             pieces += [p.detach().reshape(-1)] if pad is None else [p.detach().reshape(-1), pad]
-        return pieces
+        return pieces if self._order is None else [torch.cat(pieces)[self._order]]
 
-    def _adapt(self, params: Sequence[Tensor], support: Data, *, keep: bool) -> Adapted:
-        x, y = _rows(support.inputs[0]), support.targets[0].contiguous()
-        return self._mlp.adapt(self._theta(params), x, y, keep=keep and self.engine.order == "exact")
+    def _inside(self, rows: Tensor) -> Tensor:
+        """Rows [..., P] of parameters in the kernels' order."""
+        return rows if self._order is None else rows.index_select(-1, self._order)
+
+    def _outside(self, rows: Tensor) -> Tensor:
+        """Rows [..., P] in the layout's order again."""
+        return rows if self._inverse is None else rows.index_select(-1, self._inverse)
+
+    def _inputs(self, x: Tensor) -> Tensor:
+        """Inputs [T, N, ...] as the kernels read them: [T, N, D], or images [T, N, H, W, C]."""
+        if not self._images:
+            return x.reshape(*x.shape[:2], prod(x.shape[2:])).contiguous()
+        stage = self._kernels.network.stages[0]  # pyright: ignore[reportAttributeAccessIssue]  # images run stage by stage
+        x = x.reshape(*x.shape[:2], stage.channels, stage.height, stage.width)
+        return x.permute(0, 1, 3, 4, 2).contiguous()
+
+    def _support(self, support: Data) -> tuple[Tensor, Tensor]:
+        """Inputs and targets of the tasks."""
+        return self._inputs(support.inputs[0]), support.targets[0].contiguous()
+
+    def _adapt(self, params: Sequence[Tensor], support: tuple[Tensor, Tensor], *, keep: bool) -> Adapted:
+        return self._kernels.adapt(self._theta(params), *support, keep=keep and self.engine.order == "exact")
 
     def meta_step(
         self, params: Sequence[Tensor], support: Data, query: Data, context: Context, *, keep: bool
@@ -87,24 +120,25 @@ class TritonBackend:
 
     def _slice(self, params: Sequence[Tensor], support: Data, query: Data, *, keep: bool) -> TaskResults:
         loop, outer, order = self.engine.loop, self.engine.outer, self.engine.order
-        adapted = self._adapt(params, support, keep=keep)
-        x = _rows(query.inputs[0])
+        data = self._support(support)
+        adapted = self._adapt(params, data, keep=keep)
+        x = self._inputs(query.inputs[0])
         tasks, steps = x.shape[0], loop.steps
         exact = keep and order == "exact"
-        lam = x.new_empty(tasks, self._mlp.chain.size) if keep else None
+        lam = x.new_empty(tasks, self.engine.outer.layout.size) if keep else None
         finite = x.new_empty(tasks, dtype=torch.uint8)
         last = None if exact and steps else finite  # the last launch finds the tasks that are not finite
         shape = (tasks, *outer.plan.output_shapes[0])
         if self._known:
             y, rule = query.targets[0].contiguous(), _loss_rule(outer.loss)
-            outputs, losses = self._mlp.apply(
+            outputs, losses = self._kernels.apply(
                 adapted, steps, x, y, rule, lam=lam, finite=last, reptile=keep and order == "reptile"
             )
         else:
             outputs, losses = self._own_loss(adapted, x, query, lam=lam, finite=last, shape=shape)
         if lam is not None and exact and steps:
-            y = support.targets[0].contiguous()
-            self._mlp.adjoint(adapted, lam, _rows(support.inputs[0]), y, finite=finite)
+            self._kernels.adjoint(adapted, lam, *data, finite=finite)
+        lam = None if lam is None else self._outside(lam)
         return TaskResults(losses, [outputs.view(shape)], finite.view(torch.bool), lam)
 
     def _own_loss(
@@ -114,7 +148,7 @@ class TritonBackend:
         """The query pass with an outer loss of the user's, whose sweeps are torch's, between two launches."""
         loss, steps = self.engine.outer.loss, self.engine.loop.steps
         assert loss is not None, "a meta-step has an outer loss"
-        outputs, _ = self._mlp.apply(adapted, steps, x, x, LossRule("none"), lam=None)
+        outputs, _ = self._kernels.apply(adapted, steps, x, x, LossRule("none"), lam=None)
         losses, saved = loss.forward(outputs.view(shape), *query.targets)
         adapted.bad.add_(losses - losses)
         needs = (True, *(False,) * len(query.targets))
@@ -122,7 +156,7 @@ class TritonBackend:
         d = torch.zeros_like(outputs) if d is None else d.contiguous()
         reptile = lam is not None and self.engine.order == "reptile"
         if lam is not None or finite is not None:
-            self._mlp.apply(adapted, steps, x, d, LossRule("given"), lam=lam, finite=finite, reptile=reptile)
+            self._kernels.apply(adapted, steps, x, d, LossRule("given"), lam=lam, finite=finite, reptile=reptile)
         return outputs, losses
 
     def adapt(
@@ -130,34 +164,35 @@ class TritonBackend:
     ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
         """φ_K [T, P], and the function λ_K → λ_0, which may be called again."""
         steps, order = self.engine.loop.steps, self.engine.order
-        data = [support.take(s, 0) for s in self.slices]
+        data = [self._support(support.take(s, 0)) for s in self.slices]
         runs = [self._adapt(params, part, keep=keep) for part in data]
 
         def adjoint(lam: Tensor) -> Tensor:
             if order != "exact" or not steps:
                 return lam
-            lam = lam.clone(memory_format=torch.contiguous_format)
+            lam = self._inside(lam)
+            lam = lam.clone(memory_format=torch.contiguous_format) if self._order is None else lam
             for run, part, s in zip(runs, data, self.slices, strict=True):
-                self._mlp.adjoint(run, lam[s], _rows(part.inputs[0]), part.targets[0].contiguous())
-            return lam
+                self._kernels.adjoint(run, lam[s], *part)
+            return self._outside(lam)
 
         finals = [run.final(s.stop - s.start, steps) for run, s in zip(runs, self.slices, strict=True)]
-        return torch.cat(finals), adjoint
+        return self._outside(torch.cat(finals)), adjoint
 
     def apply(
         self, phi: Tensor, inputs: tuple[Tensor, ...], context: Context
     ) -> tuple[list[Tensor], Callable[[Sequence[Tensor | None]], Tensor]]:
         """Outputs [T, M, ...] at φ [T, P], and the function of their cotangents to φ's."""
-        x = _rows(inputs[0])
-        at = Adapted(phi.contiguous(), phi, 1, phi.new_zeros(phi.shape[0]), [])
-        outputs, _ = self._mlp.apply(at, 1, x, x, LossRule("none"), lam=None)
+        x, phi = self._inputs(inputs[0]), self._inside(phi).contiguous()
+        at = Adapted(phi, phi, 1, phi.new_zeros(phi.shape[0]), [])
+        outputs, _ = self._kernels.apply(at, 1, x, x, LossRule("none"), lam=None)
 
         def pullback(d_outputs: Sequence[Tensor | None]) -> Tensor:
             (d,) = d_outputs
             lam = torch.zeros_like(at.phis)
             if d is not None:
-                self._mlp.apply(at, 1, x, d.contiguous(), LossRule("given"), lam=lam)
-            return lam
+                self._kernels.apply(at, 1, x, d.contiguous(), LossRule("given"), lam=lam)
+            return self._outside(lam)
 
         return [outputs.view(x.shape[0], *self.engine.outer.plan.output_shapes[0])], pullback
 
@@ -176,6 +211,52 @@ def _chain(layers: list[Layer], layout: Layout) -> Chain:
     )
 
 
+def _network(stages: Sequence[Stage], layout: Layout) -> description.Network:
+    """The kernels' description of a network."""
+
+    def at(place: int | None) -> int:
+        return -1 if place is None else layout.offsets[place]
+
+    def described(s: Stage) -> description.Stage:
+        if isinstance(s, GlobalMean):
+            channels, *sides = s.image
+            return description.GlobalMean(prod(sides), channels)
+        act = description.Act(KINDS.index(s.kind), *map(float, [*s.args, 0.0, 0.0][:2]))
+        if isinstance(s, Layer):
+            return description.Linear(s.inputs, s.outputs, at(s.weight), at(s.bias), act)
+        channels, height, width = s.image
+        return description.Conv(
+            height, width, channels, s.filters, s.kernel, s.stride, s.padding, at(s.weight), at(s.bias),
+            s.eps is not None, s.eps or 0.0, at(s.gamma), at(s.beta), act, s.pool,
+        )  # fmt: skip
+
+    return description.Network(tuple(described(stage) for stage in stages), layout.size)
+
+
+def _order(stages: Sequence[Stage], layout: Layout) -> Tensor:
+    """Where each of the kernels' P values lies in the layout [P].
+
+    Convolutions' weights are [O, C, kernel, kernel] there and [O, kernel, kernel, C] here; the columns of a linear
+    layer that sees flattened images are [C, H, W] there and [H, W, C] here.
+    """
+    order = torch.arange(layout.size)
+    before: Stage | None = None
+    for stage in stages:
+        if isinstance(stage, Block):
+            shape = (stage.filters, stage.image[0], stage.kernel**2)
+        elif isinstance(stage, Layer) and isinstance(before, Block):
+            channels, height, width = before.out
+            shape = (stage.outputs, channels, height * width)
+        else:
+            shape = None
+        if shape is not None and not isinstance(stage, GlobalMean):
+            at = layout.offsets[stage.weight]
+            piece = order[at : at + prod(shape)]
+            piece.copy_(piece.clone().view(shape).transpose(1, 2).reshape(-1))
+        before = stage
+    return order.to(layout.device)
+
+
 def _inner_rule(optimizer: InnerOptimizer, steps: int, batch: int | None) -> InnerRule:
     if isinstance(optimizer, Adam):
         return InnerRule("adam", (*optimizer.betas, optimizer.eps), optimizer.lr, steps, batch)
@@ -187,8 +268,3 @@ def _loss_rule(loss: Loss | None) -> LossRule:
     if isinstance(loss, CrossEntropy):
         return LossRule("cross_entropy", loss.label_smoothing, loss.ignore_index)
     return LossRule("mse")
-
-
-def _rows(x: Tensor) -> Tensor:
-    """Inputs [T, N, ...] as [T, N, D]."""
-    return x.reshape(*x.shape[:2], prod(x.shape[2:])).contiguous()

@@ -58,7 +58,7 @@ class Counts:
         if kernel.__name__ == "adapt_kernel":
             self._steps_to(args[0][:-1])
         elif options.get("SINK") == "step":
-            self._steps_to(args[5])
+            self._steps_to(args[kernel.arg_names.index("p_to")])
 
     def _steps_to(self, phi: Tensor) -> None:
         if all(phi.data_ptr() != known.data_ptr() for known in self.trajectory):

@@ -1,4 +1,4 @@
-"""What the launchers are told: a perceptron, a loss, an inner loop; and what an adaptation leaves on the device."""
+"""What the launchers are told: a network, a loss, an inner loop; and what an adaptation leaves on the device."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from .activation import IDENTITY
 from .tiles import block
 
 
@@ -35,6 +36,82 @@ class Chain:
             "ACTS": self.acts,
             "ARGS": self.args,
         }
+
+
+class Act(NamedTuple):
+    """An activation: its place in activation.KINDS and its two arguments."""
+
+    kind: int = IDENTITY
+    a: float = 0.0
+    b: float = 0.0
+
+    def constants(self) -> dict[str, Any]:
+        """The kernels' compile-time arguments."""
+        return {"ACT": self.kind, "A": self.a, "B": self.b}
+
+
+class Linear(NamedTuple):
+    """y = f(x Wᵀ + b): widths, and where W and b (−1: none) lie in a row of φ."""
+
+    inputs: int
+    outputs: int
+    w_at: int
+    b_at: int
+    act: Act
+
+
+class Conv(NamedTuple):
+    """y = pool(f(norm(x ∗ W + b))) of images [H, W, C], with W [O, KERNEL, KERNEL, C] and zeros around the image.
+
+    `pool` takes windows of 2 × 2: "max", "mean" or "none". Without `norm`, which is a batch norm by the batch's own
+    statistics, there is no eps, γ or β; −1 is the place of a parameter that is not there.
+    """
+
+    height: int
+    width: int
+    channels: int
+    filters: int
+    kernel: int
+    stride: int
+    padding: int
+    w_at: int
+    b_at: int
+    norm: bool
+    eps: float
+    gamma_at: int
+    beta_at: int
+    act: Act
+    pool: str
+
+    @property
+    def out(self) -> tuple[int, int]:
+        """Height and width of the convolution's result."""
+        height, width = ((n + 2 * self.padding - self.kernel) // self.stride + 1 for n in (self.height, self.width))
+        return height, width
+
+    @property
+    def pooled(self) -> tuple[int, int]:
+        """Height and width of y."""
+        height, width = self.out
+        return (height, width) if self.pool == "none" else (height // 2, width // 2)
+
+
+class GlobalMean(NamedTuple):
+    """Mean over an image's positions: [positions, channels] → [channels]."""
+
+    positions: int
+    channels: int
+
+
+Stage = Linear | Conv | GlobalMean
+
+
+@dataclass(frozen=True)
+class Network:
+    """Stages one behind the other, of which the last is linear, and the length of a row of φ."""
+
+    stages: tuple[Stage, ...]
+    size: int  # P
 
 
 @dataclass(frozen=True)

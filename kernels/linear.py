@@ -9,8 +9,10 @@ Tensors are [T, N, IN] and [T, N, OUT], contiguous.
 import triton
 import triton.language as tl
 
-from .activation import act_curvature, act_slope, act_value
+from .activation import IDENTITY, act_curvature, act_slope, act_value
 from .sink import deliver
+
+NO_ACT = tl.constexpr(IDENTITY)
 
 
 @triton.jit
@@ -156,12 +158,15 @@ def linear_backward_kernel(
             dx_dot = dot_plus(dx_dot, matrix(p_dz_dot, o_n, o_o, N, OUT), w, PRECISION)
             dx_dot = dot_plus(dx_dot, dz, matrix(p_w_dot, o_o, o_i, OUT, IN), PRECISION)
     at_task = i_task * (N * IN)
-    z = matrix(p_z + at_task, o_n, o_i, N, IN)
-    slope = act_slope(z, ACT, A, B)
-    store_matrix(p_dx + at_task, slope * dx, o_n, o_i, N, IN)
+    if ACT != NO_ACT:
+        z = matrix(p_z + at_task, o_n, o_i, N, IN)
+        slope = act_slope(z, ACT, A, B)
+        if DUAL:
+            z_dot = matrix(p_z_dot + at_task, o_n, o_i, N, IN)
+            dx_dot = slope * dx_dot + act_curvature(z, ACT, A, B) * z_dot * dx
+        dx = slope * dx
+    store_matrix(p_dx + at_task, dx, o_n, o_i, N, IN)
     if DUAL:
-        z_dot = matrix(p_z_dot + at_task, o_n, o_i, N, IN)
-        dx_dot = slope * dx_dot + act_curvature(z, ACT, A, B) * z_dot * dx
         store_matrix(p_dx_dot + at_task, dx_dot, o_n, o_i, N, IN)
 
 

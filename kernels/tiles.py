@@ -142,3 +142,60 @@ def weight_tiles(precision: str, samples: int, inputs: int, outputs: int) -> Til
 def loss_tiles(classes: int) -> tuple[int, int]:
     """Samples a program of `loss_kernel` takes, all of whose outputs it holds, and its warps."""
     return max(1, min(128, 4096 // block(classes))), 4
+
+
+class PixelTiles(NamedTuple):
+    """Rows and channels of a tile of what goes over pixels without a product."""
+
+    rows: int
+    columns: int
+    warps: int
+
+    def grid(self, tasks: int, rows: int, columns: int) -> tuple[int]:
+        """As `Tiles.grid`."""
+        return (tasks * -(-rows // self.rows) * -(-columns // self.columns),)
+
+    def constants(self, rows: str, columns: str) -> dict[str, Any]:
+        """The kernel's compile-time arguments, of these names."""
+        return {rows: self.rows, columns: self.columns, "num_warps": self.warps, "num_stages": 1}
+
+
+def pixel_tiles(rows: int, columns: int) -> PixelTiles:
+    """2,048 values: 16 a thread. 64 channels at a time are two lines of 128 bytes."""
+    across = min(block(columns), 64)
+    return PixelTiles(min(block(rows), 2048 // across), across, 4)
+
+
+MOST_SHARES = 32
+"""Of a task's pixels, each of which leaves parts of statistics: whoever wants them joins them in one block."""
+
+
+def shares(rows: int, tile: int) -> tuple[int, int]:
+    """Shares of so many rows, and tiles of each."""
+    tiles = -(-rows // tile)
+    each = -(-tiles // min(tiles, MOST_SHARES))
+    return -(-tiles // each), each
+
+
+def _taps_depth(precision: str, taps: int, unit: int) -> int:
+    """Values at a time along taps × `unit` channels: of one tap where that divides evenly, for the widest loads."""
+    most = _depth(precision)
+    for depth in (most, 16):
+        if unit % depth == 0:
+            return depth
+    return min(block(taps * unit), most)
+
+
+def conv_tiles(precision: str, pixels: int, taps: int, unit: int, columns: int, *, dual: bool) -> Tiles:
+    """Of the convolutions that make [pixels, columns] of every task from products over taps × `unit` channels."""
+    depth = _taps_depth(precision, taps, unit)
+    rows = min(block(pixels), 64 if dual or _generation() < 9 else 128)
+    columns = min(block(columns), 64)
+    return Tiles(rows, columns, depth, 8 if rows * columns >= 4096 else 4, LAYER_STAGES, _layer_precision(precision))
+
+
+def conv_weight_tiles(precision: str, pixels: int, filters: int, taps: int, channels: int) -> Tiles:
+    """Of `conv_weight_kernel`: [filters, taps × channels] from products over pixels."""
+    columns = next((n for n in (64, 32, 16) if channels % n == 0), min(block(taps * channels), 64))
+    depth = min(block(pixels), _depth(precision))
+    return Tiles(min(block(filters), 64), columns, depth, 4, WEIGHT_STAGES, _layer_precision(precision))
