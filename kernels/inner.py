@@ -37,7 +37,7 @@ def step(
         if HYPER[0] > 0:
             b = d + HYPER[0] * load_state(p_old, offsets, m_load, first)
             tl.store(p_new + offsets, b, mask=m_store)
-            d = d + HYPER[0] * b if HYPER[1] else b
+            d = d + HYPER[0] * b if HYPER[1] > 0 else b
         new = phi - lr * d
     else:
         m = HYPER[0] * load_state(p_old, offsets, m_load, first) + (1.0 - HYPER[0]) * g
@@ -56,8 +56,8 @@ def pulled_sgd(lam, lr, p_sigma, offsets, mask, first, HYPER: tl.constexpr):
     v = du
     sigma = du
     if HYPER[0] > 0:
-        db = load_state(p_sigma, offsets, mask, first) + (HYPER[0] * du if HYPER[1] else du)
-        v = db + du if HYPER[1] else db
+        db = load_state(p_sigma, offsets, mask, first) + (HYPER[0] * du if HYPER[1] > 0 else du)
+        v = db + du if HYPER[1] > 0 else db
         sigma = HYPER[0] * db
     return v, sigma
 
