@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from .launch import launch
 from .mean_over_tasks import mean_kernel
 from .mlp_loop import adapt_kernel, adjoint_kernel, apply_kernel
-from .tiles import STAGES, block, dot_precision, warps
+from .tiles import MOST_REGISTERS, STAGES, block, dot_precision, streams, warps
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,11 @@ class Chain:
     acts: tuple[int, ...]  # places in activation.KINDS
     args: tuple[float, ...]  # two for each activation
     size: int  # P
+
+    def room(self, samples: int) -> tuple[int, ...]:
+        """Places in a row of scratch (see `mlp_scratch.py`): inputs, pre-activations, two of cotangents, the end."""
+        widths = tuple(map(block, self.dims))
+        return tuple(accumulate((*widths, max(widths), max(widths)), lambda at, w: at + block(samples) * w, initial=0))
 
     def constants(self) -> dict[str, Any]:
         """The kernels' compile-time arguments."""
@@ -111,10 +117,20 @@ class MLP:
     def _common(self, samples: int) -> dict[str, Any]:
         constants = self.chain.constants()
         size = block(samples)
+        blocks = (*constants["BLOCKS"], size)
         return {
-            **constants, "BN": size, "PRECISION": dot_precision(self.precision, (*constants["BLOCKS"], size)),
-            "num_warps": warps((*constants["BLOCKS"], size)), "num_stages": STAGES,
+            **constants, "BN": size, "ROOM": self.chain.room(samples), "STREAM": self._streams(samples),
+            "PRECISION": dot_precision(self.precision, blocks), "num_warps": warps(blocks), "num_stages": STAGES,
+            "maxnreg": MOST_REGISTERS if self._streams(samples) else None,
         }  # fmt: skip
+
+    def _room(self, x: Tensor, samples: int, halves: int) -> Tensor:
+        """Scratch for all tasks' activations and, as a second half, their tangents; none where registers hold them."""
+        room = self.chain.room(samples)
+        return x.new_empty(x.shape[0] if self._streams(samples) else 0, halves, room[-1])
+
+    def _streams(self, samples: int) -> bool:
+        return streams((*self.chain.constants()["BLOCKS"], block(samples)), self.inner.states)
 
     def _loop(self, x: Tensor, lr: Tensor | None) -> dict[str, Any]:
         samples = x.shape[1]
@@ -134,10 +150,10 @@ class MLP:
         phis = x.new_empty(sets * tasks + 1, self.chain.size)
         torch.cat(theta, out=phis[-1])
         adapted = Adapted(phis, x.new_empty(sets, tasks, states, self.chain.size), sets, x.new_empty(tasks))
-        schedule = self._schedule(x.device)
+        schedule, room = self._schedule(x.device), self._room(x, self.inner.batch or x.shape[1], 1)
         launch(
             adapt_kernel, (tasks,), phis, adapted.states, adapted.bad, x, y, schedule if lr is None else lr, schedule,
-            tasks, sets, **self._loop(x, lr),
+            room, tasks, sets, **self._loop(x, lr),
         )  # fmt: skip
         return adapted
 
@@ -155,9 +171,9 @@ class MLP:
         nothing = losses
         launch(
             apply_kernel, (tasks,), adapted.phis, nothing if lam is None else lam, adapted.bad,
-            nothing if finite is None else finite, x, y, outputs, losses, tasks, adapted.sets, K=steps, N=samples,
-            BACKWARD=lam is not None and not reptile, REPTILE=reptile, LAST=finite is not None, **loss.constants(),
-            **self._common(samples),
+            nothing if finite is None else finite, x, y, outputs, losses, self._room(x, samples, 1), tasks,
+            adapted.sets, K=steps, N=samples, BACKWARD=lam is not None and not reptile, REPTILE=reptile,
+            LAST=finite is not None, **loss.constants(), **self._common(samples),
         )  # fmt: skip
         return outputs, losses
 
@@ -169,10 +185,10 @@ class MLP:
         tasks, states = x.shape[0], self.inner.states
         sigma = x.new_empty(tasks, states, self.chain.size)
         v = x.new_empty(tasks if self.inner.name == "adam" else 0, self.chain.size)
-        schedule = self._schedule(x.device)
+        schedule, room = self._schedule(x.device), self._room(x, self.inner.batch or x.shape[1], 2)
         launch(
             adjoint_kernel, (tasks,), adapted.phis, lam, sigma, adapted.states, v, adapted.bad,
-            adapted.bad if finite is None else finite, x, y, schedule if lr is None else lr, schedule, tasks,
+            adapted.bad if finite is None else finite, x, y, schedule if lr is None else lr, schedule, room, tasks,
             adapted.sets, LAST=finite is not None, **self._loop(x, lr),
         )  # fmt: skip
 
