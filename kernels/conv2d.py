@@ -8,7 +8,7 @@ values into a row. Padding is by zeros. A program makes tiles of one task.
 import triton
 import triton.language as tl
 
-from .linear import dot_plus, matrix, store_matrix, tile_of
+from .linear import accumulate, matrix, store_matrix, tile_of
 from .pixels import covering, filters, patches, share_of
 from .sink import deliver
 
@@ -64,12 +64,12 @@ def conv_forward_kernel(
             o_k = at + tl.arange(0, BK)
             x = patches(p_x, o_r, at, N, H, W, C, HO, WO, KERNEL, STRIDE, PAD, BK)
             if TANGENTS:
-                z = dot_plus(z, x, tl.trans(matrix(p_w_dot, o_o, o_k, OUT, VALUES)), PRECISION)
+                z = accumulate(z, x, tl.trans(matrix(p_w_dot, o_o, o_k, OUT, VALUES)), PRECISION)
                 if X_MOVES:
                     x = patches(p_x_dot, o_r, at, N, H, W, C, HO, WO, KERNEL, STRIDE, PAD, BK)
-                    z = dot_plus(z, x, tl.trans(matrix(p_w, o_o, o_k, OUT, VALUES)), PRECISION)
+                    z = accumulate(z, x, tl.trans(matrix(p_w, o_o, o_k, OUT, VALUES)), PRECISION)
             else:
-                z = dot_plus(z, x, tl.trans(matrix(p_w, o_o, o_k, OUT, VALUES)), PRECISION)
+                z = accumulate(z, x, tl.trans(matrix(p_w, o_o, o_k, OUT, VALUES)), PRECISION)
         if BIAS != 0:  # noqa: SIM102  both conditions are the compiler's
             if not NORM:
                 z += tl.load((p_w_dot if TANGENTS else p_w) + BIAS + o_o, mask=o_o < OUT, other=0.0)[None, :]
@@ -103,11 +103,11 @@ def conv_backward_kernel(
     for at in range(0, KERNEL * KERNEL * OUT, BK):
         dz = covering(p_dz, o_r, at, N, H, W, OUT, HO, WO, KERNEL, STRIDE, PAD, BK)
         w = filters(p_w, at, o_c, C, OUT, KERNEL, BK)
-        dx = dot_plus(dx, dz, w, PRECISION)
+        dx = accumulate(dx, dz, w, PRECISION)
         if DUAL:
-            dx_dot = dot_plus(dx_dot, dz, filters(p_w_dot, at, o_c, C, OUT, KERNEL, BK), PRECISION)
+            dx_dot = accumulate(dx_dot, dz, filters(p_w_dot, at, o_c, C, OUT, KERNEL, BK), PRECISION)
             dz = covering(p_dz_dot, o_r, at, N, H, W, OUT, HO, WO, KERNEL, STRIDE, PAD, BK)
-            dx_dot = dot_plus(dx_dot, dz, w, PRECISION)
+            dx_dot = accumulate(dx_dot, dz, w, PRECISION)
     at_task = i_task * (N * H * W * C)
     store_matrix(p_dx + at_task, dx, o_r, o_c, N * H * W, C)
     if DUAL:
@@ -140,15 +140,15 @@ def conv_weight_kernel(
         x = patches(p_x, o_r, at_k, N, H, W, C, HO, WO, KERNEL, STRIDE, PAD, BK)
         if DUAL:
             dz_dot = matrix(p_dz_dot, o_r, o_o, ROWS, OUT)
-            g = dot_plus(g, tl.trans(dz_dot), x, PRECISION)
+            g = accumulate(g, tl.trans(dz_dot), x, PRECISION)
         else:
             dz_dot = dz
-            g = dot_plus(g, tl.trans(dz), x, PRECISION)
+            g = accumulate(g, tl.trans(dz), x, PRECISION)
         if BIAS != 0:
             g_bias += tl.sum(dz_dot.to(tl.float32), 0)
         if X_MOVES:
             x = patches(p_x_dot, o_r, at_k, N, H, W, C, HO, WO, KERNEL, STRIDE, PAD, BK)
-            g = dot_plus(g, tl.trans(dz), x, PRECISION)
+            g = accumulate(g, tl.trans(dz), x, PRECISION)
     p_phi += i_task * tl.multiple_of(row, 4) + W_AT
     p_to += i_task * P + W_AT
     p_with += i_task * P + W_AT

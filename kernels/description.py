@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +24,11 @@ class Chain:
     acts: tuple[int, ...]  # places in activation.KINDS
     args: tuple[float, ...]  # two for each activation
     size: int  # P
+
+    def room(self, samples: int) -> tuple[int, ...]:
+        """Places in a row of scratch (see `mlp_scratch.py`): inputs, pre-activations, two of cotangents, the end."""
+        widths = tuple(map(block, self.dims))
+        return tuple(accumulate((*widths, max(widths), max(widths)), lambda at, w: at + block(samples) * w, initial=0))
 
     def constants(self) -> dict[str, Any]:
         """The kernels' compile-time arguments."""

@@ -37,7 +37,7 @@ def step(
         if HYPER[0] > 0:
             b = d + HYPER[0] * load_state(p_old, offsets, m_load, first)
             tl.store(p_new + offsets, b, mask=m_store)
-            d = d + HYPER[0] * b if HYPER[1] else b
+            d = d + HYPER[0] * b if HYPER[1] > 0 else b
         new = phi - lr * d
     else:
         m = HYPER[0] * load_state(p_old, offsets, m_load, first) + (1.0 - HYPER[0]) * g
@@ -56,8 +56,8 @@ def pulled_sgd(lam, lr, p_sigma, offsets, mask, first, HYPER: tl.constexpr):
     v = du
     sigma = du
     if HYPER[0] > 0:
-        db = load_state(p_sigma, offsets, mask, first) + (HYPER[0] * du if HYPER[1] else du)
-        v = db + du if HYPER[1] else db
+        db = load_state(p_sigma, offsets, mask, first) + (HYPER[0] * du if HYPER[1] > 0 else du)
+        v = db + du if HYPER[1] > 0 else db
         sigma = HYPER[0] * db
     return v, sigma
 
@@ -85,3 +85,54 @@ def pulled_adam(
     tl.store(p_sigma + offsets, HYPER[0] * dm, mask=m_store)
     tl.store(p_sigma + STRIDE + offsets, HYPER[1] * dv, mask=m_store)
     return (1.0 - HYPER[0]) * dm + 2.0 * (1.0 - HYPER[1]) * g * dv
+
+
+@triton.jit
+def use_gradient(
+    g, phi, at, offsets, m_load, m_store, p_out, p_state, p_next, p_lam, p_lr, p_steps, first, last, P: tl.constexpr,
+    USE: tl.constexpr, RULE: tl.constexpr, HYPER: tl.constexpr, LR_EACH: tl.constexpr,
+):  # fmt: skip
+    """What becomes of a block of gradient g, `at` its place in a row; `p_out` takes it.
+
+    "store": g itself; "step": φ_{k+1}, the state going from `p_state` to `p_next`; "pull": Adam's v, σ in `p_next`.
+    """
+    out = g
+    if USE != "store":
+        lr = learning_rate(p_lr + at, p_steps, offsets, m_load, LR_EACH)
+        if USE == "step":
+            out = step(phi, g, p_state + at, p_next + at, p_steps, lr, offsets, m_load, m_store, first, P, RULE, HYPER)
+        else:
+            lam = tl.load(p_lam + at + offsets, mask=m_load, other=0.0)
+            out = pulled_adam(lam, g, lr, p_next + at, p_state + at, p_steps, offsets, m_load, m_store, first, last, P,
+                              HYPER)  # fmt: skip
+    tl.store(p_out + at + offsets, out, mask=m_store)
+
+
+@triton.jit
+def pulled(
+    at, offsets, mask, p_lam, p_sigma, p_v, p_lr, p_steps, last, RULE: tl.constexpr, HYPER: tl.constexpr,
+    LR_EACH: tl.constexpr,
+):  # fmt: skip
+    """λ, v (what the Hessian is multiplied by) and the new σ of a block. Adam's v was stored, as it needs gradients."""
+    lr = learning_rate(p_lr + at, p_steps, offsets, mask, LR_EACH)
+    lam = tl.load(p_lam + at + offsets, mask=mask, other=0.0)
+    if RULE == "sgd":
+        v, sigma = pulled_sgd(lam, lr, p_sigma + at, offsets, mask, last, HYPER)
+    else:
+        v = tl.load(p_v + at + offsets, mask=mask, other=0.0)
+        sigma = v
+    return lam, v, sigma
+
+
+@triton.jit
+def push(
+    h, at, offsets, m_load, m_store, p_lam, p_sigma, p_v, p_lr, p_steps, last, RULE: tl.constexpr,
+    HYPER: tl.constexpr, LR_EACH: tl.constexpr,
+):  # fmt: skip
+    """λ_k = direct + h of a block, h = H v, and, of an optimiser with momentum, σ_k; both in place."""
+    lam, v, sigma = pulled(at, offsets, m_load, p_lam, p_sigma, p_v, p_lr, p_steps, last, RULE, HYPER, LR_EACH)
+    if RULE == "sgd":
+        lam = lam + HYPER[2] * v
+        if HYPER[0] > 0:
+            tl.store(p_sigma + at + offsets, sigma, mask=m_store)
+    tl.store(p_lam + at + offsets, lam + h, mask=m_store)

@@ -1,6 +1,7 @@
 """Linear layers. Pieces for the kernels of `mlp_loop`; below them, kernels of one layer of all tasks, of any width.
 
-A weight [OUT, IN] is loaded as it lies, output-major: transposing happens on chip, and loads stay 128 bits wide.
+A weight [OUT, IN] is loaded as it lies, output-major: transposing happens on chip, and loads stay 128 bits wide. A
+block [BO, BI] of it begins at row `o` and column `i`.
 The kernels of one layer take T tasks' rows of φ, `row` values apart (0: all read θ); the weight lies at `w_at`, its
 bias BIAS values behind it (0: none). Other rows of parameters are P values. A program makes one tile of one task.
 Tensors are [T, N, IN] and [T, N, OUT], contiguous.
@@ -16,54 +17,53 @@ NO_ACT = tl.constexpr(IDENTITY)
 
 
 @triton.jit
-def dot(a, b, PRECISION: tl.constexpr):
-    """a b in float32; PRECISION is `tl.dot`'s input_precision, or "bf16" for operands rounded to bfloat16."""
-    tl.debug_barrier()  # or the loads of several products are put in front of all of them, and fill the registers
+def accumulate(total, a, b, PRECISION: tl.constexpr):
+    """total + a b in float32; PRECISION is `tl.dot`'s input_precision, or "bf16" for operands rounded to bfloat16.
+
+    Operands may be stored in bfloat16.
+    """
     if PRECISION == "bf16":
-        product = tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16))
+        total = tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16), total)
     else:
-        product = tl.dot(a, b, input_precision=PRECISION)
-    return product
+        total = tl.dot(a.to(tl.float32), b.to(tl.float32), total, input_precision=PRECISION)
+    return total
 
 
 @triton.jit
-def weight_block(OUT: tl.constexpr, IN: tl.constexpr, BO: tl.constexpr, BI: tl.constexpr):
+def dot(a, b, PRECISION: tl.constexpr):
+    """a b, computed after all that comes before it."""
+    tl.debug_barrier()  # or the loads of several products are put in front of all of them, and fill the registers
+    return accumulate(tl.zeros([a.shape[0], b.shape[1]], tl.float32), a, b, PRECISION)
+
+
+@triton.jit
+def weight_block(OUT: tl.constexpr, IN: tl.constexpr, BO: tl.constexpr, BI: tl.constexpr, o=0, i=0):
     """Offsets, mask of the weight, and mask with the padding behind it (to 16 bytes), which stores fill with zero."""
-    o_r, o_c = tl.arange(0, BO)[:, None], tl.arange(0, BI)[None, :]
+    o_r, o_c = o + tl.arange(0, BO)[:, None], i + tl.arange(0, BI)[None, :]
     mask = (o_r < OUT) & (o_c < IN)
     gap: tl.constexpr = (4 - (OUT * IN) % 4) % 4  # where there is one, OUT is no multiple of 4 and so smaller than BO
     return o_r * IN + o_c, mask, mask | ((o_r == OUT) & (o_c < gap))
 
 
 @triton.jit
-def bias_block(OUT: tl.constexpr, BO: tl.constexpr):
+def bias_block(OUT: tl.constexpr, BO: tl.constexpr, o=0):
     """The same of a bias."""
-    o_c = tl.arange(0, BO)
+    o_c = o + tl.arange(0, BO)
     return o_c, o_c < OUT, o_c < (OUT + 3) // 4 * 4
 
 
 @triton.jit
-def weight(p, OUT: tl.constexpr, IN: tl.constexpr, BO: tl.constexpr, BI: tl.constexpr):
+def weight(p, OUT: tl.constexpr, IN: tl.constexpr, BO: tl.constexpr, BI: tl.constexpr, o=0, i=0):
     """[BO, BI], zero outside."""
-    offsets, mask, _ = weight_block(OUT, IN, BO, BI)
+    offsets, mask, _ = weight_block(OUT, IN, BO, BI, o, i)
     return tl.load(p + offsets, mask=mask, other=0.0)
 
 
 @triton.jit
-def bias(p, OUT: tl.constexpr, BO: tl.constexpr):
+def bias(p, OUT: tl.constexpr, BO: tl.constexpr, o=0):
     """[BO], zero outside."""
-    offsets, mask, _ = bias_block(OUT, BO)
+    offsets, mask, _ = bias_block(OUT, BO, o)
     return tl.load(p + offsets, mask=mask, other=0.0)
-
-
-@triton.jit
-def dot_plus(total, a, b, PRECISION: tl.constexpr):
-    """total + a b, as `dot`; operands may be stored in bfloat16."""
-    if PRECISION == "bf16":
-        total = tl.dot(a.to(tl.bfloat16), b.to(tl.bfloat16), total)
-    else:
-        total = tl.dot(a.to(tl.float32), b.to(tl.float32), total, input_precision=PRECISION)
-    return total
 
 
 @triton.jit
@@ -114,11 +114,11 @@ def linear_forward_kernel(
         if PRIMAL or X_MOVES:
             w = tl.trans(matrix(p_w, o_o, o_i, OUT, IN))
         if PRIMAL:
-            z = dot_plus(z, x, w, PRECISION)
+            z = accumulate(z, x, w, PRECISION)
         if DUAL:
-            z_dot = dot_plus(z_dot, x, tl.trans(matrix(p_w_dot, o_o, o_i, OUT, IN)), PRECISION)
+            z_dot = accumulate(z_dot, x, tl.trans(matrix(p_w_dot, o_o, o_i, OUT, IN)), PRECISION)
         if X_MOVES:
-            z_dot = dot_plus(z_dot, matrix(p_x_dot, o_n, o_i, N, IN), w, PRECISION)
+            z_dot = accumulate(z_dot, matrix(p_x_dot, o_n, o_i, N, IN), w, PRECISION)
     at_task = i_task * (N * OUT)
     if PRIMAL:
         if BIAS != 0:
@@ -153,10 +153,10 @@ def linear_backward_kernel(
         o_o = at + tl.arange(0, BO)
         dz = matrix(p_dz, o_n, o_o, N, OUT)
         w = matrix(p_w, o_o, o_i, OUT, IN)
-        dx = dot_plus(dx, dz, w, PRECISION)
+        dx = accumulate(dx, dz, w, PRECISION)
         if DUAL:
-            dx_dot = dot_plus(dx_dot, matrix(p_dz_dot, o_n, o_o, N, OUT), w, PRECISION)
-            dx_dot = dot_plus(dx_dot, dz, matrix(p_w_dot, o_o, o_i, OUT, IN), PRECISION)
+            dx_dot = accumulate(dx_dot, matrix(p_dz_dot, o_n, o_o, N, OUT), w, PRECISION)
+            dx_dot = accumulate(dx_dot, dz, matrix(p_w_dot, o_o, o_i, OUT, IN), PRECISION)
     at_task = i_task * (N * IN)
     if ACT != NO_ACT:
         z = matrix(p_z + at_task, o_n, o_i, N, IN)
@@ -191,13 +191,13 @@ def linear_weight_kernel(
         x = matrix(p_x, o_n, o_i, N, IN)
         if DUAL:
             dz_dot = matrix(p_dz_dot, o_n, o_o, N, OUT)
-            g = dot_plus(g, tl.trans(dz_dot), x, PRECISION)
+            g = accumulate(g, tl.trans(dz_dot), x, PRECISION)
             g_bias += tl.sum(dz_dot.to(tl.float32), 0)
         else:
-            g = dot_plus(g, tl.trans(dz), x, PRECISION)
+            g = accumulate(g, tl.trans(dz), x, PRECISION)
             g_bias += tl.sum(dz.to(tl.float32), 0)
         if X_MOVES:
-            g = dot_plus(g, tl.trans(dz), matrix(p_x_dot, o_n, o_i, N, IN), PRECISION)
+            g = accumulate(g, tl.trans(dz), matrix(p_x_dot, o_n, o_i, N, IN), PRECISION)
     w_at = tl.multiple_of(w_at, 4)
     p_phi += i_task * tl.multiple_of(row, 4) + w_at
     p_to += i_task * P + w_at

@@ -12,7 +12,7 @@ from .description import Adapted, Chain, InnerRule, LossRule
 from .launch import launch
 from .mean_over_tasks import mean_kernel
 from .mlp_loop import adapt_kernel, adjoint_kernel, apply_kernel
-from .tiles import STAGES, block, dot_precision, warps
+from .tiles import MOST_REGISTERS, STAGES, block, dot_precision, streams, warps
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,20 @@ class MLP:
     def _common(self, samples: int) -> dict[str, Any]:
         constants = self.chain.constants()
         size = block(samples)
+        blocks = (*constants["BLOCKS"], size)
         return {
-            **constants, "BN": size, "PRECISION": dot_precision(self.precision, (*constants["BLOCKS"], size)),
-            "num_warps": warps((*constants["BLOCKS"], size)), "num_stages": STAGES,
+            **constants, "BN": size, "ROOM": self.chain.room(samples), "STREAM": self._streams(samples),
+            "PRECISION": dot_precision(self.precision, blocks), "num_warps": warps(blocks), "num_stages": STAGES,
+            "maxnreg": MOST_REGISTERS if self._streams(samples) else None,
         }  # fmt: skip
+
+    def _room(self, x: Tensor, samples: int, halves: int) -> Tensor:
+        """Scratch for all tasks' activations and, as a second half, their tangents; none where registers hold them."""
+        room = self.chain.room(samples)
+        return x.new_empty(x.shape[0] if self._streams(samples) else 0, halves, room[-1])
+
+    def _streams(self, samples: int) -> bool:
+        return streams((*self.chain.constants()["BLOCKS"], block(samples)), self.inner.states)
 
     def _loop(self, x: Tensor, lr: Tensor | None) -> dict[str, Any]:
         samples = x.shape[1]
@@ -46,10 +56,10 @@ class MLP:
         `keep` leaves all φ_k for `adjoint`. `lr` [K, P] gives every parameter its own learning rate in every step.
         """
         adapted = self.inner.start(theta, x, keep=keep)
-        schedule = self.inner.schedule(x.device)
+        schedule, room = self.inner.schedule(x.device), self._room(x, self.inner.batch or x.shape[1], 1)
         launch(
             adapt_kernel, (x.shape[0],), adapted.phis, adapted.states, adapted.bad, x, y,
-            schedule if lr is None else lr, schedule, x.shape[0], adapted.sets, **self._loop(x, lr),
+            schedule if lr is None else lr, schedule, room, x.shape[0], adapted.sets, **self._loop(x, lr),
         )  # fmt: skip
         return adapted
 
@@ -67,9 +77,9 @@ class MLP:
         nothing = losses
         launch(
             apply_kernel, (tasks,), adapted.phis, nothing if lam is None else lam, adapted.bad,
-            nothing if finite is None else finite, x, y, outputs, losses, tasks, adapted.sets, K=steps, N=samples,
-            BACKWARD=lam is not None and not reptile, REPTILE=reptile, LAST=finite is not None, **loss.constants(),
-            **self._common(samples),
+            nothing if finite is None else finite, x, y, outputs, losses, self._room(x, samples, 1), tasks,
+            adapted.sets, K=steps, N=samples, BACKWARD=lam is not None and not reptile, REPTILE=reptile,
+            LAST=finite is not None, **loss.constants(), **self._common(samples),
         )  # fmt: skip
         return outputs, losses
 
@@ -81,10 +91,10 @@ class MLP:
         tasks, states = x.shape[0], self.inner.states
         sigma = x.new_empty(tasks, states, self.chain.size)
         v = x.new_empty(tasks if self.inner.name == "adam" else 0, self.chain.size)
-        schedule = self.inner.schedule(x.device)
+        schedule, room = self.inner.schedule(x.device), self._room(x, self.inner.batch or x.shape[1], 2)
         launch(
             adjoint_kernel, (tasks,), adapted.phis, lam, sigma, adapted.states, v, adapted.bad,
-            adapted.bad if finite is None else finite, x, y, schedule if lr is None else lr, schedule, tasks,
+            adapted.bad if finite is None else finite, x, y, schedule if lr is None else lr, schedule, room, tasks,
             adapted.sets, LAST=finite is not None, **self._loop(x, lr),
         )  # fmt: skip
 

@@ -13,7 +13,7 @@ So no gradient of a task is ever stored that only an optimiser wants. Pointers a
 import triton
 import triton.language as tl
 
-from .inner import learning_rate, pulled_adam, pulled_sgd, step
+from .inner import learning_rate, pulled_sgd, use_gradient
 
 
 @triton.jit
@@ -22,21 +22,17 @@ def deliver(
     SINK: tl.constexpr, RULE: tl.constexpr, HYPER: tl.constexpr, LR_EACH: tl.constexpr,
 ):  # fmt: skip
     """Takes a block of gradients to where they belong. `first`, `last`: 1 in the first and the last inner step."""
-    if SINK == "step":
-        phi = tl.load(p_phi + offsets, mask=m_load, other=0.0)
-        lr = learning_rate(p_lr, p_steps, offsets, m_load, LR_EACH)
-        out = step(phi, g, p_state, p_next, p_steps, lr, offsets, m_load, m_store, first, P, RULE, HYPER)
-    elif SINK == "pull":
-        lam = tl.load(p_with + offsets, mask=m_load, other=0.0)
-        lr = learning_rate(p_lr, p_steps, offsets, m_load, LR_EACH)
-        out = pulled_adam(lam, g, lr, p_next, p_state, p_steps, offsets, m_load, m_store, first, last, P, HYPER)
-    elif SINK == "add":
-        out = tl.load(p_to + offsets, mask=m_load, other=0.0) + g
+    if SINK == "add":
+        lam = tl.load(p_to + offsets, mask=m_load, other=0.0) + g
         if RULE == "sgd" and HYPER[2] > 0:
-            out += HYPER[2] * tl.load(p_with + offsets, mask=m_load, other=0.0)
+            lam += HYPER[2] * tl.load(p_with + offsets, mask=m_load, other=0.0)
+        tl.store(p_to + offsets, lam, mask=m_store)
     else:
-        out = g
-    tl.store(p_to + offsets, out, mask=m_store)
+        phi = g
+        if SINK == "step":
+            phi = tl.load(p_phi + offsets, mask=m_load, other=0.0)
+        use_gradient(g, phi, 0, offsets, m_load, m_store, p_to, p_state, p_next, p_with, p_lr, p_steps, first, last, P,
+                     SINK, RULE, HYPER, LR_EACH)  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["last"])

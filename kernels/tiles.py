@@ -13,7 +13,7 @@ MOST = 128
 a product stages two."""
 
 DEEPEST = 8
-"""Layers of `mlp_loop`: activations of all layers live in registers and, beyond those, in local memory."""
+"""Layers of `mlp_loop`: kernels are unrolled over them, and eight take the compiler a minute."""
 
 MOST_OUTPUTS = 1024
 """Of the last layer where layers run one by one: a program of `loss_kernel` holds four samples' outputs whole."""
@@ -26,6 +26,11 @@ def block(size: int) -> int:
 
 STAGES = 1
 """Loads ahead of their products. A loop here reads what its last round wrote, so there is nothing to load ahead."""
+
+
+MOST_REGISTERS = 255
+"""Of a thread. Said aloud where activations live in scratch, as otherwise the assembler may spill a little to fit two
+programs on a multiprocessor (1-40-40-1 on sm_90, plain multiply-adds: 128 registers and 32 bytes of stack)."""
 
 
 def _arch() -> int:
@@ -54,9 +59,19 @@ def warps(blocks: tuple[int, ...]) -> int:
     """Warps of a program whose widest block is the largest of `blocks`.
 
     At 64 wide the adjoint leaves 832 bytes on the stack with four (1-40-40-1, sm_90, Triton 3.6), 752 with sixteen,
-    which have 128 registers each, and none with eight.
+    which have 128 registers each, and none with eight; at 32 wide 256 bytes with four (2-32-5 on 25 samples).
     """
-    return 4 if max(blocks) <= 32 else 8
+    return 4 if max(blocks) <= 16 else 8
+
+
+def streams(blocks: tuple[int, ...], states: int) -> bool:
+    """Whether activations live in scratch: of layers and samples padded to `blocks`, an optimiser with `states`.
+
+    Otherwise they live in registers, which spares a meta-step their way through the cache. Of 128-128-128-5 with 128
+    samples that leaves 4.9 kB on the stack (adjoint, sm_90, float32); at 64 wide, with SGD none, with momentum 96 to
+    504 bytes and with Adam up to 48 (1-40-40-1). From the fifth layer on there are too many of them.
+    """
+    return max(blocks) > 64 or len(blocks) > 6 or (max(blocks) > 32 and states > 0)
 
 
 LAYER_STAGES = 2
