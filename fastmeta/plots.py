@@ -115,7 +115,7 @@ def plot_codes(learners: Mapping[str, MetaLearner], images: Tensor, labels: Tens
             model = copy.deepcopy(learner.module)
             model.load_state_dict({key: value[0] for key, value in fast.items()})
             assert isinstance(model, ClusteringAutoencoder)
-            codes = model.encoder(images)
+            codes = model.norm(model.encoder(images))
             mean = codes.mean(0)
             axes_of = torch.linalg.svd(codes - mean, full_matrices=False).Vh[:2].T
             flat, centres = ((part - mean) @ axes_of for part in (codes, model.centres))

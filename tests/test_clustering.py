@@ -41,7 +41,9 @@ def test_assignments():
     x = torch.rand(5, 1, 8, 8, dtype=torch.float64)
     reconstruction, q = model(x)
     assert reconstruction.shape == x.shape
-    distance = torch.cdist(model.encoder(x), model.centres).square()
+    codes = model.encoder(x)
+    codes = (codes - codes.mean(0)) / (codes.var(0, unbiased=False) + model.norm.eps).sqrt()
+    distance = torch.cdist(codes, model.centres).square()
     kernel = 1 / (1 + distance)
     torch.testing.assert_close(q, kernel / kernel.sum(1, keepdim=True))
 

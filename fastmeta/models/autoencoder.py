@@ -12,9 +12,10 @@ EPSILON = 1e-8
 class ClusteringAutoencoder(nn.Module):
     """Images [N, C, H, W] → (reconstruction [N, C, H, W], soft assignments [N, clusters]).
 
-    The encoder is three strided convolutions and a linear layer, the decoder its mirror image with nearest-neighbour
-    enlargement. An image's assignment to centre μ_j is Student's t kernel on their codes, (1 + ‖z − μ_j‖²)^-1,
-    normalised over the centres (eq. 1 of the paper with one degree of freedom).
+    The encoder is two strided convolutions and a linear layer, the decoder its mirror image with nearest-neighbour
+    enlargement. Codes are normalised over the batch, to the variance that the centres have at first: without that all
+    images fell to one centre. An image's assignment to centre μ_j is Student's t kernel on their codes,
+    (1 + ‖z − μ_j‖²)^-1, normalised over the centres (eq. 1 of the paper with one degree of freedom).
 
     Args:
         shape: (C, H, W) of the images; H and W multiples of 4.
@@ -51,10 +52,11 @@ class ClusteringAutoencoder(nn.Module):
             nn.Conv2d(channels, inputs, 3, padding=1),
             nn.Sigmoid(),
         )
+        self.norm = nn.BatchNorm1d(latent, affine=False, track_running_stats=False)
         self.centres = nn.Parameter(torch.randn(clusters, latent))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        z = self.encoder(x)
+        z = self.norm(self.encoder(x))
         difference = z.unsqueeze(1) - self.centres
         kernel = 1.0 / (1.0 + (difference * difference).sum(2))
         return self.decoder(z), kernel / kernel.sum(1, keepdim=True)

@@ -26,7 +26,7 @@ class Pooled:
         return self.family.device
 
     def sample(self, tasks: int, generator: torch.Generator) -> Episodes:
-        """Draw `tasks` episodes; the support set is one sample of the task, which nobody adapts to."""
+        """Draw `tasks` episodes; the support set is two samples of the task, which nobody adapts to."""
         support_x, support_y, query_x, query_y = self.family.sample(tasks, generator)
         x, y = torch.cat([support_x, query_x], 1), torch.cat([support_y, query_y], 1)
-        return Episodes(x[:, :1], y[:, :1], x, y)
+        return Episodes(x[:, :2], y[:, :2], x, y)
