@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import copy
 import random
+from typing import NamedTuple
 
 import pytest
 import torch
+import torch.nn.functional as F
+from meta_steps import classification, mlp
+from test_golden import learner_of as learner_of_case
+from torch import nn
 
 import fastmeta
 
@@ -15,6 +20,24 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 needs_kernels = pytest.mark.skipif(
     DEVICE == "cpu" and not knobs.runtime.interpret, reason="needs a GPU or TRITON_INTERPRET=1"
 )
+
+
+class Shape(NamedTuple):
+    """A classification by perceptrons: widths of the layers, tasks, samples of each, inner steps."""
+
+    widths: tuple[int, ...]
+    tasks: int
+    support: int
+    query: int
+    steps: int = 2
+
+    def batch(self):
+        return classification(
+            self.widths[0], tasks=self.tasks, support=self.support, query=self.query, classes=self.widths[-1]
+        )
+
+    def options(self):
+        return {"inner_steps": self.steps, "inner_loss": F.cross_entropy}
 
 
 def results(model, batch, backend, dtype, algorithm=fastmeta.MAML, **options):
@@ -46,6 +69,22 @@ def assert_as_good_as_torch(model, batch, **options):
         error, allowed = ((r[name].double().cpu() - want).norm() for r in (got, torch_error))
         assert got[name].isfinite().all(), name
         assert error <= 2 * allowed + 1e-6 * want.norm(), (name, (error / want.norm()).item())
+
+
+def check_golden(golden):
+    """A golden case's meta-step."""
+    batch = [golden[name] for name in ("support_x", "support_y", "query_x", "query_y")]
+    learner = learner_of_case(golden)
+    options = {name: getattr(learner, name) for name in ("inner_loss", "inner_optimizer", "inner_steps")}
+    assert_as_good_as_torch(learner.module, batch, algorithm=type(learner), **options)
+
+
+def check_smoothed_and_ignored_labels():
+    """Cross-entropy where one support and one query label do not count."""
+    batch = classification(4, tasks=2, support=6, query=6, classes=3)
+    batch.support_y[0, 2] = batch.query_y[1, 0] = 255
+    loss = nn.CrossEntropyLoss(label_smoothing=0.1, ignore_index=255)
+    assert_as_good_as_torch(mlp(4, 9, 3), batch, inner_loss=loss)
 
 
 def permuted_programs(monkeypatch):

@@ -5,9 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel_runs import assert_as_good_as_torch, needs_kernels
+from kernel_runs import (
+    assert_as_good_as_torch,
+    check_golden,
+    needs_kernels,
+)
 from meta_steps import classification
-from test_golden import learner_of as learner_of_case
 from torch import nn
 
 import fastmeta
@@ -119,7 +122,4 @@ def test_gradients_of_task_losses_and_learners():
 
 @pytest.mark.golden("conv4_*")
 def test_golden(golden):
-    batch = [golden[name] for name in ("support_x", "support_y", "query_x", "query_y")]
-    learner = learner_of_case(golden)
-    options = {name: getattr(learner, name) for name in ("inner_loss", "inner_optimizer", "inner_steps")}
-    assert_as_good_as_torch(learner.module, batch, algorithm=type(learner), **options)
+    check_golden(golden)

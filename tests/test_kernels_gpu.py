@@ -18,7 +18,7 @@ import test_kernels_mlp_loop
 import torch
 import torch.nn.functional as F
 from kernel_runs import results
-from meta_steps import classification, mlp, regression
+from meta_steps import mlp, regression
 from torch import nn
 
 import fastmeta
@@ -68,12 +68,8 @@ def meta_step(case: Case) -> tuple[nn.Module, Any, dict[str, Any]]:
         batch = regression(features=widths[0], outputs=widths[-1])
         activation = nn.Tanh if activation is nn.ReLU else activation  # no kinks to fall over
         return mlp(*widths, activation=activation), batch, {"inner_loss": F.mse_loss, **options}
-    row = (test_kernels_mlp_loop if table == "loop" else test_kernels_linear).SHAPES[case.name]
-    widths = row["widths"]
-    batch = classification(
-        widths[0], tasks=row["tasks"], support=row["support"], query=row["query"], classes=widths[-1]
-    )
-    return mlp(*widths), batch, {"inner_loss": F.cross_entropy, "inner_steps": row.get("steps", 2)}
+    shape = (test_kernels_mlp_loop if table == "loop" else test_kernels_linear).SHAPES[case.name]
+    return mlp(*shape.widths), shape.batch(), shape.options()
 
 
 @contextmanager

@@ -7,9 +7,17 @@ import contextlib
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel_runs import DEVICE, assert_as_good_as_torch, needs_kernels, permuted_programs, results
+from kernel_runs import (
+    DEVICE,
+    Shape,
+    assert_as_good_as_torch,
+    check_golden,
+    check_smoothed_and_ignored_labels,
+    needs_kernels,
+    permuted_programs,
+    results,
+)
 from meta_steps import classification, mlp, regression
-from test_golden import learner_of as learner_of_case
 from test_kernels_mlp_loop import CASES, float_batch, learner_of
 from torch import nn
 
@@ -41,40 +49,29 @@ def test_regression(name):
 @pytest.mark.usefixtures("layer_by_layer")
 @pytest.mark.golden("[!c]*")  # all but Conv4
 def test_golden(golden):
-    batch = [golden[name] for name in ("support_x", "support_y", "query_x", "query_y")]
-    learner = learner_of_case(golden)
-    options = {name: getattr(learner, name) for name in ("inner_loss", "inner_optimizer", "inner_steps")}
-    assert_as_good_as_torch(learner.module, batch, algorithm=type(learner), **options)
+    check_golden(golden)
 
 
 SHAPES = {
-    "129 wide": dict(widths=(129, 130, 2), tasks=1, support=3, query=5),
-    "one sample of width 1": dict(widths=(1, 1), tasks=1, support=1, query=1),
-    "more samples than a tile": dict(widths=(3, 127, 128, 40, 20), tasks=1, support=130, query=257),
-    "eleven layers": dict(widths=(2, *[7] * 10, 5), tasks=2, support=4, query=3),
-    "37 tasks": dict(widths=(2, 3), tasks=37, support=2, query=1, steps=1),
-    "300 classes": dict(widths=(6, 300), tasks=2, support=5, query=7),
+    "129 wide": Shape((129, 130, 2), tasks=1, support=3, query=5),
+    "one sample of width 1": Shape((1, 1), tasks=1, support=1, query=1),
+    "more samples than a tile": Shape((3, 127, 128, 40, 20), tasks=1, support=130, query=257),
+    "eleven layers": Shape((2, *[7] * 10, 5), tasks=2, support=4, query=3),
+    "37 tasks": Shape((2, 3), tasks=37, support=2, query=1, steps=1),
+    "300 classes": Shape((6, 300), tasks=2, support=5, query=7),
 }
 
 
 @pytest.mark.usefixtures("poison", "layer_by_layer")
 @pytest.mark.parametrize("name", SHAPES)
 def test_classification(name):
-    case = SHAPES[name]
-    widths = case["widths"]
-    batch = classification(
-        widths[0], tasks=case["tasks"], support=case["support"], query=case["query"], classes=widths[-1]
-    )
-    options = {"inner_steps": case.get("steps", 2), "inner_loss": F.cross_entropy}
-    assert_as_good_as_torch(mlp(*widths), batch, **options)
+    shape = SHAPES[name]
+    assert_as_good_as_torch(mlp(*shape.widths), shape.batch(), **shape.options())
 
 
 @pytest.mark.usefixtures("layer_by_layer")
 def test_smoothed_and_ignored_labels():
-    batch = classification(4, tasks=2, support=6, query=6, classes=3)
-    batch.support_y[0, 2] = batch.query_y[1, 0] = 255
-    loss = nn.CrossEntropyLoss(label_smoothing=0.1, ignore_index=255)
-    assert_as_good_as_torch(mlp(4, 9, 3), batch, inner_loss=loss)
+    check_smoothed_and_ignored_labels()
 
 
 @pytest.mark.parametrize("memory", ["save", "recompute"])

@@ -7,9 +7,16 @@ import contextlib
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel_runs import DEVICE, assert_as_good_as_torch, needs_kernels, permuted_programs
+from kernel_runs import (
+    DEVICE,
+    Shape,
+    assert_as_good_as_torch,
+    check_golden,
+    check_smoothed_and_ignored_labels,
+    needs_kernels,
+    permuted_programs,
+)
 from meta_steps import classification, mlp, regression
-from test_golden import learner_of as learner_of_case
 from torch import nn
 
 import fastmeta
@@ -52,31 +59,24 @@ class Sine(nn.Module):
 
 
 SHAPES = {
-    "one sample of width 1": dict(widths=(1, 1), tasks=1, support=1, query=1),
-    "127 wide": dict(widths=(127, 127, 2), tasks=1, support=3, query=5),
-    "128 wide, 128 samples": dict(widths=(128, 128, 5), tasks=1, support=128, query=17),
-    "eight layers": dict(widths=(2, 5, 6, 7, 8, 9, 10, 11, 3), tasks=2, support=4, query=3),
-    "257 tasks": dict(widths=(2, 3), tasks=257, support=2, query=1, steps=1),
-    "20 classes": dict(widths=(6, 40, 20), tasks=3, support=20, query=7),
+    "one sample of width 1": Shape((1, 1), tasks=1, support=1, query=1),
+    "127 wide": Shape((127, 127, 2), tasks=1, support=3, query=5),
+    "128 wide, 128 samples": Shape((128, 128, 5), tasks=1, support=128, query=17),
+    "eight layers": Shape((2, 5, 6, 7, 8, 9, 10, 11, 3), tasks=2, support=4, query=3),
+    "257 tasks": Shape((2, 3), tasks=257, support=2, query=1, steps=1),
+    "20 classes": Shape((6, 40, 20), tasks=3, support=20, query=7),
 }
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_classification(name):
-    case = SHAPES[name]
-    widths = case["widths"]
-    batch = classification(
-        widths[0], tasks=case["tasks"], support=case["support"], query=case["query"], classes=widths[-1]
-    )
-    options = {"inner_steps": case.get("steps", 2), "inner_loss": F.cross_entropy}
-    assert_as_good_as_torch(mlp(*widths, activation=Sine if len(widths) < 9 else nn.Tanh), batch, **options)
+    shape = SHAPES[name]
+    model = mlp(*shape.widths, activation=Sine if len(shape.widths) < 9 else nn.Tanh)
+    assert_as_good_as_torch(model, shape.batch(), **shape.options())
 
 
 def test_smoothed_and_ignored_labels():
-    batch = classification(4, tasks=2, support=6, query=6, classes=3)
-    batch.support_y[0, 2] = batch.query_y[1, 0] = 255
-    loss = nn.CrossEntropyLoss(label_smoothing=0.1, ignore_index=255)
-    assert_as_good_as_torch(mlp(4, 9, 3), batch, inner_loss=loss)
+    check_smoothed_and_ignored_labels()
 
 
 def test_layers_without_bias_and_images():
@@ -86,10 +86,7 @@ def test_layers_without_bias_and_images():
 
 @pytest.mark.golden("[!c]*")  # all but Conv4
 def test_golden(golden):
-    batch = [golden[name] for name in ("support_x", "support_y", "query_x", "query_y")]
-    learner = learner_of_case(golden)
-    options = {name: getattr(learner, name) for name in ("inner_loss", "inner_optimizer", "inner_steps")}
-    assert_as_good_as_torch(learner.module, batch, algorithm=type(learner), **options)
+    check_golden(golden)
 
 
 def learner_of(backend="triton", **options):
