@@ -29,8 +29,9 @@ STAGES = 1
 
 
 MOST_REGISTERS = 255
-"""Of a thread. Said aloud where activations live in scratch, as otherwise the assembler may spill a little to fit two
-programs on a multiprocessor (1-40-40-1 on sm_90, plain multiply-adds: 128 registers and 32 bytes of stack)."""
+"""Of a thread. Said aloud where activations live in scratch and where the sum of a layer's kernel is short, as otherwise the
+assembler may spill a little to fit more programs on a multiprocessor (1-40-40-1 on sm_90, plain multiply-adds: 128 registers and
+32 bytes of stack; 2 → 256 on sm_80: 40 registers and 4 bytes)."""
 
 
 def _arch() -> int:
@@ -91,6 +92,7 @@ class Tiles(NamedTuple):
     warps: int
     stages: int
     precision: str
+    most_registers: int | None = None  # the assembler's choice
 
     def grid(self, tasks: int, rows: int, columns: int) -> tuple[int]:
         """Programs for one result [rows, columns] a task."""
@@ -100,7 +102,7 @@ class Tiles(NamedTuple):
         """The kernel's compile-time arguments, of these names."""
         return {
             rows: self.rows, columns: self.columns, depth: self.depth, "PRECISION": self.precision,
-            "num_warps": self.warps, "num_stages": self.stages,
+            "num_warps": self.warps, "num_stages": self.stages, "maxnreg": self.most_registers,
         }  # fmt: skip
 
 
@@ -145,7 +147,8 @@ def layer_tiles(precision: str, samples: int, summed: int, columns: int, *, dual
         cols = 32  # 24 bytes with 64
     rows, cols = min(block(samples), rows), min(block(columns), cols)
     warps = 8 if rows * cols >= 4096 and not tensor_memory else 4
-    return Tiles(rows, cols, depth, warps, LAYER_STAGES, _layer_precision(precision))
+    registers = MOST_REGISTERS if short or tensor_memory else None
+    return Tiles(rows, cols, depth, warps, LAYER_STAGES, _layer_precision(precision), registers)
 
 
 def weight_tiles(precision: str, samples: int, inputs: int, outputs: int) -> Tiles:
