@@ -29,9 +29,9 @@ STAGES = 1
 
 
 MOST_REGISTERS = 255
-"""Of a thread. Said aloud where activations live in scratch and where the sum of a layer's kernel is short, as otherwise the
-assembler may spill a little to fit more programs on a multiprocessor (1-40-40-1 on sm_90, plain multiply-adds: 128 registers and
-32 bytes of stack; 2 → 256 on sm_80: 40 registers and 4 bytes)."""
+"""Of a thread. Said aloud where activations live in scratch and where the sum of a layer's kernel is short, as
+otherwise the assembler may spill a little to fit more programs on a multiprocessor (1-40-40-1 on sm_90, plain
+multiply-adds: 128 registers and 32 bytes of stack; 2 → 256 on sm_80: 40 registers and 4 bytes)."""
 
 
 def _arch() -> int:
