@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+from torch import Tensor, nn
 
 from .algorithms import MAML
 from .batch import TaskBatch
@@ -31,6 +31,7 @@ class Workload(NamedTuple):
     steps: int
     lr: float
     batch: Callable[[], TaskBatch]
+    loss: Callable[..., Tensor] = F.mse_loss
 
 
 def _sinusoids(tasks: int) -> TaskBatch:
@@ -45,15 +46,50 @@ def _images(tasks: int, side: int) -> TaskBatch:
     return TaskBatch(points, colours, points, colours)
 
 
+def _conv_net(inputs: int, channels: int, blocks: int, features: int, ways: int, *, padding: int = 1) -> nn.Sequential:
+    """Blocks of 3×3 convolution with bias, batch norm, ReLU and pool, then a linear layer of so many features."""
+    layers: list[nn.Module] = []
+    for block in range(blocks):
+        layers += [
+            nn.Conv2d(channels if block else inputs, channels, 3, padding=padding),
+            nn.BatchNorm2d(channels, track_running_stats=False), nn.ReLU(), nn.MaxPool2d(2),
+        ]  # fmt: skip
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, ways))
+
+
+def _few_shot(tasks: int, ways: int, support: int, query: int, *image: int) -> TaskBatch:
+    """Random images of so many classes, as many of each."""
+    source = torch.Generator().manual_seed(1)
+
+    def samples(count: int) -> tuple[Tensor, Tensor]:
+        labels = (torch.arange(count) % ways).expand(tasks, -1).contiguous()
+        return torch.rand(tasks, count, *image, generator=source), labels
+
+    return TaskBatch(*samples(support), *samples(query))
+
+
 WORKLOADS = {
     "sinusoid-k1": Workload(sinusoid_mlp, 1, 0.01, lambda: _sinusoids(25)),
     "sinusoid": Workload(sinusoid_mlp, 5, 0.01, lambda: _sinusoids(25)),
     "sinusoid-10k": Workload(sinusoid_mlp, 5, 0.01, lambda: _sinusoids(10_000)),
     "siren-64": Workload(siren, 3, 0.01, lambda: _images(16, 64)),
     "siren-8": Workload(siren, 3, 0.01, lambda: _images(1, 8)),  # as much of it as an interpreter can run
+    "omniglot-20w1s": Workload(
+        lambda: _conv_net(1, 64, 4, 64, 20), 5, 0.1, lambda: _few_shot(32, 20, 20, 20, 1, 28, 28), F.cross_entropy
+    ),
+    "torchbench-maml": Workload(
+        lambda: _conv_net(1, 64, 3, 64, 5, padding=0),
+        5,
+        0.1,
+        lambda: _few_shot(32, 5, 25, 75, 1, 28, 28),
+        F.cross_entropy,
+    ),
+    "mini-5w1s": Workload(
+        lambda: _conv_net(3, 32, 4, 800, 5), 5, 0.01, lambda: _few_shot(4, 5, 5, 75, 3, 84, 84), F.cross_entropy
+    ),
 }
-"""MAML on 10 + 10 points of Finn et al.'s sinusoids, network 1-40-40-1; and on images of SIDE × SIDE pixels, network
-2-256-256-256-3."""
+"""MAML on 10 + 10 points of Finn et al.'s sinusoids, network 1-40-40-1; on images of SIDE × SIDE pixels, network
+2-256-256-256-3; and on Omniglot and miniImageNet with Conv4-64 and Conv4-32, and TorchBench's `maml_omniglot`."""
 DESIGNED = ("sinusoid-k1", "sinusoid", "sinusoid-10k", "siren-64")
 """Those of the design, at full size."""
 
@@ -61,9 +97,9 @@ Row = dict[str, Any]
 
 
 def _session(workload: str, precision: Any) -> Session:
-    model, steps, lr, batch = WORKLOADS[workload]
+    model, steps, lr, batch, loss = WORKLOADS[workload]
     learner = MAML(
-        model(), inner_loss=F.mse_loss, inner_optimizer=SGD(lr=lr), inner_steps=steps, backend="triton",
+        model(), inner_loss=loss, inner_optimizer=SGD(lr=lr), inner_steps=steps, backend="triton",
         precision=precision,
     )  # fmt: skip
     return learner._sessions.open(learner, batch(), steps)

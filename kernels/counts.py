@@ -99,6 +99,11 @@ class Counts:
             touched[start][at : at + phi.numel() * phi.element_size()] = False
         return sum(int(t.sum()) for t in touched.values())
 
+    def written_twice(self) -> set[str]:
+        """The launches of which some element was stored twice."""
+        parts = ((name, np.concatenate(stores)) for name, stores in zip(self.launches, self._written, strict=True))
+        return {name for name, addresses in parts if np.unique(addresses).size < addresses.size}
+
     def times_written(self, tensor: Tensor) -> dict[str, Tensor]:
         """How often each launch that stored to a contiguous tensor stored each of its elements."""
         start, size, found = tensor.data_ptr(), tensor.element_size(), {}

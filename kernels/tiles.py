@@ -178,10 +178,14 @@ class PixelTiles(NamedTuple):
         return {rows: self.rows, columns: self.columns, "num_warps": self.warps, "num_stages": 1}
 
 
+PIXEL_VALUES = 2048
+"""Of a tile of what goes over pixels without a product: 16 a thread."""
+
+
 def pixel_tiles(rows: int, columns: int) -> PixelTiles:
-    """2,048 values: 16 a thread. 64 channels at a time are two lines of 128 bytes."""
+    """64 channels at a time are two lines of 128 bytes."""
     across = min(block(columns), 64)
-    return PixelTiles(min(block(rows), 2048 // across), across, 4)
+    return PixelTiles(min(block(rows), PIXEL_VALUES // across), across, 4)
 
 
 MOST_SHARES = 32

@@ -6,6 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from meta_steps import classification, mlp
+from torch import nn
 
 import fastmeta
 
@@ -68,6 +69,54 @@ def test_no_two_programs_of_a_layer_write_to_one_place(monkeypatch, optimizer):
             seen.add(launch.split(" ", 1)[1])
             assert written.max() == 1, launch
     assert {name.split()[0] for name in seen} == {name.split()[0] for name in counts.launches}
+
+
+def conv_net(blocks):
+    """Blocks with biases, of sizes that leave padding behind each parameter."""
+    layers = []
+    for block in range(blocks):
+        layers += [nn.Conv2d(5 if block else 1, 5, 3, padding=1), nn.BatchNorm2d(5, track_running_stats=False),
+                   nn.ReLU(), nn.MaxPool2d(2)]  # fmt: skip
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(5 * (7 // 2**blocks) ** 2, 3))
+
+
+def test_no_two_programs_of_a_convolution_write_to_one_place(monkeypatch):
+    """Tiles are small, so that there are several of everything."""
+    from fastmeta.kernels import tiles
+    from fastmeta.kernels.counts import counting
+
+    from fastmeta.batch import TaskBatch
+
+    monkeypatch.setattr(tiles, "PIXEL_VALUES", 512)
+    learner = fastmeta.MAML(
+        conv_net(2), inner_loss=F.cross_entropy, inner_optimizer=OPTIMIZERS["sgd"], inner_steps=1, backend="triton"
+    )
+    batch = TaskBatch(*classification(1, 7, 7, tasks=2, support=2, query=1, classes=3, dtype=torch.float32))
+    session = learner._sessions.open(learner, batch, 1)
+    with counting(watch=True) as counts:
+        _, _, tasks = session.meta_step(keep=True)
+    assert counts.written_twice() == set()
+    for phi in counts.trajectory:
+        assert (sum(counts.times_written(phi).values()) == 1).all(), "φ_1, padding and all"
+    assert (sum(counts.times_written(tasks.lam).values()) == 2).all(), "the query gradient, and the adjoint"
+
+
+def test_launches_of_conv4(monkeypatch):
+    """K = 5 and four blocks, in numbers that do not depend on the tasks or their samples; nothing runs."""
+    from fastmeta.kernels import launch
+
+    from fastmeta.batch import TaskBatch
+
+    learner = fastmeta.MAML(
+        fastmeta.models.build_model("conv4-pooled", ways=3, channels=4), inner_loss=F.cross_entropy,
+        inner_optimizer=fastmeta.SGD(lr=0.1), inner_steps=5, backend="triton",
+    )  # fmt: skip
+    batch = TaskBatch(*classification(1, 28, 28, tasks=2, support=3, query=2, classes=3, dtype=torch.float32))
+    session = learner._sessions.open(learner, batch, 5)
+    launches = []
+    monkeypatch.setattr(launch, "run", lambda kernel, *_: launches.append(kernel.__name__))
+    session.meta_step(keep=True)
+    assert len(launches) == 307
 
 
 def test_an_access_outside_of_the_tensors_is_an_error():
