@@ -300,9 +300,9 @@ def block_backward_kernel(
     p_state, p_next, p_lr, p_steps, row, first, last, N: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr,
     HP: tl.constexpr, WP: tl.constexpr, OUT: tl.constexpr, G_AT: tl.constexpr, B_AT: tl.constexpr,
     BIAS_AT: tl.constexpr, NORM: tl.constexpr, POOL: tl.constexpr, ACT: tl.constexpr, A: tl.constexpr,
-    B: tl.constexpr, P: tl.constexpr,
-    SHARES: tl.constexpr, BS: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr, DUAL: tl.constexpr,
-    SINK: tl.constexpr, RULE: tl.constexpr, HYPER: tl.constexpr, STATES: tl.constexpr, LR_EACH: tl.constexpr,
+    B: tl.constexpr, P: tl.constexpr, SHARES: tl.constexpr, BS: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr,
+    DUAL: tl.constexpr, SINK: tl.constexpr, RULE: tl.constexpr, HYPER: tl.constexpr, STATES: tl.constexpr,
+    LR_EACH: tl.constexpr,
 ):  # fmt: skip
     """dz from dy and the shares' parts of Σ g and Σ g x̂; DUAL its tangent too.
 

@@ -9,6 +9,7 @@ from meta_steps import classification, mlp
 from torch import nn
 
 import fastmeta
+from fastmeta.models import build_model
 
 triton = pytest.importorskip("triton")
 pytestmark = pytest.mark.skipif(not triton.knobs.runtime.interpret, reason="needs TRITON_INTERPRET=1")
@@ -108,7 +109,7 @@ def test_launches_of_conv4(monkeypatch):
     from fastmeta.batch import TaskBatch
 
     learner = fastmeta.MAML(
-        fastmeta.models.build_model("conv4-pooled", ways=3, channels=4), inner_loss=F.cross_entropy,
+        build_model("conv4-pooled", ways=3, channels=4), inner_loss=F.cross_entropy,
         inner_optimizer=fastmeta.SGD(lr=0.1), inner_steps=5, backend="triton",
     )  # fmt: skip
     batch = TaskBatch(*classification(1, 28, 28, tasks=2, support=3, query=2, classes=3, dtype=torch.float32))
