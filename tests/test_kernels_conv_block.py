@@ -53,7 +53,7 @@ def batch_of(*image, tasks=2, support=4, query=3, classes=3, **options):
 
 OPTIONS = {
     "maml": (small, {}),
-    "recompute": (small, {"memory": "recompute"}),
+    "recompute": (smallest, {"memory": "recompute"}),
     "first order": (smallest, {"algorithm": fastmeta.FOMAML}),
     "reptile": (smallest, {"algorithm": fastmeta.Reptile}),
     "nesterov": (
