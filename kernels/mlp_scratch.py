@@ -1,8 +1,9 @@
 """Sweeps over a perceptron's layers with its activations in scratch: those of `mlp_registers.py`, for larger sizes.
 
-Everything is read in blocks of at most COLUMNS columns, and products run over at most CHUNK values at a time, so that
-registers hold the same few blocks whatever the widths (128-128-128-5 on sm_90: 4.9 kB of stack without). What is
-elementwise (activations, v) is computed again from every block that is read.
+Results are blocks of at most COLUMNS columns, and products run over at most CHUNK values at a time, so that registers
+hold the same few blocks whatever the widths (128-128-128-5 on sm_90: 4.9 kB of stack without). What is elementwise
+(activations, v) is computed again from every block that is read. Three tf32 products take 16 values at a time, and
+loops keep what does not change in them where it is (adjoint of the same on sm_90: 16 bytes of stack without).
 
 A task's row of scratch holds x_0 [BN, B_0] and the pre-activations z_l [BN, B_l] at `ROOM[l]`, two blocks of cotangents
 used in turn behind them, and the tangents of all of it in the same order, `ROOM[-1]` further. There is a barrier
@@ -57,10 +58,10 @@ def layer_forward(
 ):  # fmt: skip
     """z_J = x Wᵀ + b."""
     BO: tl.constexpr = WO if WO < COLUMNS else COLUMNS
-    BI: tl.constexpr = WI if WI < CHUNK else CHUNK
-    for o in tl.range(0, WO, BO):
+    BI: tl.constexpr = 16 if PRECISION == "tf32x3" or WI == 16 else CHUNK
+    for o in tl.range(0, WO, BO, disable_licm=True):
         z = tl.zeros([BN, BO], tl.float32)
-        for i in tl.range(0, WI, BI):
+        for i in tl.range(0, WI, BI, disable_licm=True):
             x = activations(p_room, 0, i, BN, BI, J, WI, ROOM, ACTS, ARGS)
             w = weight(p_phi + W_AT[J], OUT, IN, BO, BI, o, i)
             z = accumulate(z, x, tl.trans(w), PRECISION)
@@ -95,17 +96,17 @@ def layer_gradients(
     """Gradients of layer J from the cotangents of z_J, and what becomes of them."""
     BO: tl.constexpr = WO if WO < COLUMNS else COLUMNS
     BI: tl.constexpr = WI if WI < COLUMNS else COLUMNS
-    BK: tl.constexpr = BN if BN < CHUNK else CHUNK
-    for o in tl.range(0, WO, BO):
+    BK: tl.constexpr = 16 if PRECISION == "tf32x3" or BN == 16 else CHUNK
+    for o in tl.range(0, WO, BO, disable_licm=True):
         if B_AT[J] >= 0:
             o_b, m_b, m_pad = bias_block(OUT, BO, o)
             db = tl.sum(tl.load(block_at(p_d, 0, o, BN, BO, WO)), 0)
             b = tl.load(p_phi + B_AT[J] + o_b, mask=m_b, other=0.0)
             use_gradient(db, b, B_AT[J], o_b, m_b, m_pad, p_out, p_state, p_next, p_lam, p_lr, p_steps, first, last, P,
                          USE, RULE, HYPER, LR_EACH)  # fmt: skip
-        for i in tl.range(0, WI, BI):
+        for i in tl.range(0, WI, BI, disable_licm=True):
             g = tl.zeros([BO, BI], tl.float32)
-            for n in tl.range(0, BN, BK):
+            for n in tl.range(0, BN, BK, disable_licm=True):
                 d = tl.load(block_at(p_d, n, o, BK, BO, WO))
                 g = accumulate(g, tl.trans(d), activations(p_room, n, i, BK, BI, J, WI, ROOM, ACTS, ARGS), PRECISION)
             offsets, m_load, m_store = weight_block(OUT, IN, BO, BI, o, i)
@@ -121,11 +122,11 @@ def layer_backward(
     ARGS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Cotangents of z_{J−1}, in `p_new`, from those of z_J."""
-    BO: tl.constexpr = WO if WO < CHUNK else CHUNK
+    BO: tl.constexpr = 16 if PRECISION == "tf32x3" or WO == 16 else CHUNK
     BI: tl.constexpr = WI if WI < COLUMNS else COLUMNS
-    for i in tl.range(0, WI, BI):
+    for i in tl.range(0, WI, BI, disable_licm=True):
         dx = tl.zeros([BN, BI], tl.float32)
-        for o in tl.range(0, WO, BO):
+        for o in tl.range(0, WO, BO, disable_licm=True):
             d = tl.load(block_at(p_d, 0, o, BN, BO, WO))
             dx = accumulate(dx, d, weight(p_phi + W_AT[J], OUT, IN, BO, BI, o, i), PRECISION)
         z = tl.load(block_at(p_room + ROOM[J], 0, i, BN, BI, WI))
@@ -165,10 +166,10 @@ def layer_forward_dot(
 ):  # fmt: skip
     """ż_J = x Vᵀ + ẋ Wᵀ + c."""
     BO: tl.constexpr = WO if WO < COLUMNS else COLUMNS
-    BI: tl.constexpr = WI if WI < CHUNK else CHUNK
-    for o in tl.range(0, WO, BO):
+    BI: tl.constexpr = 16 if PRECISION == "tf32x3" or WI == 16 else CHUNK
+    for o in tl.range(0, WO, BO, disable_licm=True):
         z_dot = tl.zeros([BN, BO], tl.float32)
-        for i in tl.range(0, WI, BI):
+        for i in tl.range(0, WI, BI, disable_licm=True):
             offsets, mask, _ = weight_block(OUT, IN, BO, BI, o, i)
             _, v, _ = pulled(W_AT[J], offsets, mask, p_lam, p_sigma, p_v, p_lr, p_steps, last, RULE, HYPER, LR_EACH)
             x = activations(p_room, 0, i, BN, BI, J, WI, ROOM, ACTS, ARGS)
@@ -222,11 +223,11 @@ def layer_backward_dot(
     LR_EACH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Cotangents of z_{J−1} and their tangents, in `p_new`, from those of z_J."""
-    BO: tl.constexpr = WO if WO < CHUNK else CHUNK
+    BO: tl.constexpr = 16 if PRECISION == "tf32x3" or WO == 16 else CHUNK
     BI: tl.constexpr = WI if WI < COLUMNS else COLUMNS
-    for i in tl.range(0, WI, BI):
+    for i in tl.range(0, WI, BI, disable_licm=True):
         dx, dx_dot = tl.zeros([BN, BI], tl.float32), tl.zeros([BN, BI], tl.float32)
-        for o in tl.range(0, WO, BO):
+        for o in tl.range(0, WO, BO, disable_licm=True):
             offsets, mask, _ = weight_block(OUT, IN, BO, BI, o, i)
             _, v, _ = pulled(W_AT[J], offsets, mask, p_lam, p_sigma, p_v, p_lr, p_steps, last, RULE, HYPER, LR_EACH)
             w = tl.load(p_phi + W_AT[J] + offsets, mask=mask, other=0.0)
@@ -249,16 +250,16 @@ def layer_adjoint(
     """λ and σ of layer J one step back."""
     BO: tl.constexpr = WO if WO < COLUMNS else COLUMNS
     BI: tl.constexpr = WI if WI < COLUMNS else COLUMNS
-    BK: tl.constexpr = BN if BN < CHUNK else CHUNK
+    BK: tl.constexpr = 16 if PRECISION == "tf32x3" or BN == 16 else CHUNK
     p_d_dot = p_d + ROOM[DEPTH + 3]
-    for o in tl.range(0, WO, BO):
+    for o in tl.range(0, WO, BO, disable_licm=True):
         if B_AT[J] >= 0:
             o_b, m_b, m_pad = bias_block(OUT, BO, o)
             h_b = tl.sum(tl.load(block_at(p_d_dot, 0, o, BN, BO, WO)), 0)
             push(h_b, B_AT[J], o_b, m_b, m_pad, p_lam, p_sigma, p_v, p_lr, p_steps, last, RULE, HYPER, LR_EACH)
-        for i in tl.range(0, WI, BI):
+        for i in tl.range(0, WI, BI, disable_licm=True):
             h = tl.zeros([BO, BI], tl.float32)
-            for n in tl.range(0, BN, BK):
+            for n in tl.range(0, BN, BK, disable_licm=True):
                 x = activations(p_room, n, i, BK, BI, J, WI, ROOM, ACTS, ARGS)
                 h = accumulate(h, tl.trans(tl.load(block_at(p_d_dot, n, o, BK, BO, WO))), x, PRECISION)
                 if J > 0:
