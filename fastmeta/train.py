@@ -255,7 +255,9 @@ class Trainer:
         lines = path.read_text().splitlines(keepends=True) if path.exists() and self.iteration else []
         # The last line of a killed run may be cut short.
         kept = [line for line in lines if line.endswith("\n") and json.loads(line)["iteration"] <= self.iteration]
-        path.write_text("".join(kept))
+        temporary = path.with_suffix(".tmp")  # a kill between emptying the log and filling it again would lose it
+        temporary.write_text("".join(kept))
+        temporary.replace(path)
 
     def _log(self) -> str:
         """Append a record of the iterations since the last one, and say it in words.
