@@ -119,11 +119,11 @@ class ConvStage:
         tiles = conv_tiles(self.precision, rows, conv.kernel**2, conv.channels, conv.filters, dual=False)
         return tiles, *shares(rows, tiles.rows)
 
-    def _convolve(self, weights: Weights, values: ConvValues, stats: Tensor, *, tangents: bool) -> Tensor:
+    def _convolve(self, weights: Weights, values: ConvValues, *, tangents: bool) -> Tensor:
         """z or ż, and the shares' parts of their statistics."""
         tasks, samples = values.x.value.shape[:2]
         tiles, count, each = self._product(samples)
-        parts = stats.new_empty(tasks, count, 2, self.conv.filters)
+        parts = values.stats.value.new_empty(tasks, count, 2, self.conv.filters)
         launch(
             conv_forward_kernel, tiles.grid(tasks, count * tiles.rows, self.conv.filters), *weights.phi.both,
             *values.x.both, *values.z.both, values.stats.value, parts, weights.row,
@@ -134,7 +134,7 @@ class ConvStage:
         return parts
 
     def _values(self, weights: Weights, values: ConvValues) -> None:
-        parts = self._convolve(weights, values, values.stats.value, tangents=False)
+        parts = self._convolve(weights, values, tangents=False)
         tasks, samples = values.x.value.shape[:2]
         product, count, each = self._product(samples)
         rows = self._pixels(samples, self.conv.pooled)
@@ -147,7 +147,7 @@ class ConvStage:
         )  # fmt: skip
 
     def _tangents(self, weights: Weights, values: ConvValues) -> None:
-        parts = self._convolve(weights, values, values.stats.value, tangents=True)
+        parts = self._convolve(weights, values, tangents=True)
         tasks, samples = values.x.value.shape[:2]
         _, count, _ = self._product(samples)
         rows = self._pixels(samples, self.conv.pooled)

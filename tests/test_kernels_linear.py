@@ -11,10 +11,10 @@ from kernel_runs import (
     DEVICE,
     Shape,
     assert_as_good_as_torch,
+    check_any_order,
     check_golden,
     check_smoothed_and_ignored_labels,
     needs_kernels,
-    permuted_programs,
     results,
 )
 from meta_steps import classification, mlp, regression
@@ -143,20 +143,10 @@ def test_a_diverging_task_is_left_out():
 
 @pytest.mark.usefixtures("layer_by_layer")
 def test_programs_may_run_in_any_order_and_give_the_same_bits(monkeypatch):
-    if DEVICE == "cuda":
-        pytest.skip("the interpreter's order is what is permuted")
     batch = classification(4, tasks=3, support=70, query=70, classes=3, dtype=torch.float32)
     learner = learner_of(inner_loss=F.cross_entropy)
     learner.module = mlp(4, 70, 3).float()
-
-    def gradient():
-        learner.zero_grad()
-        learner(*batch).loss.backward()
-        return torch.cat([p.grad.flatten() for p in learner.module.parameters()])
-
-    first = gradient()
-    permuted_programs(monkeypatch)
-    assert torch.equal(gradient(), first)
+    check_any_order(monkeypatch, learner, batch)
 
 
 def test_explain_names_the_kernels():

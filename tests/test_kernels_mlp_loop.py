@@ -11,10 +11,10 @@ from kernel_runs import (
     DEVICE,
     Shape,
     assert_as_good_as_torch,
+    check_any_order,
     check_golden,
     check_smoothed_and_ignored_labels,
     needs_kernels,
-    permuted_programs,
 )
 from meta_steps import classification, mlp, regression
 from torch import nn
@@ -174,18 +174,8 @@ def test_launches_of_a_meta_step_do_not_depend_on_steps_tasks_or_depth(monkeypat
 
 
 def test_programs_may_run_in_any_order_and_give_the_same_bits(monkeypatch):
-    if DEVICE == "cuda":
-        pytest.skip("the interpreter's order is what is permuted")
     batch, learner = float_batch(tasks=5), learner_of()
-
-    def gradient():
-        learner.zero_grad()
-        learner(*batch).loss.backward()
-        return torch.cat([p.grad.flatten() for p in learner.module.parameters()])
-
-    first = gradient()
-    permuted_programs(monkeypatch)
-    assert torch.equal(gradient(), first)
+    check_any_order(monkeypatch, learner, batch)
 
 
 @pytest.mark.parametrize(
