@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from .compiled import Compiled
-from .convnet import Stage, convnet, has_convolutions
+from .convnet import Graph, convnet, has_convolutions
 from .engine import Context, Data, Engine, MetaGradient, TaskResults
 from .ops.dropout import task_keys
 from .ops.opaque import Opaque, OpaqueLoss
@@ -34,11 +34,11 @@ _CPU_THREAD_BYTES = 2**20
 
 
 class Choice(NamedTuple):
-    """A backend and why; the stages are what Triton kernels run."""
+    """A backend and why; the graph is what Triton kernels run."""
 
     backend: str
     why: str
-    stages: Sequence[Stage] | None = None
+    graph: Graph | None = None
 
 
 def choose(requested: str, device: torch.device, engine: Engine | None = None) -> Choice:
@@ -66,8 +66,8 @@ def choose(requested: str, device: torch.device, engine: Engine | None = None) -
     from .kernels.tiles import MOST_OUTPUTS  # pyright: ignore[reportMissingImports]  # mapped by setup.py
 
     try:
-        recognise = convnet if has_convolutions(engine) else perceptron
-        stages = recognise(engine, Limits(KINDS, MOST_OUTPUTS))
+        limits = Limits(KINDS, MOST_OUTPUTS)
+        graph = convnet(engine, limits) if has_convolutions(engine) else Graph.chain(perceptron(engine, limits))
     except NotTaken as reason:
         if requested == "triton":
             raise RuntimeError(
@@ -78,7 +78,7 @@ def choose(requested: str, device: torch.device, engine: Engine | None = None) -
         return Choice(
             "torch", 'Triton kernels take the program, but wait for their proof on a GPU: backend="triton" runs them'
         )
-    return Choice("triton", "asked for", stages)
+    return Choice("triton", "asked for", graph)
 
 
 class Backend(Protocol):

@@ -197,10 +197,10 @@ def _make(learner: MetaLearner, program: Program, batch: TaskBatch, steps: int, 
     loop = InnerLoop(inner, learner.inner_optimizer, steps, size, learner.memory == "recompute")
     engine = Engine(loop, outer, learner.order)
     choice = choose(learner.backend, layout.device, engine)
-    if choice.stages is not None:
+    if choice.graph is not None:
         from .triton_backend import TritonBackend
 
-        return TritonBackend(engine, choice.stages, batch.tasks, chunk=learner.task_chunk, precision=learner.precision)
+        return TritonBackend(engine, choice.graph, batch.tasks, chunk=learner.task_chunk, precision=learner.precision)
     if learner.precision == "bfloat16":
         raise ValueError(
             f'precision="bfloat16" needs Triton kernels, and this runs on the torch backend ({choice.why}). Use '

@@ -8,7 +8,7 @@ from math import prod
 import torch
 from torch import Tensor
 
-from .convnet import Block, GlobalMean, Stage
+from .convnet import Block, GlobalMean, Graph, Stage, Sum
 from .engine import Context, Data, Engine, MetaGradient, TaskResults
 from .inner import Adam, InnerOptimizer
 from .kernels import description  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]  # mapped by setup.py
@@ -34,19 +34,21 @@ def fits_loop(engine: Engine, layers: Sequence[Layer]) -> bool:
 class TritonBackend:
     """A perceptron on the kernels of `mlp_loop`, or a network stage by stage: convolutions, or where it is too large.
 
+    With `bn_statistics="support"` the support set comes in front of the query set, as the engine has it.
+
     Rows of parameters are the layout's, [T, P]. Inside convolutions' weights have their channels last, and what comes
     in and goes out is put in order.
 
     Args:
         engine: the engine for one set of shapes.
-        stages: its program, as `perceptron` or `convnet` found it.
+        graph: its program, as `perceptron` or `convnet` found it.
         tasks: T.
         chunk: tasks a slice; None: all at once.
         precision: of matrix products, "float32", "tf32" or "bfloat16".
     """
 
     def __init__(
-        self, engine: Engine, stages: Sequence[Stage], tasks: int, *, chunk: int | None, precision: str
+        self, engine: Engine, graph: Graph, tasks: int, *, chunk: int | None, precision: str
     ) -> None:
         self.engine, self.chunk = engine, chunk
         layout = engine.outer.layout
@@ -58,14 +60,14 @@ class TritonBackend:
         rules = (
             _inner_rule(loop.optimizer, loop.steps, loop.batch), _loss_rule(loop.objective.loss), precision,
         )  # fmt: skip
-        layers = [stage for stage in stages if isinstance(stage, Layer)]
-        self._images = len(layers) < len(stages)
+        layers = [stage for stage in graph.stages if isinstance(stage, Layer)]
+        self._images = len(layers) < len(graph.stages)
         if not self._images and fits_loop(engine, layers):
             self.how, self._kernels = "Triton kernels of mlp_loop", MLP(_chain(layers, layout), *rules)
         else:
             self.how = f"Triton kernels of {'conv_block and linear' if self._images else 'linear'}"
-            self._kernels = Layerwise(_network(stages, layout), *rules, save=not loop.recompute)
-        order = _order(stages, layout) if self._images else None
+            self._kernels = Layerwise(_network(graph, layout), *rules, save=not loop.recompute)
+        order = _order(graph, layout) if self._images else None
         self._order = order
         self._inverse = None if order is None else order.argsort()
         self._known = isinstance(engine.outer.loss, MSE | CrossEntropy)
@@ -96,8 +98,8 @@ class TritonBackend:
         """Inputs [T, N, ...] as the kernels read them: [T, N, D], or images [T, N, H, W, C]."""
         if not self._images:
             return x.reshape(*x.shape[:2], prod(x.shape[2:])).contiguous()
-        stage = self._kernels.network.stages[0]  # pyright: ignore[reportAttributeAccessIssue]  # images run stage by stage
-        x = x.reshape(*x.shape[:2], stage.channels, stage.height, stage.width)
+        first = self._kernels.network.stages[0]  # pyright: ignore[reportAttributeAccessIssue]  # images run stage by stage
+        x = x.reshape(*x.shape[:2], first.channels, first.height, first.width)
         return x.permute(0, 1, 3, 4, 2).contiguous()
 
     def _support(self, support: Data) -> tuple[Tensor, Tensor]:
@@ -211,7 +213,7 @@ def _chain(layers: list[Layer], layout: Layout) -> Chain:
     )
 
 
-def _network(stages: Sequence[Stage], layout: Layout) -> description.Network:
+def _network(graph: Graph, layout: Layout) -> description.Network:
     """The kernels' description of a network."""
 
     def at(place: int | None) -> int:
@@ -225,35 +227,34 @@ def _network(stages: Sequence[Stage], layout: Layout) -> description.Network:
         if isinstance(s, Layer):
             return description.Linear(s.inputs, s.outputs, at(s.weight), at(s.bias), act)
         channels, height, width = s.image
+        if isinstance(s, Sum):
+            return description.Sum(height, width, channels, act, s.pool)
         return description.Conv(
             height, width, channels, s.filters, s.kernel, s.stride, s.padding, at(s.weight), at(s.bias),
             s.eps is not None, s.eps or 0.0, at(s.gamma), at(s.beta), act, s.pool,
         )  # fmt: skip
 
-    return description.Network(tuple(described(stage) for stage in stages), layout.size)
+    return description.Network(tuple(map(described, graph.stages)), tuple(graph.sources), layout.size)
 
 
-def _order(stages: Sequence[Stage], layout: Layout) -> Tensor:
+def _order(graph: Graph, layout: Layout) -> Tensor:
     """Where each of the kernels' P values lies in the layout [P].
 
     Convolutions' weights are [O, C, kernel, kernel] there and [O, kernel, kernel, C] here; the columns of a linear
     layer that sees flattened images are [C, H, W] there and [H, W, C] here.
     """
     order = torch.arange(layout.size)
-    before: Stage | None = None
-    for stage in stages:
+    for stage, (source, *_) in zip(graph.stages, graph.sources, strict=True):
         if isinstance(stage, Block):
             shape = (stage.filters, stage.image[0], stage.kernel**2)
-        elif isinstance(stage, Layer) and isinstance(before, Block):
-            channels, height, width = before.out
+        elif isinstance(stage, Layer) and isinstance(below := graph.stages[source], Block | Sum):
+            channels, height, width = below.out
             shape = (stage.outputs, channels, height * width)
         else:
-            shape = None
-        if shape is not None and not isinstance(stage, GlobalMean):
-            at = layout.offsets[stage.weight]
-            piece = order[at : at + prod(shape)]
-            piece.copy_(piece.clone().view(shape).transpose(1, 2).reshape(-1))
-        before = stage
+            continue
+        at = layout.offsets[stage.weight]
+        piece = order[at : at + prod(shape)]
+        piece.copy_(piece.clone().view(shape).transpose(1, 2).reshape(-1))
     return order.to(layout.device)
 
 

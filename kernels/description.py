@@ -69,7 +69,7 @@ class Linear(NamedTuple):
 class Conv(NamedTuple):
     """y = pool(f(norm(x ∗ W + b))) of images [H, W, C], with W [O, KERNEL, KERNEL, C] and zeros around the image.
 
-    `pool` takes windows of 2 × 2: "max", "mean" or "none". Without `norm`, which is a batch norm by the batch's own
+    `pool` takes windows of 2 × 2: "max", "mean" or "none". Without `norm`, which is a batch norm by a batch's own
     statistics, there is no eps, γ or β; −1 is the place of a parameter that is not there.
     """
 
@@ -98,8 +98,45 @@ class Conv(NamedTuple):
     @property
     def pooled(self) -> tuple[int, int]:
         """Height and width of y."""
-        height, width = self.out
-        return (height, width) if self.pool == "none" else (height // 2, width // 2)
+        return pooled(self.out, self.pool)
+
+    @property
+    def geometry(self) -> tuple[int, ...]:
+        """As in `pixels.py`."""
+        sizes = (self.height, self.width, self.channels, *self.out, self.filters)
+        return (*sizes, self.kernel, self.stride, self.padding)
+
+
+class Sum(NamedTuple):
+    """y = pool(f(a + b)) of two stages' images [H, W, C], where branches join. It has no parameters."""
+
+    height: int
+    width: int
+    filters: int
+    act: Act
+    pool: str
+
+    w_at, b_at, gamma_at, beta_at, norm, eps = 0, -1, -1, -1, False, 0.0
+
+    @property
+    def out(self) -> tuple[int, int]:
+        """As of `Conv`."""
+        return self.height, self.width
+
+    @property
+    def pooled(self) -> tuple[int, int]:
+        """As of `Conv`."""
+        return pooled(self.out, self.pool)
+
+    @property
+    def geometry(self) -> tuple[int, ...]:
+        """As of `Conv`: that of a convolution by one tap."""
+        return (*self.out, self.filters, *self.out, self.filters, 1, 1, 0)
+
+
+def pooled(size: tuple[int, int], pool: str) -> tuple[int, int]:
+    """Height and width behind a pool."""
+    return size if pool == "none" else (size[0] // 2, size[1] // 2)
 
 
 class GlobalMean(NamedTuple):
@@ -109,15 +146,23 @@ class GlobalMean(NamedTuple):
     channels: int
 
 
-Stage = Linear | Conv | GlobalMean
+Stage = Linear | Conv | Sum | GlobalMean
 
 
 @dataclass(frozen=True)
 class Network:
-    """Stages one behind the other, of which the last is linear, and the length of a row of φ."""
+    """Stages in an order in which they can run, of which the last is linear, and the length of a row of φ.
+
+    `sources` says of which stages' outputs each stage takes its inputs; −1 is the network's input.
+    """
 
     stages: tuple[Stage, ...]
+    sources: tuple[tuple[int, ...], ...]
     size: int  # P
+
+    def readers(self, stage: int) -> int:
+        """How many stages take a stage's output."""
+        return sum(sources.count(stage) for sources in self.sources)
 
 
 @dataclass(frozen=True)

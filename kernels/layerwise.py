@@ -1,8 +1,8 @@
 """Launches a network stage by stage, where `mlp_loop` does not hold it: any width, any number of samples, convolutions.
 
-A stage is a linear layer, a convolution with what is behind it, or a mean over positions; the launchers of each kind
-are in files of their own. Going back, d is the cotangent of what a stage's `before` names: a linear layer's
-pre-activations, the others' outputs.
+A stage is a linear layer, a convolution with what is behind it, a sum of branches or a mean over positions; the
+launchers of each kind are in files of their own, and `tail.py` has those of the last layer with the loss. Going back, d
+is the cotangent of what a stage's `below` names: a linear layer's pre-activations, the others' outputs.
 """
 
 from __future__ import annotations
@@ -15,16 +15,19 @@ import torch
 import triton
 from torch import Tensor
 
+from .activation import IDENTITY
+from .block_stage import BlockStage
 from .conv_stage import ConvStage
-from .description import Adapted, Conv, GlobalMean, InnerRule, Linear, LossRule, Network
+from .description import Adapted, Conv, GlobalMean, InnerRule, Linear, LossRule, Network, Sum
 from .launch import launch
 from .linear_stage import LinearStage
-from .loss import loss_kernel
-from .mean_over_tasks import finite_kernel, inputs_kernel, losses_kernel
+from .mean_over_tasks import finite_kernel, inputs_kernel
 from .mean_stage import MeanStage
 from .sink import pull_kernel
-from .sweep import Dual, Sink, Weights
-from .tiles import block, loss_tiles, operand_type
+from .sum_stage import SumStage
+from .sweep import Below, Cotangent, Dual, Sink, Weights
+from .tail import HeadTail, LinearTail, Target, Values
+from .tiles import head_tiles
 
 _WIDTH = 1024  # values of a program that goes over a row
 
@@ -44,12 +47,44 @@ class Layerwise:
 
     @cached_property
     def stages(self) -> list[Any]:
-        """What launches each of the network's stages."""
-        launchers = {Linear: LinearStage, Conv: ConvStage, GlobalMean: MeanStage}
-        stages = self.network.stages
-        return [
-            launchers[type(stage)](stage, self.network.size, self.precision, stage is stages[-1]) for stage in stages
-        ]
+        """What launches each of the network's stages but the last."""
+
+        def launcher(at: int) -> Any:
+            stage, size = self.network.stages[at], self.network.size
+            match stage:
+                case Conv():
+                    return ConvStage.of(stage, size, self.precision, first=self.network.sources[at] == (-1,))
+                case Sum():
+                    return SumStage(stage, size, self.precision, "sum")
+                case GlobalMean():
+                    return MeanStage(stage, size, self.precision)
+                case Linear():
+                    return LinearStage(stage, size, self.precision, last=False)
+
+        return [launcher(at) for at in range(len(self.network.stages) - 1)]
+
+    @cached_property
+    def tail(self) -> LinearTail | HeadTail:
+        """What launches the last stage and the loss."""
+        layer, size = self.network.stages[-1], self.network.size
+        assert isinstance(layer, Linear), "the last stage is linear"
+        below = self.stages[-1] if self.stages else None
+        if isinstance(below, BlockStage) and layer.act.kind == IDENTITY:
+            pixels, channels = below.block.pooled[0] * below.block.pooled[1], below.block.filters
+            if head_tiles(self.precision, 1, pixels, channels, layer.outputs) is not None:
+                return HeadTail(layer, size, self.precision, pixels, channels)
+        return LinearTail(LinearStage(layer, size, self.precision, last=True))
+
+    @cached_property
+    def _zeros(self) -> dict[torch.device, Tensor]:
+        """Counters of all launches, which come one behind the other."""
+        return {}
+
+    def _counters(self, like: Tensor, count: int) -> Tensor:
+        zeros = self._zeros.get(like.device)
+        if zeros is None or len(zeros) < count:
+            zeros = self._zeros[like.device] = torch.zeros(count, dtype=torch.int32, device=like.device)
+        return zeros
 
     def adapt(self, theta: list[Tensor], x: Tensor, y: Tensor, *, keep: bool, lr: Tensor | None = None) -> Adapted:
         """As `MLP.adapt`."""
@@ -63,26 +98,28 @@ class Layerwise:
                 adapted.values.append(values)
             to = self._weights(adapted, k + 1).phi.value
             sink = self._sink("step", to, to, *self._states(adapted, k), k, lr)
-            self._backward(weights, values, self._loss(values, ys, self.inner_loss), sink)
+            self._backward(weights, values, Target(self.inner_loss, ys), sink)
         return adapted
 
     def apply(
         self, adapted: Adapted, steps: int, x: Tensor, y: Tensor, loss: LossRule, *, lam: Tensor | None,
-        finite: Tensor | None = None, reptile: bool = False,
+        finite: Tensor | None = None, reptile: bool = False, lent: int = 0,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """As `MLP.apply`."""
+        """As `MLP.apply`. Batch norms take their statistics from the first `lent` samples, which are in no loss, or
+        where there are none from all."""
         weights = self._weights(adapted, steps)
-        values = self._forward(weights, x)
+        values = self._forward(weights, x, seen=lent or x.shape[1])
         losses = x.new_empty(x.shape[0])
-        if loss.name in ("mse", "cross_entropy"):
-            self._losses(values, y, loss, losses, adapted.bad)
+        target, value = Target(loss, y, lent), Values(losses, adapted.bad)
+        if lam is None or reptile:
+            outputs = self.tail.value(weights, values[-1], target, value)
+        else:
+            sink = self._sink("store", lam, lam, lam, lam)
+            outputs = self._backward(weights, values, target, sink, None if loss.name == "given" else value)
         if lam is not None and reptile:
             torch.sub(adapted.phis[-1], weights.phi.value, out=lam)
-        elif lam is not None:
-            sink = self._sink("store", lam, lam, lam, lam)
-            self._backward(weights, values, self._loss(values, y, loss), sink)
         self._finish(adapted, lam, finite)
-        return values[-1].y.value, losses
+        return outputs, losses
 
     def adjoint(
         self, adapted: Adapted, lam: Tensor, x: Tensor, y: Tensor, *, finite: Tensor | None = None,
@@ -92,18 +129,17 @@ class Layerwise:
         sigma, v = x.new_empty(x.shape[0], self.inner.states, self.network.size), torch.empty_like(lam)
         for k in range(self.inner.steps - 1, -1, -1):
             xs, ys = self._batch(x, y, k)
-            weights = self._weights(adapted, k)
+            weights, target = self._weights(adapted, k), Target(self.inner_loss, ys)
             values = adapted.values[k] if adapted.values else None
             if self.inner.name == "adam":
                 values = values or self._forward(weights, xs)
                 sink = self._sink("pull", v, lam, self._states(adapted, k)[0], sigma, k, lr)
-                self._backward(weights, values, self._loss(values, ys, self.inner_loss), sink)
+                self._backward(weights, values, target, sink)
             else:
                 self._pull(lam, sigma, v, k, lr)
             moving = Weights(Dual(weights.phi.value, v), weights.row)
             values = self._forward(moving, xs, values)
-            dz = self._loss(values, ys, self.inner_loss)
-            self._backward(moving, values, dz, self._sink("add", lam, v, lam, lam, k, lr))
+            self._backward(moving, values, target, self._sink("add", lam, v, lam, lam, k, lr))
         self._finish(adapted, lam, finite)
 
     def _weights(self, adapted: Adapted, k: int) -> Weights:
@@ -131,49 +167,44 @@ class Layerwise:
             (to, with_, state, next_, row if lr is None else lr[k], row),
             (int(k == 0), int(k == self.inner.steps - 1)),
             {"SINK": name, "LR_EACH": lr is not None, **self.inner.constants()},
+            lambda count: self._counters(to, count),
         )
 
-    def _forward(self, weights: Weights, x: Tensor, known: list[Any] | None = None) -> list[Any]:
+    def _forward(self, weights: Weights, x: Tensor, known: list[Any] | None = None, seen: int = 0) -> list[Any]:
         """Every stage's values, with their tangents where the weights move; `known` ones are not computed again."""
         values: list[Any] = []
-        at = Dual(x)
-        for i, stage in enumerate(self.stages):
-            values.append(stage.forward(weights, at, None if known is None else known[i]))
-            at = values[-1].y
+
+        def inputs(at: int) -> tuple[Dual, ...]:
+            return tuple(Dual(x) if source < 0 else values[source].y for source in self.network.sources[at])
+
+        for at, stage in enumerate(self.stages):
+            before = None if known is None else known[at]
+            values.append(stage.forward(weights, inputs(at), before, seen or x.shape[1]))
+        (last,) = inputs(-1)
+        values.append(self.tail.forward(weights, last, None if known is None else known[-1]))
         return values
 
-    def _backward(self, weights: Weights, values: list[Any], d: Dual, sink: Sink) -> None:
-        for i in range(len(self.stages) - 1, -1, -1):
-            before = self.stages[i - 1].before(values[i - 1]) if i else None
-            d = self.stages[i].backward(weights, values[i], d, sink, before)
+    def _backward(
+        self, weights: Weights, values: list[Any], target: Target, sink: Sink, value: Values | None = None
+    ) -> Tensor:
+        """Gradients to the sink; the outputs, with losses where `value` asks for them."""
+        found: dict[int, Cotangent] = {}
 
-    def _loss(self, values: list[Any], y: Tensor, loss: LossRule) -> Dual:
-        """Cotangents dz of the last layer."""
-        dz = values[-1].z.like(operand_type(self.precision))
-        self._loss_kernel(values, y, loss, dz.value, dz, value=False)
-        return dz
+        def below(source: int) -> Below | None:
+            if source < 0:
+                return None
+            into = found[source].d if source in found else None
+            return self.stages[source].below(values[source], into, alone=self.network.readers(source) == 1)
 
-    def _losses(self, values: list[Any], y: Tensor, loss: LossRule, losses: Tensor, bad: Tensor) -> None:
-        tasks, samples, classes = values[-1].y.value.shape
-        parts = losses.new_empty(tasks, triton.cdiv(samples, loss_tiles(classes)[0]))
-        self._loss_kernel(values, y, loss, parts, values[-1].z, value=True)
-        launch(
-            losses_kernel, (tasks,), parts, losses, bad, TILES=parts.shape[1],
-            BLOCK=triton.next_power_of_2(parts.shape[1]), num_warps=4,
-        )  # fmt: skip
-
-    def _loss_kernel(
-        self, values: list[Any], y: Tensor, loss: LossRule, parts: Tensor, dz: Dual, *, value: bool
-    ) -> None:
-        outputs, dual = values[-1].y, dz.dot is not None and not value
-        tasks, samples, classes = outputs.value.shape
-        rows, warps = loss_tiles(classes)
-        launch(
-            loss_kernel, (tasks * triton.cdiv(samples, rows),), *outputs.both, *values[-1].z.both, y, parts, *dz.both,
-            label=" ".join(filter(None, (loss.name, value * "value", dual * "dual"))), N=samples, C=classes, BN=rows,
-            BC=block(classes), VALUE=value, BACKWARD=not value, DUAL=dual, num_warps=warps, **loss.constants(),
-            **self.stages[-1].layer.act.constants(),
-        )  # fmt: skip
+        (source,) = self.network.sources[-1]
+        outputs, d = self.tail.backward(weights, values[-1], target, sink, below(source), value)
+        if d is not None:
+            found[source] = d
+        for at in range(len(self.stages) - 1, -1, -1):
+            sources = self.network.sources[at]
+            made = self.stages[at].backward(weights, values[at], found.pop(at), sink, tuple(map(below, sources)))
+            found |= zip((source for source in sources if source >= 0), made, strict=True)
+        return outputs
 
     def _pull(self, lam: Tensor, sigma: Tensor, v: Tensor, k: int, lr: Tensor | None) -> None:
         row = self.inner.schedule(lam.device)[k]

@@ -74,6 +74,12 @@ def matrix(p, o_r, o_c, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
+def rows_of(p, o_r, o_c, mask, COLUMNS: tl.constexpr):
+    """The same in float32, with a mask of its own."""
+    return tl.load(p + o_r[:, None] * COLUMNS + o_c[None, :], mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
 def store_matrix(p, block, o_r, o_c, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Writes such a block, in the tensor's own type."""
     mask = (o_r < ROWS)[:, None] & (o_c < COLUMNS)[None, :]

@@ -12,7 +12,7 @@ from .activation import IDENTITY
 from .description import Linear
 from .launch import launch
 from .linear import linear_backward_kernel, linear_forward_kernel, linear_weight_kernel
-from .sweep import Before, Dual, Sink, Weights
+from .sweep import Below, Cotangent, Dual, Sink, Weights
 from .tiles import layer_tiles, operand_type, weight_tiles
 
 
@@ -33,8 +33,14 @@ class LinearStage:
     precision: str
     last: bool
 
-    def forward(self, weights: Weights, x: Dual, known: LinearValues | None) -> LinearValues:
-        """Values, with their tangents where the weights move; those that are `known` are not computed again."""
+    def forward(
+        self, weights: Weights, inputs: tuple[Dual, ...], known: LinearValues | None, seen: int
+    ) -> LinearValues:
+        """Values, with their tangents where the weights move; those that are `known` are not computed again.
+
+        `seen` is for batch norms: of how many samples their statistics are.
+        """
+        (x,) = inputs
         z, y = self._room(x.value) if known is None else (known.z.value, known.y.value)
         z_dot, y_dot = self._room(x.value) if weights.phi.dot is not None else (None, None)
         values = LinearValues(x, Dual(z, z_dot), Dual(y, y_dot))
@@ -42,15 +48,17 @@ class LinearStage:
         return values
 
     def backward(
-        self, weights: Weights, values: LinearValues, dz: Dual, sink: Sink, before: Before | None
-    ) -> Dual | None:
-        """Takes the weight's gradient to the sink; dx, times the slope `before`, where there is a stage before."""
-        self._weight(weights, values.x, dz, sink)
-        return None if before is None else self._backward(weights, before, dz)
+        self, weights: Weights, values: LinearValues, dz: Cotangent, sink: Sink, below: tuple[Below | None, ...]
+    ) -> list[Cotangent]:
+        """Takes the weight's gradient to the sink; dx, times the slope below, where there is a stage below."""
+        (under,) = below
+        self._weight(weights, values.x, dz.d, sink)
+        return [] if under is None else [Cotangent(self._backward(weights, under, dz.d))]
 
-    def before(self, values: LinearValues) -> Before:
-        """`backward` takes cotangents of z, so the stage behind multiplies by f's slope."""
-        return Before(values.z, self.layer.act)
+    def below(self, values: LinearValues, into: Dual | None, *, alone: bool) -> Below:
+        """`backward` takes cotangents of z, so the stage above multiplies by f's slope."""
+        assert into is None, "a linear layer has one reader"
+        return Below(values.z, self.layer.act)
 
     def _sizes(self) -> dict[str, Any]:
         return {"IN": self.layer.inputs, "OUT": self.layer.outputs, "P": self.size}
@@ -95,14 +103,14 @@ class LinearStage:
             X_MOVES=x.dot is not None, **sink.options, **self._sizes(), **tiles.constants("BO", "BI", "BN"),
         )  # fmt: skip
 
-    def _backward(self, weights: Weights, before: Before, dz: Dual) -> Dual:
+    def _backward(self, weights: Weights, below: Below, dz: Dual) -> Dual:
         tasks, samples = dz.value.shape[:2]
         dual = dz.dot is not None
         tiles = layer_tiles(self.precision, samples, self.layer.outputs, self.layer.inputs, dual=dual)
-        dx = before.z.like(dz.value.dtype)
+        dx = below.z.like(dz.value.dtype)
         launch(
             linear_backward_kernel, tiles.grid(tasks, samples, self.layer.inputs), *weights.phi.both, *dz.both,
-            *before.z.both, *dx.both, weights.row, self.layer.w_at, label=self._label(dual * "dual"), N=samples,
-            DUAL=dual, **self._sizes(), **before.act.constants(), **tiles.constants("BN", "BI", "BO"),
+            *below.z.both, *dx.both, weights.row, self.layer.w_at, label=self._label(dual * "dual"), N=samples,
+            DUAL=dual, **self._sizes(), **below.act.constants(), **tiles.constants("BN", "BI", "BO"),
         )  # fmt: skip
         return dx

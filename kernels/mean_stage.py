@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from .description import Act, GlobalMean
+from .description import GlobalMean
 from .launch import launch
 from .pixels import pixel_mean_kernel, pixel_spread_kernel
-from .sweep import Before, Dual, Sink, Weights
+from .sweep import Below, Cotangent, Dual, Sink, Weights
 from .tiles import operand_type, pixel_tiles
 
 
@@ -25,10 +25,10 @@ class MeanStage:
     mean: GlobalMean
     size: int
     precision: str
-    last: bool
 
-    def forward(self, weights: Weights, x: Dual, known: MeanValues | None) -> MeanValues:
+    def forward(self, weights: Weights, inputs: tuple[Dual, ...], known: MeanValues | None, seen: int) -> MeanValues:
         """As `LinearStage.forward`."""
+        (x,) = inputs
         tasks, samples = x.value.shape[:2]
         dual, channels = x.dot is not None, self.mean.channels
         y = x.value.new_empty(tasks, samples, channels, dtype=operand_type(self.precision))
@@ -43,22 +43,25 @@ class MeanStage:
         )  # fmt: skip
         return values
 
-    def backward(self, weights: Weights, values: MeanValues, dy: Dual, sink: Sink, before: Before | None) -> Dual:
+    def backward(
+        self, weights: Weights, values: MeanValues, dy: Cotangent, sink: Sink, below: tuple[Below | None, ...]
+    ) -> list[Cotangent]:
         """Cotangents of x."""
-        assert before is not None, "a mean comes behind a convolution"
-        tasks, samples = dy.value.shape[:2]
-        dual, channels, rows = dy.dot is not None, self.mean.channels, samples * self.mean.positions
-        dx = before.z.like(dy.value.dtype)
+        (under,) = below
+        assert under is not None, "a mean comes behind a convolution"
+        tasks, samples = dy.d.value.shape[:2]
+        dual, channels, rows = dy.d.dot is not None, self.mean.channels, samples * self.mean.positions
+        dx = under.z.like(dy.d.value.dtype)
         tiles = pixel_tiles(rows, channels)
         launch(
-            pixel_spread_kernel, tiles.grid(tasks, rows, channels), *dy.both, *dx.both, label=self._label(dual),
+            pixel_spread_kernel, tiles.grid(tasks, rows, channels), *dy.d.both, *dx.both, label=self._label(dual),
             N=samples, PIXELS=self.mean.positions, C=channels, DUAL=dual, **tiles.constants("BR", "BC"),
         )  # fmt: skip
-        return dx
+        return [Cotangent(dx)]
 
-    def before(self, values: MeanValues) -> Before:
+    def below(self, values: MeanValues, into: Dual | None, *, alone: bool) -> Below:
         """`backward` takes cotangents of y."""
-        return Before(values.y, Act())
+        return Below(values.y, into=into)
 
     def _label(self, dual: bool) -> str:
         return f"mean of {self.mean.positions}" + dual * " dual"

@@ -1,6 +1,7 @@
 """Where the pixels of a task's images lie; the mean over an image's pixels. Images are [N, H, W, C], channels last.
 
-Pixels of all images of a task are numbered through, row by row: (n H + h) W + w.
+Pixels of all images of a task are numbered through, row by row: (n H + h) W + w. A convolution's geometry is the tuple
+G = (H, W, C, HO, WO, OUT, KERNEL, STRIDE, PAD), from images [H, W, C] to [HO, WO, OUT].
 """
 
 import triton
@@ -25,17 +26,18 @@ def pixel(o_r, H: tl.constexpr, W: tl.constexpr):
 
 
 @triton.jit
-def patches(
-    p_x, o_r, at, N: tl.constexpr, H: tl.constexpr, W: tl.constexpr, C: tl.constexpr, HO: tl.constexpr,
-    WO: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, PAD: tl.constexpr, BK: tl.constexpr,
-):  # fmt: skip
+def patches(p_x, o_r, at, N: tl.constexpr, G: tl.constexpr, BK: tl.constexpr):
     """[BR, BK] values of x under a filter's values at … at + BK, taps × channels, for output pixels o_r; zero outside.
 
     Where BK divides C they belong to one tap, and only channels differ along a row: loads are as wide as they can be.
     """
-    n, h, w = pixel(o_r, HO, WO)
-    h, w = h * STRIDE - PAD, w * STRIDE - PAD
-    m_r = o_r < N * HO * WO
+    H: tl.constexpr = G[0]
+    W: tl.constexpr = G[1]
+    C: tl.constexpr = G[2]
+    KERNEL: tl.constexpr = G[6]
+    n, h, w = pixel(o_r, G[3], G[4])
+    h, w = h * G[7] - G[8], w * G[7] - G[8]
+    m_r = o_r < N * G[3] * G[4]
     if C % BK == 0:
         tap = at // C
         y, x = h + tap // KERNEL, w + tap % KERNEL
@@ -51,14 +53,16 @@ def patches(
 
 
 @triton.jit
-def covering(
-    p_dz, o_r, at, N: tl.constexpr, H: tl.constexpr, W: tl.constexpr, OUT: tl.constexpr, HO: tl.constexpr,
-    WO: tl.constexpr, KERNEL: tl.constexpr, STRIDE: tl.constexpr, PAD: tl.constexpr, BK: tl.constexpr,
-):  # fmt: skip
+def covering(p_dz, o_r, at, N: tl.constexpr, G: tl.constexpr, BK: tl.constexpr):
     """[BR, BK] values of dz at the output pixels whose tap lies on input pixels o_r, taps × filters at … at + BK."""
-    n, h, w = pixel(o_r, H, W)
-    h, w = h + PAD, w + PAD
-    m_r = o_r < N * H * W
+    HO: tl.constexpr = G[3]
+    WO: tl.constexpr = G[4]
+    OUT: tl.constexpr = G[5]
+    KERNEL: tl.constexpr = G[6]
+    STRIDE: tl.constexpr = G[7]
+    n, h, w = pixel(o_r, G[0], G[1])
+    h, w = h + G[8], w + G[8]
+    m_r = o_r < N * G[0] * G[1]
     if OUT % BK == 0:
         tap = at // OUT
         y, x = h - tap // KERNEL, w - tap % KERNEL
@@ -79,9 +83,11 @@ def covering(
 
 
 @triton.jit
-def filters(p_w, at, o_c, C: tl.constexpr, OUT: tl.constexpr, KERNEL: tl.constexpr, BK: tl.constexpr):
+def filters(p_w, at, o_c, G: tl.constexpr, BK: tl.constexpr):
     """[BK, BC] weights of channels o_c, for taps × filters at … at + BK, as `covering`; W is [OUT, taps, C]."""
-    TAPS: tl.constexpr = KERNEL * KERNEL
+    C: tl.constexpr = G[2]
+    OUT: tl.constexpr = G[5]
+    TAPS: tl.constexpr = G[6] * G[6]
     o_k = at + tl.arange(0, BK)
     if OUT % BK == 0:
         rows = (at % OUT + tl.arange(0, BK)) * (TAPS * C) + at // OUT * C

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
@@ -40,10 +41,43 @@ class Sink(NamedTuple):
     tensors: tuple[Tensor, ...]  # to, with, state and next, in rows of all tasks; learning rates; the schedule's row
     ends: tuple[int, int]  # 1 in the first and in the last inner step
     options: dict[str, Any]
+    counters: Callable[[int], Tensor]  # so many zeros, which the kernels leave as zeros (`total.py`)
 
 
-class Before(NamedTuple):
-    """The pre-activations z = x that a cotangent dx is to belong to: dx f'(z) is handed back, with the f given."""
+class Norm(NamedTuple):
+    """A batch norm that asks for sums of the cotangent of its block's y [HP, WP, C]: what `channel_sums` is told."""
 
     z: Dual
-    act: Act
+    stats: Dual
+    size: tuple[int, int]  # of y
+    options: dict[str, Any]
+
+    @property
+    def tensors(self) -> tuple[Tensor, ...]:
+        return (*self.z.both, *self.stats.both)
+
+
+class Cotangent(NamedTuple):
+    """d of a stage's output, or of what its `below` names, and the shares' parts of the sums that its norm asks for."""
+
+    d: Dual
+    parts: Tensor | None = None
+
+
+class Below(NamedTuple):
+    """What a stage says of the cotangent that the one above makes for it.
+
+    It has the shape of z. A cotangent dx is handed back as dx f'(z), with the f given; `norm` asks for its sums, and
+    `into` is what came from other stages already, on top of which dx goes.
+    """
+
+    z: Dual
+    act: Act = Act()
+    norm: Norm | None = None
+    into: Dual | None = None
+
+
+NO_NORM: dict[str, Any] = {
+    "SUMS": False, "HZ": 1, "WZ": 1, "G_AT": -1, "B_AT": -1, "POOL": "none", **Act().constants(),
+}  # fmt: skip
+"""What a kernel is told where nobody asks for sums."""

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from triton import knobs
 from triton.runtime.driver import driver
+
+if TYPE_CHECKING:
+    from .description import Conv
 
 MOST = 128
 """Widest layer and most samples of `mlp_loop`: a weight block of 128 × 128 in float32 fills 64 kB of shared memory, and
@@ -192,11 +195,67 @@ MOST_SHARES = 32
 """Of a task's pixels, each of which leaves parts of statistics: whoever wants them joins them in one block."""
 
 
-def shares(rows: int, tile: int) -> tuple[int, int]:
-    """Shares of so many rows, and tiles of each."""
+def _shares(rows: int, tile: int, most: int) -> tuple[int, int]:
     tiles = -(-rows // tile)
-    each = -(-tiles // min(tiles, MOST_SHARES))
+    each = -(-tiles // max(1, min(tiles, most)))
     return -(-tiles // each), each
+
+
+def pixel_shares(rows: int, tile: int) -> tuple[int, int]:
+    """Shares of so many rows of a task, each of which leaves parts, and tiles of each."""
+    return _shares(rows, tile, MOST_SHARES)
+
+
+MOST_TERMS = 16
+"""Of a weight's gradient: one program adds them up."""
+
+PROGRAMS = 264
+"""Two for each multiprocessor of an H200: from there on a weight's gradient is not shared out further."""
+
+
+def weight_shares(rows: int, tile: int, programs: int) -> tuple[int, int]:
+    """Shares of so many rows, and tiles of each, where there are so many programs before rows are shared out."""
+    return _shares(rows, tile, min(MOST_TERMS, -(-PROGRAMS // programs)))
+
+
+MOST_VALUES_AGAIN = 32
+"""Of a filter that is convolved again: one block of a product."""
+
+
+def convolves_again(conv: Conv) -> bool:
+    """Whether a first block's z is made from the image wherever it is wanted, rather than stored.
+
+    z is written once and read twice, the image read three times instead of once; and a norm's sums, which the stage
+    above makes, must find what the winners picked.
+    """
+    few = conv.kernel**2 * conv.channels <= MOST_VALUES_AGAIN
+    found = conv.pool == "max" or not conv.norm
+    out = conv.out[0] * conv.out[1] * conv.filters
+    return few and found and 2 * conv.height * conv.width * conv.channels < 3 * out
+
+
+HEAD_COLUMNS = 128
+"""Of its input that a program of `head_kernel` takes at most."""
+
+
+class HeadTiles(NamedTuple):
+    """Pixels of every image that a program of `head_kernel` takes; samples, outputs and inputs at a time; precision."""
+
+    per: int
+    samples: int
+    outputs: int
+    inputs: int
+    warps: int
+    precision: str
+
+
+def head_tiles(precision: str, samples: int, pixels: int, channels: int, outputs: int) -> HeadTiles | None:
+    """None where single launches do better: with many outputs or inputs, all of which every program goes over."""
+    per = max(1, HEAD_COLUMNS // 2 // channels)
+    if outputs > HEAD_COLUMNS or channels > HEAD_COLUMNS or -(-pixels // per) > MOST_SHARES:
+        return None
+    rows = min(block(samples), 32)
+    return HeadTiles(per, rows, block(outputs), min(block(pixels * channels), 64), 4, _layer_precision(precision))
 
 
 def _taps_depth(precision: str, taps: int, unit: int) -> int:
