@@ -219,15 +219,17 @@ class _Walk:
 
     def _can(self, here: _Here, *, norm: bool = False, activated: bool = False) -> bool:
         """Whether an activation (a norm, a pool where `activated`) may come behind what there is."""
-        if here.stage < 0 or here.frequency is not None and activated:
+        if here.stage < 0 or (here.frequency is not None and activated):
             return False
         last = self.stages[here.stage]
         if isinstance(last, GlobalMean) or (norm and not isinstance(last, Block)):
             return False
         if isinstance(last, Layer):
             return last.kind == "identity" and not activated
-        return last.pool == "none" and (activated or last.kind == "identity") and not (
-            norm and isinstance(last, Block) and last.eps is not None
+        return (
+            last.pool == "none"
+            and (activated or last.kind == "identity")
+            and not (norm and isinstance(last, Block) and last.eps is not None)
         )
 
     def _changed(self, here: _Here, **changes: object) -> _Here:

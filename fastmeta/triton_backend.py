@@ -47,9 +47,7 @@ class TritonBackend:
         precision: of matrix products, "float32", "tf32" or "bfloat16".
     """
 
-    def __init__(
-        self, engine: Engine, graph: Graph, tasks: int, *, chunk: int | None, precision: str
-    ) -> None:
+    def __init__(self, engine: Engine, graph: Graph, tasks: int, *, chunk: int | None, precision: str) -> None:
         self.engine, self.chunk = engine, chunk
         layout = engine.outer.layout
         self._still = torch.zeros(tasks, dtype=torch.int64, device=layout.device)
@@ -60,6 +58,7 @@ class TritonBackend:
         rules = (
             _inner_rule(loop.optimizer, loop.steps, loop.batch), _loss_rule(loop.objective.loss), precision,
         )  # fmt: skip
+        self._schedule = rules[0].schedule(layout.device)  # the cache may drop it, a CUDA graph holds its place
         layers = [stage for stage in graph.stages if isinstance(stage, Layer)]
         self._images = len(layers) < len(graph.stages)
         if not self._images and fits_loop(engine, layers):
@@ -70,6 +69,7 @@ class TritonBackend:
         order = _order(graph, layout) if self._images else None
         self._order = order
         self._inverse = None if order is None else order.argsort()
+        self._lent = engine.outer.skip  # samples in front of the queries, which lend their statistics
         self._known = isinstance(engine.outer.loss, MSE | CrossEntropy)
         self._pads = [
             torch.zeros(pad, dtype=layout.dtype, device=layout.device) if pad else None for pad in layout.padding
@@ -130,35 +130,45 @@ class TritonBackend:
         lam = x.new_empty(tasks, self.engine.outer.layout.size) if keep else None
         finite = x.new_empty(tasks, dtype=torch.uint8)
         last = None if exact and steps else finite  # the last launch finds the tasks that are not finite
-        shape = (tasks, *outer.plan.output_shapes[0])
         if self._known:
             y, rule = query.targets[0].contiguous(), _loss_rule(outer.loss)
-            outputs, losses = self._kernels.apply(
+            outputs, losses = self._query_pass(
                 adapted, steps, x, y, rule, lam=lam, finite=last, reptile=keep and order == "reptile"
             )
         else:
-            outputs, losses = self._own_loss(adapted, x, query, lam=lam, finite=last, shape=shape)
+            outputs, losses = self._own_loss(adapted, x, query, lam=lam, finite=last)
         if lam is not None and exact and steps:
             self._kernels.adjoint(adapted, lam, *data, finite=finite)
         lam = None if lam is None else self._outside(lam)
-        return TaskResults(losses, [outputs.view(shape)], finite.view(torch.bool), lam)
+        return TaskResults(losses, [outputs], finite.view(torch.bool), lam)
+
+    def _query_pass(
+        self, adapted: Adapted, steps: int, x: Tensor, y: Tensor, rule: LossRule, *, lam: Tensor | None,
+        finite: Tensor | None = None, reptile: bool = False,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """The kernels' `apply`: outputs of the queries [T, M, ...], and losses [T]."""
+        lent = {"lent": self._lent} if self._lent else {}
+        outputs, losses = self._kernels.apply(
+            adapted, steps, x, y, rule, lam=lam, finite=finite, reptile=reptile, **lent
+        )
+        _, *shape = self.engine.outer.plan.output_shapes[0]
+        return outputs.view(*x.shape[:2], *shape)[:, self._lent :], losses
 
     def _own_loss(
-        self, adapted: Adapted, x: Tensor, query: Data, *, lam: Tensor | None, finite: Tensor | None,
-        shape: tuple[int, ...],
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        self, adapted: Adapted, x: Tensor, query: Data, *, lam: Tensor | None, finite: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """The query pass with an outer loss of the user's, whose sweeps are torch's, between two launches."""
         loss, steps = self.engine.outer.loss, self.engine.loop.steps
         assert loss is not None, "a meta-step has an outer loss"
-        outputs, _ = self._kernels.apply(adapted, steps, x, x, LossRule("none"), lam=None)
-        losses, saved = loss.forward(outputs.view(shape), *query.targets)
+        outputs, _ = self._query_pass(adapted, steps, x, x, LossRule("none"), lam=None)
+        losses, saved = loss.forward(outputs, *query.targets)
         adapted.bad.add_(losses - losses)
         needs = (True, *(False,) * len(query.targets))
         d = loss.backward(saved, None, needs)[0]
         d = torch.zeros_like(outputs) if d is None else d.contiguous()
         reptile = lam is not None and self.engine.order == "reptile"
         if lam is not None or finite is not None:
-            self._kernels.apply(adapted, steps, x, d, LossRule("given"), lam=lam, finite=finite, reptile=reptile)
+            self._query_pass(adapted, steps, x, d, LossRule("given"), lam=lam, finite=finite, reptile=reptile)
         return outputs, losses
 
     def adapt(
@@ -187,16 +197,16 @@ class TritonBackend:
         """Outputs [T, M, ...] at φ [T, P], and the function of their cotangents to φ's."""
         x, phi = self._inputs(inputs[0]), self._inside(phi).contiguous()
         at = Adapted(phi, phi, 1, phi.new_zeros(phi.shape[0]), [])
-        outputs, _ = self._kernels.apply(at, 1, x, x, LossRule("none"), lam=None)
+        outputs, _ = self._query_pass(at, 1, x, x, LossRule("none"), lam=None)
 
         def pullback(d_outputs: Sequence[Tensor | None]) -> Tensor:
             (d,) = d_outputs
             lam = torch.zeros_like(at.phis)
             if d is not None:
-                self._kernels.apply(at, 1, x, d.contiguous(), LossRule("given"), lam=lam)
+                self._query_pass(at, 1, x, d.contiguous(), LossRule("given"), lam=lam)
             return self._outside(lam)
 
-        return [outputs.view(x.shape[0], *self.engine.outer.plan.output_shapes[0])], pullback
+        return [outputs], pullback
 
 
 def _chain(layers: list[Layer], layout: Layout) -> Chain:

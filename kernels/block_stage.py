@@ -73,9 +73,11 @@ class BlockStage:
         y_dot = torch.empty_like(known.y.value)
         stored = self._room_for_z(x.value) if self.origin == "stored" else y_dot if z is None else z.both[1]
         picked_dot = torch.empty_like(known.picked.value) if block.pool == "max" else stored
-        pairs = ((known.z, stored), (known.stats, torch.empty_like(known.stats.value)), (known.y, y_dot),
-                 (known.picked, picked_dot))  # fmt: skip
-        return BlockValues(x, *(Dual(a.value, b) for a, b in pairs), known.winner, known.seen)
+        stats_dot = torch.empty_like(known.stats.value)
+        return known._replace(
+            x=x, z=Dual(known.z.value, stored), stats=Dual(known.stats.value, stats_dot),
+            y=Dual(known.y.value, y_dot), picked=Dual(known.picked.value, picked_dot),
+        )  # fmt: skip
 
     def _room_for_z(self, x: Tensor) -> Tensor:
         return x.new_empty((*x.shape[:2], *self.block.out, self.block.filters), dtype=torch.float32)
@@ -100,10 +102,11 @@ class BlockStage:
 
     def _sources(self, tiles: Tiles | None) -> dict[str, Any]:
         """How z is come by."""
-        again = tiles is not None and self.origin == "image"
+        depth, precision = 16, "ieee"  # unless it is made again, nobody's
+        if tiles is not None and self.origin == "image":
+            depth, precision = tiles.depth, tiles.precision
         return {
-            "W_AT": self.block.w_at, "BIAS": self._bias(), "Z": self.origin, "BK": tiles.depth if again else 16,
-            "PRECISION": tiles.precision if again else "ieee",
+            "W_AT": self.block.w_at, "BIAS": self._bias(), "Z": self.origin, "BK": depth, "PRECISION": precision,
         }  # fmt: skip
 
     def _block_values(self, weights: Weights, values: BlockValues, parts: Parts | None, tiles: Tiles | None) -> None:
@@ -112,7 +115,7 @@ class BlockStage:
         left, share = (values.y.value, 1) if parts is None else parts
         count = 1 if parts is None else left.shape[1]
         rows = pixels(samples, self.block.pooled)
-        over = pixel_tiles(rows, self.block.filters)
+        over = pixel_tiles(rows, self.block.filters, products=self.origin == "image")
         launch(
             block_forward_kernel, over.grid(tasks, rows, self.block.filters), weights.phi.value, values.x.value,
             values.z.value, left, values.stats.value, values.y.value, values.picked.value, values.winner, weights.row,
@@ -127,7 +130,7 @@ class BlockStage:
         left = values.y.value if parts is None else parts.tensor
         count = 1 if parts is None else left.shape[1]
         rows = pixels(samples, self.block.pooled)
-        over = pixel_tiles(rows, self.block.filters)
+        over = pixel_tiles(rows, self.block.filters, products=self.origin == "image")
         launch(
             block_tangent_kernel, over.grid(tasks, rows, self.block.filters), *weights.phi.both, *values.x.both,
             *values.z.both, left, *values.stats.both, values.y.both[1], *values.picked.both, values.winner, weights.row,

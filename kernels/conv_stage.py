@@ -19,7 +19,7 @@ from .conv_block_backward import block_weight_kernel
 from .description import Conv
 from .launch import launch
 from .sweep import NO_NORM, Below, Cotangent, Dual, Sink, Weights
-from .tiles import Tiles, conv_tiles, conv_weight_tiles, convolves_again, pixel_shares, weight_shares
+from .tiles import Tiles, again_tiles, conv_tiles, conv_weight_tiles, convolves_again, pixel_shares, weight_shares
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,12 @@ class ConvStage(BlockStage):
     def forward(self, weights: Weights, inputs: tuple[Dual, ...], known: BlockValues | None, seen: int) -> BlockValues:
         """As `LinearStage.forward`. Tangents need the statistics, so they go in launches behind the values'."""
         (x,) = inputs
-        tiles = self._product(x.value.shape[1])
         if known is None:
-            known = self._room(x, None, seen, None)
+            known, tiles = self._room(x, None, seen, None), self._product(x.value.shape[1])
             self._block_values(weights, known, self._convolve(weights, known, tiles, tangents=False), tiles)
         if weights.phi.dot is None:
             return known
-        values = self._room(x, None, seen, known)
+        values, tiles = self._room(x, None, seen, known), self._product(x.value.shape[1], dual=self.origin == "image")
         self._block_tangents(weights, values, self._convolve(weights, values, tiles, tangents=True), tiles)
         return values
 
@@ -60,9 +59,10 @@ class ConvStage(BlockStage):
         dx = self._gradients(weights, values.x, dz, sink, under)
         return [] if under is None else [dx]
 
-    def _product(self, samples: int) -> Tiles:
+    def _product(self, samples: int, *, dual: bool = False) -> Tiles:
+        """Tiles of the convolution; `dual` where it has z and ż to hold."""
         conv, rows = self.block, pixels(samples, self.block.out)
-        return conv_tiles(self.precision, rows, conv.kernel**2, conv.channels, conv.filters, dual=False)
+        return conv_tiles(self.precision, rows, conv.kernel**2, conv.channels, conv.filters, dual=dual)
 
     def _convolve(self, weights: Weights, values: BlockValues, tiles: Tiles, *, tangents: bool) -> Parts | None:
         """z or ż, where it is stored, and what shares of the rows leave of its statistics."""
@@ -123,7 +123,7 @@ class ConvStage(BlockStage):
         parts = self._sums(weights, values, dy)
         tasks, samples = dy.d.value.shape[:2]
         rows = pixels(samples, conv.out)
-        tiles = conv_weight_tiles(self.precision, rows, conv.filters, conv.kernel**2, conv.channels)
+        tiles = again_tiles(self.precision, rows, conv.filters, conv.kernel**2, conv.channels)
         size, options = self._shares(tiles, tasks, rows)
         terms = weights.phi.value.new_empty(tasks, size)
         launch(
@@ -134,4 +134,3 @@ class ConvStage(BlockStage):
             BIAS_AT=conv.b_at, P=self.size, PARTS=parts.shape[1], BS=triton.next_power_of_2(parts.shape[1]), DUAL=dual,
             **options, **sink.options, **self._about(values), **tiles.constants("BO", "BK", "BR"),
         )  # fmt: skip
-

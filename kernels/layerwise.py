@@ -76,15 +76,14 @@ class Layerwise:
         return LinearTail(LinearStage(layer, size, self.precision, last=True))
 
     @cached_property
-    def _zeros(self) -> dict[torch.device, Tensor]:
-        """Counters of all launches, which come one behind the other."""
+    def _zeros(self) -> dict[tuple[torch.device, int], Tensor]:
+        """Counters of all launches, which come one behind the other. All are kept: a CUDA graph may hold their place."""
         return {}
 
-    def _counters(self, like: Tensor, count: int) -> Tensor:
-        zeros = self._zeros.get(like.device)
-        if zeros is None or len(zeros) < count:
-            zeros = self._zeros[like.device] = torch.zeros(count, dtype=torch.int32, device=like.device)
-        return zeros
+    def _counters(self, device: torch.device, count: int) -> Tensor:
+        if (device, count) not in self._zeros:
+            self._zeros[device, count] = torch.zeros(count, dtype=torch.int32, device=device)
+        return self._zeros[device, count]
 
     def adapt(self, theta: list[Tensor], x: Tensor, y: Tensor, *, keep: bool, lr: Tensor | None = None) -> Adapted:
         """As `MLP.adapt`."""
@@ -167,7 +166,7 @@ class Layerwise:
             (to, with_, state, next_, row if lr is None else lr[k], row),
             (int(k == 0), int(k == self.inner.steps - 1)),
             {"SINK": name, "LR_EACH": lr is not None, **self.inner.constants()},
-            lambda count: self._counters(to, count),
+            lambda count: self._counters(to.device, count),
         )
 
     def _forward(self, weights: Weights, x: Tensor, known: list[Any] | None = None, seen: int = 0) -> list[Any]:

@@ -11,10 +11,10 @@ from .mse import mse, mse_dot
 
 @triton.jit
 def loss_kernel(
-    p_y, p_y_dot, p_z, p_z_dot, p_targets, p_parts, p_dz, p_dz_dot, N: tl.constexpr, LENT: tl.constexpr, C: tl.constexpr,
-    BN: tl.constexpr, BC: tl.constexpr, LOSS: tl.constexpr, SMOOTHING: tl.constexpr, IGNORE: tl.constexpr,
-    ACT: tl.constexpr, A: tl.constexpr, B: tl.constexpr, VALUE: tl.constexpr, BACKWARD: tl.constexpr,
-    DUAL: tl.constexpr,
+    p_y, p_y_dot, p_z, p_z_dot, p_targets, p_parts, p_dz, p_dz_dot, N: tl.constexpr, LENT: tl.constexpr,
+    C: tl.constexpr, BN: tl.constexpr, BC: tl.constexpr, LOSS: tl.constexpr, SMOOTHING: tl.constexpr,
+    IGNORE: tl.constexpr, ACT: tl.constexpr, A: tl.constexpr, B: tl.constexpr, VALUE: tl.constexpr,
+    BACKWARD: tl.constexpr, DUAL: tl.constexpr,
 ):  # fmt: skip
     """Of outputs y = f(z) [T, N, C]: with VALUE each tile's part of the loss [T, tiles], with BACKWARD dz, with DUAL
     its tangent too.

@@ -185,10 +185,12 @@ PIXEL_VALUES = 2048
 """Of a tile of what goes over pixels without a product: 16 a thread."""
 
 
-def pixel_tiles(rows: int, columns: int) -> PixelTiles:
-    """64 channels at a time are two lines of 128 bytes."""
+def pixel_tiles(rows: int, columns: int, *, products: bool = False) -> PixelTiles:
+    """64 channels at a time are two lines of 128 bytes. Before sm_90 tiles that come with `products` are half as large:
+    28 bytes of stack otherwise (28×28×1→64, tangents, float32)."""
     across = min(block(columns), 64)
-    return PixelTiles(min(block(rows), PIXEL_VALUES // across), across, 4)
+    values = PIXEL_VALUES // 2 if products and _generation() < 9 else PIXEL_VALUES
+    return PixelTiles(min(block(rows), values // across), across, 4)
 
 
 MOST_SHARES = 32
@@ -234,6 +236,13 @@ def convolves_again(conv: Conv) -> bool:
     return few and found and 2 * conv.height * conv.width * conv.channels < 3 * out
 
 
+def again_tiles(precision: str, pixels: int, filters: int, taps: int, channels: int) -> Tiles:
+    """Of `block_weight_kernel`, which makes dz besides. On sm_80 64 filters take 620 bytes of stack (28×28×1→64,
+    tangents, float32)."""
+    tiles = conv_weight_tiles(precision, pixels, filters, taps, channels)
+    return tiles._replace(rows=min(tiles.rows, 32)) if _generation() < 9 else tiles
+
+
 HEAD_COLUMNS = 128
 """Of its input that a program of `head_kernel` takes at most."""
 
@@ -255,7 +264,7 @@ def head_tiles(precision: str, samples: int, pixels: int, channels: int, outputs
     if outputs > HEAD_COLUMNS or channels > HEAD_COLUMNS or -(-pixels // per) > MOST_SHARES:
         return None
     rows = min(block(samples), 32)
-    return HeadTiles(per, rows, block(outputs), min(block(pixels * channels), 64), 4, _layer_precision(precision))
+    return HeadTiles(per, rows, block(outputs), min(block(pixels * channels), 32), 4, _layer_precision(precision))
 
 
 def _taps_depth(precision: str, taps: int, unit: int) -> int:
@@ -267,12 +276,20 @@ def _taps_depth(precision: str, taps: int, unit: int) -> int:
     return min(block(taps * unit), most)
 
 
+def _conv_rows(dual: bool) -> int:
+    """Pixels of a convolution's tile; dual ones have two results to hold, which takes 44 bytes of stack on sm_80 with
+    64 pixels (28×28×1→64, float32)."""
+    return (64 if dual else 128) if _generation() >= 9 else (32 if dual else 64)
+
+
 def conv_tiles(precision: str, pixels: int, taps: int, unit: int, columns: int, *, dual: bool) -> Tiles:
     """Of the convolutions that make [pixels, columns] of every task from products over taps × `unit` channels."""
     depth = _taps_depth(precision, taps, unit)
-    rows = min(block(pixels), 64 if dual or _generation() < 9 else 128)
+    rows = min(block(pixels), _conv_rows(dual))
     columns = min(block(columns), 64)
-    return Tiles(rows, columns, depth, 8 if rows * columns >= 4096 else 4, LAYER_STAGES, _layer_precision(precision))
+    warps = 8 if rows * columns >= 4096 else 4
+    registers = MOST_REGISTERS if _generation() < 9 else None  # 80 and 12 bytes of stack (64 → 64, sm_80, float32)
+    return Tiles(rows, columns, depth, warps, LAYER_STAGES, _layer_precision(precision), registers)
 
 
 def conv_weight_tiles(precision: str, pixels: int, filters: int, taps: int, channels: int) -> Tiles:

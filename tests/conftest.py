@@ -119,3 +119,15 @@ def three_threads() -> Iterator[None]:
     """More than one, on whatever machine."""
     with threads(3):
         yield
+
+
+@pytest.fixture
+def wide_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles of convolutions as large as what they are of: the interpreter takes its time by program, not by size."""
+    from fastmeta.kernels import tiles  # pyright: ignore[reportMissingImports]  # mapped by setup.py
+
+    monkeypatch.setattr(tiles, "PIXEL_VALUES", 2**18)
+    monkeypatch.setattr(tiles, "PROGRAMS", 1)
+    monkeypatch.setattr(tiles, "_conv_rows", lambda dual: 4096)
+    monkeypatch.setattr(tiles, "_depth", lambda precision: 4096)
+    monkeypatch.setattr(tiles, "_taps_depth", lambda precision, taps, unit: min(tiles.block(taps * unit), 1024))

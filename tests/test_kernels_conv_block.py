@@ -63,10 +63,15 @@ OPTIONS = {
     "batches": (smallest, {"inner_batch_size": 3}),
     "slices": (smallest, {"task_chunk": 1}),
     "own outer loss": (smallest, {"outer_loss": lambda y, t: F.cross_entropy(2 * y, t), "inner_steps": 1}),
+    "support's statistics": (small, {"bn_statistics": "support", "inner_steps": 1}),
+    "support's statistics, own outer loss": (
+        smallest, {"bn_statistics": "support", "outer_loss": lambda y, t: F.cross_entropy(2 * y, t), "inner_steps": 1}
+    ),
+    "support's statistics, first order": (smallest, {"bn_statistics": "support", "algorithm": fastmeta.FOMAML}),
 }  # fmt: skip
 
 
-@pytest.mark.usefixtures("poison")
+@pytest.mark.usefixtures("poison", "wide_tiles")
 @pytest.mark.parametrize("name", OPTIONS)
 def test_options(name):
     model, options = OPTIONS[name]
@@ -106,6 +111,70 @@ def test_shapes(name):
     model = net(*layers(), image=image)
     batch = batch_of(*image, support=support, tasks=1)
     assert_as_good_as_torch(model, batch, inner_loss=F.cross_entropy, inner_steps=1)
+
+
+@pytest.mark.usefixtures("poison", "wide_tiles")
+def test_images_of_miniimagenet_size():
+    model = net(*conv(3, 3, pool=nn.MaxPool2d(2)), *conv(3, 3, pool=nn.MaxPool2d(2)), image=(3, 84, 84))
+    batch = batch_of(3, 84, 84, support=2, query=2, tasks=1)
+    assert_as_good_as_torch(model, batch, inner_loss=F.cross_entropy, inner_steps=1)
+
+
+@pytest.mark.usefixtures("poison", "wide_tiles")
+def test_several_programs_take_the_head():
+    """Of an image's pixels each takes a few; the last has fewer."""
+    model = net(*conv(2, 32, pool=nn.MaxPool2d(2)), image=(2, 10, 10), classes=5)
+    batch = batch_of(2, 10, 10, support=5, query=40, classes=5)
+    assert_as_good_as_torch(model, batch, inner_loss=F.cross_entropy, inner_steps=1)
+
+
+def image_regression(*image, outputs):
+    data = batch_of(*image)
+    targets = (torch.randn(*x.shape[:2], outputs, dtype=torch.float64) for x in (data.support_x, data.query_x))
+    return data._replace(support_y=next(targets), query_y=next(targets))
+
+
+@pytest.mark.usefixtures("poison", "wide_tiles")
+@pytest.mark.parametrize("statistics", ["batch", "support"])
+def test_mean_squared_error(statistics):
+    model = net(*conv(2, 4, pool=nn.AvgPool2d(2)), image=(2, 6, 5), classes=2)
+    options = {"inner_loss": F.mse_loss, "bn_statistics": statistics, "inner_steps": 1}
+    assert_as_good_as_torch(model, image_regression(2, 6, 5, outputs=2), **options)
+
+
+@pytest.mark.usefixtures("poison", "wide_tiles")
+def test_a_hidden_linear_layer_behind_the_convolutions():
+    body = net(*conv(2, 4, pool=nn.MaxPool2d(2)), image=(2, 6, 5), classes=6)
+    model = nn.Sequential(*body, nn.Tanh(), nn.Linear(6, 3)).double()
+    assert_as_good_as_torch(model, batch_of(2, 6, 5), inner_loss=F.cross_entropy, inner_steps=1)
+
+
+class Residual(nn.Module):
+    """Two blocks as ResNet-12 has them, narrow: three convolutions beside a 1×1 one, added, then activation and pool;
+    and one as ResNet-18 has them, whose shortcut is what it sees."""
+
+    def __init__(self, statistics=True):
+        super().__init__()
+        self.branch = nn.Sequential(*conv(2, 4), nn.Conv2d(4, 4, 3, padding=1), norm(4))
+        self.shortcut = nn.Sequential(nn.Conv2d(2, 4, 1, bias=False), norm(4))
+        self.same = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), norm(4))
+        self.head = nn.Linear(4 * 3 * 2, 3)
+
+    def forward(self, x):
+        x = F.max_pool2d(torch.tanh(self.branch(x) + self.shortcut(x)), 2)
+        x = torch.tanh(x + self.same(x))
+        return self.head(x.flatten(1))
+
+
+@pytest.mark.usefixtures("poison", "wide_tiles")
+@pytest.mark.parametrize(
+    "options", [{}, {"bn_statistics": "support"}, {"inner_optimizer": fastmeta.Adam(lr=0.01)}], ids=str
+)
+def test_residual_networks(options):
+    torch.manual_seed(1)
+    assert_as_good_as_torch(
+        Residual().double(), batch_of(2, 6, 5), inner_loss=F.cross_entropy, inner_steps=1, **options
+    )
 
 
 def test_more_tiles_than_shares(monkeypatch):
@@ -201,13 +270,23 @@ def plain(*layers, features, classes=3):
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, classes))
 
 
-class Residual(nn.Module):
+class OnTheImage(nn.Module):
     def __init__(self):
         super().__init__()
         self.conv, self.head = nn.Conv2d(2, 2, 3, padding=1), nn.Linear(60, 3)
 
     def forward(self, x):
         return self.head((x + self.conv(x)).flatten(1))
+
+
+class NormOfWhatOthersRead(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(2, 2, 3, padding=1), norm(2), nn.Linear(60, 3)
+
+    def forward(self, x):
+        x = self.conv(x)
+        return self.head((x + torch.tanh(self.norm(x))).flatten(1))
 
 
 REFUSED = {
@@ -224,7 +303,8 @@ REFUSED = {
     "no head": (lambda: nn.Sequential(nn.Conv2d(2, 3, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten()), "must be linear"),
     "running statistics": (
         lambda: plain(nn.Conv2d(2, 4, 1), nn.BatchNorm2d(4).eval(), features=120), "running statistics; use train"),
-    "branches": (Residual, "without branches"),
+    "a shortcut of the image": (OnTheImage, "the kernels add images of two convolutions"),
+    "branches otherwise": (NormOfWhatOthersRead, "of what others read too"),
     "activation": (lambda: plain(nn.Conv2d(2, 4, 1), nn.ELU(), features=120), "no kernel for the activation elu"),
 }  # fmt: skip
 
@@ -236,13 +316,12 @@ def test_what_no_kernel_takes_is_named(name):
         learner_of(model())(*float_batch(2, 6, 5))
 
 
-def test_images_beyond_84_and_support_statistics_are_refused():
+def test_images_beyond_84_are_refused():
     with pytest.raises(RuntimeError, match="images of 85×6, the kernels take 5 to 84 a side"):
         learner_of(plain(nn.Conv2d(1, 2, 1), features=1020))(*float_batch(1, 85, 6))
-    with pytest.raises(RuntimeError, match='bn_statistics="support"'):
-        learner_of(smallest(), bn_statistics="support")(*float_batch(2, 6, 5))
 
 
-@pytest.mark.golden("conv4_strided*")  # the pooled ones take the interpreter minutes each
+@pytest.mark.usefixtures("wide_tiles")
+@pytest.mark.golden("conv4*")
 def test_golden(golden):
     check_golden(golden)
