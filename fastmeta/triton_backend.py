@@ -58,6 +58,7 @@ class TritonBackend:
         rules = (
             _inner_rule(loop.optimizer, loop.steps, loop.batch), _loss_rule(loop.objective.loss), precision,
         )  # fmt: skip
+        self._schedule = rules[0].schedule(layout.device)  # held: a CUDA graph reads it where it is
         layers = [stage for stage in stages if isinstance(stage, Layer)]
         self._images = len(layers) < len(stages)
         if not self._images and fits_loop(engine, layers):
