@@ -24,12 +24,14 @@ from bench.records import FORMAT, without_folders, write
 LEAST_S = 5
 """A part that would have less time is left out."""
 
-# Of tests/test_kernels_gpu.py: each kind of inner loop once, all precisions and stages of one.
+# Of tests/test_kernels_gpu.py: each kind of inner loop once, all precisions and stages of one. And CUDA graphs.
 SHORT_TESTS = (
     "(loop and regression and (sinusoid or (float32-1 and (first-order or reptile or momentum or adam or batches))))"
     " or (loop and classification and float32-1 and (tasks or classes)) or random-0-"
     " or (layers and (siren or (float32-1 and (adam or nesterov or samples or classes))))"
+    " or (cuda_graph and not compile)"
 )
+GPU_TESTS = ("tests/test_kernels_gpu.py", "tests/test_cuda_graph_gpu.py")
 QUICK_PEERS = ("torch.func vmap", "fastmeta eager", "fastmeta triton")
 GPU_PEERS = (
     "torch.func vmap", "torch.func vmap graph", "jax vmap", "higher", "torchopt", "fastmeta eager",
@@ -56,7 +58,7 @@ def _module(name: str) -> Callable[[str, Path], Sequence[str]]:
 
 def _tests(_: str, out: Path) -> Sequence[str]:
     options = ("-m", "gpu", "-k", SHORT_TESTS, "-W", "default", "-p", "no:cacheprovider", "-rfEs", "--tb=short")
-    return ("-m", "pytest", "tests/test_kernels_gpu.py", *options, f"--junit-xml={out.with_suffix('.xml')}")
+    return ("-m", "pytest", *GPU_TESTS, *options, f"--junit-xml={out.with_suffix('.xml')}")
 
 
 def _workloads(precision: str, workloads: Sequence[str] = ()) -> Callable[[str, Path], Sequence[str]]:

@@ -1,4 +1,4 @@
-"""Meta-steps as CUDA graphs: recorded once, replayed whole, so that no launch waits for Python."""
+"""Peers' meta-steps as CUDA graphs: recorded once, replayed whole, so that no launch waits for Python."""
 
 from __future__ import annotations
 

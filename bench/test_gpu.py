@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from bench import environment, gpu
-from bench.gpu import PARTS, SHORT_TESTS, Part, checkout_on_path
+from bench.gpu import GPU_TESTS, PARTS, SHORT_TESTS, Part, checkout_on_path
 from bench.gpu_table import table
 from bench.sweep import Config, configs, launched_with
 
@@ -88,7 +88,7 @@ def test_parts_import_this_checkout_and_carried_wheels(tmp_path: Path):
 
 
 def test_the_short_tests_exist():
-    command = [sys.executable, "-m", "pytest", "tests/test_kernels_gpu.py", "-m", "gpu", "-k", SHORT_TESTS]
+    command = [sys.executable, "-m", "pytest", *GPU_TESTS, "-m", "gpu", "-k", SHORT_TESTS]
     done = subprocess.run(
         [*command, "--collect-only", "-o", "addopts=", "-p", "no:cacheprovider"], cwd=environment.ROOT,
         capture_output=True, text=True, check=False,
@@ -97,7 +97,8 @@ def test_the_short_tests_exist():
     for precision in ("float32", "tf32", "bfloat16"):
         for stages in (1, 2, 3):
             assert f"[loop regression-sinusoid-{precision}-{stages}]" in done.stdout
-    assert 20 <= done.stdout.count("<Function") <= 40
+    assert "test_a_graph_on_a_gpu" in done.stdout
+    assert 20 <= done.stdout.count("<Function") <= 80
 
 
 def test_a_sweep_changes_hot_kernels_only(monkeypatch: pytest.MonkeyPatch):

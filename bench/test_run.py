@@ -128,6 +128,9 @@ def test_graphs_are_for_gpus():
     assert not [name for name in peers_for("cpu") if "graph" in name]
     (found,) = measure(SMALL, ["torch.func vmap graph"], "maml", QUICK)
     assert (found.status, found.message) == ("unsupported", "CUDA graphs need --device cuda")
+    (found,) = measure(SMALL, ["fastmeta eager graph"], "maml", QUICK)
+    assert found.status == "unsupported"
+    assert "the module is on cpu, and CUDA graphs are for GPUs" in found.message
 
 
 def test_bfloat16_is_refused_by_fastmeta_and_gated_by_what_pytorch_makes_of_it():

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from . import reference
 from .autograd import Adapt, Apply, MetaStep, no_autocast
 from .batch import TaskBatch, check_batch, check_options, check_query, finite_tasks, warn_running_statistics
+from .cuda_graph import REFERENCE
 from .engine import mean_finite
 from .explain import explain
 from .inner import SGD, InnerOptimizer
@@ -78,6 +79,11 @@ class MetaLearner(nn.Module):
         backend: "torch" (plain ops, any device), "triton" (kernels, or an error), "reference" (one task at a time by
             autograd), or "auto", which chooses and says why in `explain()`.
         compile: send the whole meta-step, second order included, through `torch.compile(fullgraph=True)`.
+        cuda_graph: on a GPU, record the whole meta-step as one CUDA graph at the second call with data of a shape, and
+            replay it from then on; a graph keeps a meta-step's memory. Python in the loss and the module runs at the
+            recording only, and other tensors that they hold must stay in their place. Only the latest meta-step's
+            `task_losses` can be differentiated; `loss` always can. Where nothing can be recorded, the step runs as
+            ever, and a warning and `explain()` say why.
         memory: "save" keeps each inner step's activations for the adjoint, "recompute" only the fast weights.
         task_chunk: tasks that run at once; None chooses. Results do not depend on it.
         bn_statistics: batch norm normalises query samples by the statistics of the query batch ("batch", as the MAML
@@ -102,6 +108,7 @@ class MetaLearner(nn.Module):
         inner_batch_size: int | None = None,
         backend: Literal["auto", "torch", "triton", "reference"] = "auto",
         compile: bool = False,
+        cuda_graph: bool = False,
         memory: Literal["save", "recompute"] = "save",
         task_chunk: int | None = None,
         bn_statistics: Literal["batch", "support"] = "batch",
@@ -110,7 +117,8 @@ class MetaLearner(nn.Module):
         check_options(
             module=model, inner_loss=inner_loss, outer_loss=outer_loss, inner_optimizer=inner_optimizer,
             inner_steps=inner_steps, inner_batch_size=inner_batch_size, backend=backend, compile=compile,
-            memory=memory, task_chunk=task_chunk, bn_statistics=bn_statistics, precision=precision,
+            cuda_graph=cuda_graph, memory=memory, task_chunk=task_chunk, bn_statistics=bn_statistics,
+            precision=precision,
         )  # fmt: skip
         super().__init__()
         self.module = model
@@ -121,6 +129,7 @@ class MetaLearner(nn.Module):
         self.inner_batch_size = inner_batch_size
         self.backend = backend
         self.compile_step = compile
+        self.cuda_graph = cuda_graph
         self.memory = memory
         self.task_chunk = task_chunk
         self.bn_statistics = bn_statistics
@@ -145,13 +154,15 @@ class MetaLearner(nn.Module):
             batch = TaskBatch(support_x, support_y, support_x, support_y)
         if self.backend == "reference":
             self._check(batch)
+            if self.cuda_graph:
+                self._sessions.tell_no_graph(REFERENCE)
             return self._reference_step(batch)
         session = self._session(batch)
         if torch.is_grad_enabled():
             run = partial(session.meta_step, keep=True)
             loss, losses, finite, *outputs = MetaStep.apply(run, session.layout, *session.params)  # pyright: ignore[reportGeneralTypeIssues]
         else:
-            loss, _, (losses, outputs, finite, _) = session.meta_step(keep=False)
+            loss, _, (losses, outputs, finite, _), _ = session.meta_step(keep=False)
         self._warn(finite)
         return MetaOutput(loss, losses, session.output_tree(outputs), finite)
 

@@ -55,7 +55,7 @@ class MetaStep(Function):
 
     @staticmethod
     def forward(ctx: Any, run: Callable[[], MetaGradient], layout: Layout, *params: Tensor) -> tuple[Tensor, ...]:
-        loss, gradient, (losses, outputs, finite, lam) = run()
+        loss, gradient, (losses, outputs, finite, lam), ctx.lent = run()
         assert gradient is not None, "a meta-step without its gradient"
         ctx.layout, ctx.params = layout, params
         ctx.save_for_backward(gradient, lam)
@@ -69,9 +69,9 @@ class MetaStep(Function):
         sources = tuple(d for d in (d_loss, d_losses) if d is not None)
         if not sources:
             return (None,) * (2 + len(ctx.params))
-        with torch.no_grad(), no_autocast(lam.device.type):
+        with torch.no_grad(), no_autocast(gradient.device.type):
             of_mean = None if d_loss is None else gradient * d_loss
-            of_tasks = None if d_losses is None else d_losses @ lam
+            of_tasks = None if d_losses is None else d_losses @ (ctx.lent() if ctx.lent else lam)
             flat = total(of_mean, of_tasks)
             assert flat is not None
             grads = ctx.layout.split(flat)

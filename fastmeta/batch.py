@@ -203,6 +203,7 @@ def check_options(
     inner_batch_size: Any,
     backend: Any,
     compile: Any,
+    cuda_graph: Any,
     memory: Any,
     task_chunk: Any,
     bn_statistics: Any,
@@ -231,8 +232,9 @@ def check_options(
     _check_choice("memory", memory, MEMORY)
     _check_choice("bn_statistics", bn_statistics, BN_STATISTICS)
     _check_choice("precision", precision, PRECISIONS)
-    if not isinstance(compile, bool):
-        raise TypeError(f"compile must be True or False, got {compile!r}")
+    for name, flag in (("compile", compile), ("cuda_graph", cuda_graph)):
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name} must be True or False, got {flag!r}")
 
 
 _warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()

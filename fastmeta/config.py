@@ -138,6 +138,7 @@ class Execution:
         metadata={"help": "implementation", "choices": ("auto", "torch", "triton", "reference")},
     )
     compile: bool = field(default=False, metadata={"help": "send the meta-step through torch.compile"})
+    cuda_graph: bool = field(default=False, metadata={"help": "replay the meta-step as one CUDA graph"})
     memory: Literal["save", "recompute"] = field(
         default="save",
         metadata={
@@ -300,6 +301,7 @@ def make_algorithm(
         inner_batch_size=None if evaluation else part.inner_batch_size or None,
         backend=execution.backend,
         compile=execution.compile,
+        cuda_graph=execution.cuda_graph,
         memory=execution.memory,
         task_chunk=execution.task_chunk or None,
         bn_statistics=bn_statistics or part.bn_statistics,

@@ -9,7 +9,7 @@ Notation (derivations: kernels/README.md): θ meta-parameters, φ [T, P] fast we
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -228,11 +228,15 @@ class TaskResults(NamedTuple):
 
 
 class MetaGradient(NamedTuple):
-    """What a meta-step gives: means over the tasks that stayed finite, and what they are means of."""
+    """What a meta-step gives: means over the tasks that stayed finite, and what they are means of.
+
+    `lent` stands for `tasks.lam` where λ_0 lies in memory that the next meta-step overwrites: it gives λ_0, or raises.
+    """
 
     loss: Tensor
     gradient: Tensor | None  # [P]
     tasks: TaskResults
+    lent: Callable[[], Tensor] | None = None
 
     @classmethod
     def of(cls, tasks: TaskResults) -> MetaGradient:

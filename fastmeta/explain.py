@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from .backends import choose
+from .cuda_graph import REFERENCE, obstacle
 from .ops.opaque import Opaque, OpaqueLoss
 from .plan import Plan
 
@@ -23,6 +24,8 @@ def explain(learner: MetaLearner) -> str:
         f"parameters: {sum(s.numel() for s in program.layout.shapes):,} trainable, in one buffer of "
         f"{program.layout.size:,} a task",
     ]
+    if learner.cuda_graph:
+        lines.append(f"CUDA graphs: {_graphs(learner)}")
     if choice.backend == "reference":
         return "\n".join([*lines, "one task at a time, autograd through the unrolled loop"])
     if program.untraceable:
@@ -40,6 +43,16 @@ def explain(learner: MetaLearner) -> str:
         lines += ["query pass:", *_table(last.engine.outer.plan, last.how)]
         lines += [f"  loss: {_loss(last.engine.outer.loss, last.how)}"]
     return "\n".join(lines)
+
+
+def _graphs(learner: MetaLearner) -> str:
+    if learner.backend == "reference":
+        return f"none: {REFERENCE}"
+    last = learner._sessions.last_graphs
+    if last is not None:
+        return last.how
+    why_not = obstacle(learner._sessions.program(learner).layout.device)
+    return f"none: {why_not}" if why_not else "recorded at the second meta-step on data of a shape"
 
 
 def _table(plan: Plan, own: str) -> list[str]:

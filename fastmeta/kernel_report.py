@@ -178,7 +178,7 @@ def counts(workload: str) -> Row:
     with counting(progress=show) as counted:
         result = session.meta_step(keep=True)
     progress.close()
-    (loss, gradient, (losses, outputs, finite, lam)) = result
+    loss, gradient, (losses, outputs, finite, lam), _ = result
     assert gradient is not None
     assert lam is not None
     tensors += [*session.params, loss, gradient, losses, *outputs, finite, lam]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -75,7 +75,7 @@ def loss_op(name: str, loss: Loss, plan: Plan, targets: Any, *, skip: int = 0) -
 
 
 def check_labels_of(
-    name: str, loss: Loss, plan: Plan, targets: Any, *, skip: int = 0, batch: int | None = None
+    name: str, loss: Loss, plan: Plan, targets: Sequence[Tensor], *, skip: int = 0, batch: int | None = None
 ) -> None:
     """Where `loss` is cross-entropy: labels that fit the logits in shape and range.
 
@@ -83,6 +83,7 @@ def check_labels_of(
     """
     op = known_loss(loss)
     shapes = plan.sample_shapes(skip)
-    if isinstance(op, CrossEntropy) and len(shapes) == 1 and isinstance(targets, Tensor):
-        samples = shapes[0][0] if batch is None else targets.shape[1]
-        check_class_targets(name, targets, (targets.shape[0], samples, *shapes[0][1:]), ignore_index=op.ignore_index)
+    if isinstance(op, CrossEntropy) and len(shapes) == len(targets) == 1:
+        (labels,) = targets
+        samples = shapes[0][0] if batch is None else labels.shape[1]
+        check_class_targets(name, labels, (labels.shape[0], samples, *shapes[0][1:]), ignore_index=op.ignore_index)

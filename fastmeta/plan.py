@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from .ops.base import MaybeTensors, Op, Saved, total
+from .ops.opaque import Opaque
 
 Tape = list[Saved]  # one entry per node
 
@@ -176,3 +177,9 @@ class Plan:
         for slot, need, value in zip(node.inputs, node.needs, d_inputs, strict=True):
             if need:
                 d[slot] = total(d[slot], value)
+
+
+def seeded_in_python(*plans: Plan) -> list[str]:
+    """The opaque ops that draw random numbers: Python seeds the generator for each task, in every sweep anew."""
+    nodes = [node for plan in plans for node in plan.nodes]
+    return sorted({node.label for node in nodes if isinstance(node.op, Opaque) and node.op.random})

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -18,11 +20,12 @@ from torch.utils import _pytree as pytree
 from .autograd import no_autocast
 from .backends import Backend, TorchBackend, choose
 from .batch import TaskBatch, warn_running_statistics
+from .cuda_graph import MetaStepGraphs
 from .engine import Context, Data, Engine, InnerLoop, MetaGradient, Objective
 from .layout import Layout
 from .losses import check_labels_of, loss_op
-from .ops.opaque import Opaque
-from .plan import Plan
+from .notices import warn_user
+from .plan import Plan, seeded_in_python
 from .program import Program, leaves_of
 from .survey import Survey, survey
 
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 Tree = Any
 
 _MOST_PROGRAMS = 16  # kept of a module whose state goes on changing
+_MOST_GRAPHED = 16  # backends with CUDA graphs, each of which keeps a meta-step's memory
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,7 @@ class Session:
     batch: TaskBatch
     context: Context
     steps: int
+    graphs: MetaStepGraphs | None  # where the meta-step is to be replayed
 
     @property
     def layout(self) -> Layout:
@@ -58,30 +63,39 @@ class Session:
     def _support(self) -> Data:
         return Data(leaves_of(self.batch.support_x), leaves_of(self.batch.support_y))
 
-    def _query_inputs(self) -> tuple[Tensor, ...]:
-        query = leaves_of(self.batch.query_x)
-        if self.backend.engine.outer.skip:  # the support set in front lends its batch-norm statistics
-            return tuple(torch.cat(pair, 1) for pair in zip(leaves_of(self.batch.support_x), query, strict=True))
+    def _behind_support(self, support: tuple[Tensor, ...], query: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Query inputs, behind the support set where that lends its batch-norm statistics."""
+        if self.backend.engine.outer.skip:
+            return tuple(torch.cat(pair, 1) for pair in zip(support, query, strict=True))
         return query
 
-    def _check_labels(self) -> None:
+    def _check_support_labels(self, targets: tuple[Tensor, ...]) -> None:
         plan = self.backend.engine.loop.objective.plan
-        check_labels_of(
-            "support_y", self.learner.inner_loss, plan, self.batch.support_y, batch=self.learner.inner_batch_size
-        )
+        check_labels_of("support_y", self.learner.inner_loss, plan, targets, batch=self.learner.inner_batch_size)
 
     def meta_step(self, *, keep: bool) -> MetaGradient:
-        self._check_labels()
-        outer = self.backend.engine.outer
-        check_labels_of("query_y", self.learner.outer_loss, outer.plan, self.batch.query_y, skip=outer.skip)
-        query = Data(self._query_inputs(), leaves_of(self.batch.query_y))
+        support, query = self._support(), Data(leaves_of(self.batch.query_x), leaves_of(self.batch.query_y))
         with torch.no_grad(), self.numerics():
-            return self.backend.meta_step(self.params, self._support(), query, self.context, keep=keep)
+            if self.graphs is None:
+                return self._on_device(self.params, support, query, self.context, keep=keep)
+            step = partial(self._on_device, keep=keep)
+            return self.graphs.run(step, self.params, support, query, self.context, keep=keep)
+
+    def _on_device(
+        self, params: Sequence[Tensor], support: Data, query: Data, context: Context, *, keep: bool
+    ) -> MetaGradient:
+        """All of a meta-step that the device does: what a CUDA graph holds."""
+        outer = self.backend.engine.outer
+        self._check_support_labels(support.targets)
+        check_labels_of("query_y", self.learner.outer_loss, outer.plan, query.targets, skip=outer.skip)
+        query = query._replace(inputs=self._behind_support(support.inputs, query.inputs))
+        return self.backend.meta_step(params, support, query, context, keep=keep)
 
     def adapt(self, *, keep: bool) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        self._check_labels()
+        support = self._support()
         with torch.no_grad(), self.numerics():
-            phi, adjoint = self.backend.adapt(self.params, self._support(), self.context, keep=keep)
+            self._check_support_labels(support.targets)
+            phi, adjoint = self.backend.adapt(self.params, support, self.context, keep=keep)
         return phi, self._in_numerics(adjoint)
 
     def on(self, query_x: Tree) -> Session:
@@ -93,8 +107,9 @@ class Session:
 
     def apply(self, phi: Tensor) -> tuple[list[Tensor], Callable[[Sequence[Tensor | None]], Tensor]]:
         with torch.no_grad(), self.numerics():
+            inputs = self._behind_support(leaves_of(self.batch.support_x), leaves_of(self.batch.query_x))
             outputs, pullback = self.backend.apply(
-                phi, self._query_inputs(), self.context.at(self.steps, self.backend.engine.outer.plan)
+                phi, inputs, self.context.at(self.steps, self.backend.engine.outer.plan)
             )
         return outputs, self._in_numerics(pullback)
 
@@ -134,7 +149,10 @@ class Sessions:
 
     def __init__(self) -> None:
         self._programs: dict[Hashable, tuple[Program, dict[Hashable, Backend]]] = {}
+        self._graphs: WeakKeyDictionary[Backend, MetaStepGraphs] = WeakKeyDictionary()
+        self._told: set[str] = set()
         self.last: Backend | None = None
+        self.last_graphs: MetaStepGraphs | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Sessions:
         return Sessions()  # a copied learner holds another module, and makes its own plans
@@ -145,9 +163,26 @@ class Sessions:
     def open(self, learner: MetaLearner, batch: TaskBatch, steps: int) -> Session:
         """A session on `batch`, which is checked; without a query set only `adapt` may be called on it."""
         state = survey(learner.module)
-        backend = self.backend(learner, state, batch, steps, with_loss=batch.query_x is not None)
+        with_loss = batch.query_x is not None
+        backend = self.backend(learner, state, batch, steps, with_loss=with_loss)
         program, _ = self._programs[state.key]
-        return Session(learner, state, program, backend, batch, Context(program.constants(), backend.keys()), steps)
+        graphs = self._graphs_of(backend) if learner.cuda_graph and with_loss else None
+        context = Context(program.constants(), backend.keys())
+        return Session(learner, state, program, backend, batch, context, steps, graphs)
+
+    def _graphs_of(self, backend: Backend) -> MetaStepGraphs:
+        if backend not in self._graphs:
+            if len(self._graphs) == _MOST_GRAPHED:
+                del self._graphs[next(iter(self._graphs))]
+            self._graphs[backend] = MetaStepGraphs(backend.engine, self.tell_no_graph)
+        self.last_graphs = self._graphs[backend]
+        return self.last_graphs
+
+    def tell_no_graph(self, why: str) -> None:
+        """Warns, once for each reason, that `cuda_graph` does nothing."""
+        if why not in self._told:
+            self._told.add(why)
+            warn_user(f"cuda_graph=True runs without a graph: {why}", UserWarning)
 
     def program(self, learner: MetaLearner, state: Survey | None = None) -> Program:
         """The program of the module in its present state."""
@@ -215,10 +250,10 @@ def _refuse_compiled_draws(*plans: Plan) -> None:
     Raises:
         ValueError: such an op is in one of the plans.
     """
-    drawn = {node.label for plan in plans for node in plan.nodes if isinstance(node.op, Opaque) and node.op.random}
+    drawn = seeded_in_python(*plans)
     if drawn:
         raise ValueError(
-            f"compile=True cannot take random numbers drawn inside {', '.join(sorted(drawn))}, which has no op of its "
+            f"compile=True cannot take random numbers drawn inside {', '.join(drawn)}, which has no op of its "
             "own; use compile=False, nn.Dropout for the randomness, or eval mode"
         )
 

@@ -303,6 +303,7 @@ OPTIONS = {
     "inner_batch_size": None,
     "backend": "auto",
     "compile": False,
+    "cuda_graph": False,
     "memory": "save",
     "task_chunk": None,
     "bn_statistics": "batch",
@@ -318,7 +319,8 @@ def test_legal_options_pass():
         "inner_steps": 0,
         "inner_batch_size": 1,
     }
-    changes |= {"backend": "reference", "compile": True, "memory": "recompute", "task_chunk": 1}
+    changes |= {"backend": "reference", "compile": True, "cuda_graph": True, "memory": "recompute"}
+    changes |= {"task_chunk": 1}
     check_options(**(OPTIONS | changes | {"bn_statistics": "support", "precision": "tf32"}))
 
 
@@ -375,6 +377,7 @@ def test_legal_options_pass():
             r"precision must be one of 'float32', 'tf32', 'bfloat16', got 'fp16'",
         ),
         ({"compile": 1}, TypeError, r"compile must be True or False, got 1"),
+        ({"cuda_graph": None}, TypeError, r"cuda_graph must be True or False, got None"),
     ],
 )
 def test_bad_options(changes, error, message):

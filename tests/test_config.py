@@ -68,6 +68,15 @@ def test_evaluation_takes_the_whole_support_set():
     assert make_algorithm(config, model, Execution(), evaluation=True).inner_batch_size is None
 
 
+def test_execution_reaches_the_learner():
+    config = PRESETS["sinusoid"].config
+    execution = Execution(compile=True, cuda_graph=True, memory="recompute", task_chunk=3)
+    learner = make_algorithm(config, make_model(config), execution)
+    assert learner.compile_step
+    assert learner.cuda_graph
+    assert (learner.memory, learner.task_chunk) == ("recompute", 3)
+
+
 def test_omniglot_needs_data():
     with pytest.raises(ValueError, match="task omniglot needs data: name with --data Omniglot's zip files"):
         make_family(PRESETS["omniglot"].config, None, torch.device("cpu"))
