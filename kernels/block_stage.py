@@ -68,7 +68,7 @@ class BlockStage:
             stats = stored.new_empty(at_y[0], 2, block.filters, dtype=torch.float32)
             picked, winner = stored, y
             if block.pool == "max":
-                picked, winner = y.new_empty(at_y, dtype=torch.float32), y.new_empty(at_y, dtype=torch.int8)
+                picked, winner = torch.empty_like(y), y.new_empty(at_y, dtype=torch.int8)
             return BlockValues(x, Dual(stored), Dual(stats), Dual(y), Dual(picked), winner, seen)
         y_dot = torch.empty_like(known.y.value)
         stored = self._room_for_z(x.value) if self.origin == "stored" else y_dot if z is None else z.both[1]
@@ -80,7 +80,8 @@ class BlockStage:
         )  # fmt: skip
 
     def _room_for_z(self, x: Tensor) -> Tensor:
-        return x.new_empty((*x.shape[:2], *self.block.out, self.block.filters), dtype=torch.float32)
+        shape = (*x.shape[:2], *self.block.out, self.block.filters)
+        return x.new_empty(shape, dtype=operand_type(self.precision))  # statistics come before it is rounded
 
     def _label(self, *rest: str) -> str:
         height, width, channels, *_, filters, _, _, _ = self.block.geometry

@@ -8,7 +8,7 @@ values into a row. Padding is by zeros, the geometry G as in `pixels.py`. A prog
 import triton
 import triton.language as tl
 
-from .linear import accumulate, matrix, store_matrix
+from .linear import accumulate, matrix, rows_of, store_matrix
 from .pixels import patches, share_of
 
 
@@ -82,7 +82,7 @@ def conv_forward_kernel(
                 store_matrix(p_z_dot, z_dot, o_r, o_o, ROWS, OUT)
             if NORM:  # rows beyond ROWS have inputs of zero
                 if STORE:
-                    z = matrix(p_z, o_r, o_o, ROWS, OUT)
+                    z = rows_of(p_z, o_r, o_o, (o_r < ROWS)[:, None] & (o_o < OUT)[None, :], OUT)
                 else:
                     z = convolved(z, p_x, p_w, o_r, o_o, N, G, BK, PRECISION)
                 first += tl.sum(z_dot, 0)

@@ -194,7 +194,7 @@ def block_tangent_kernel(
             if Z == "image":  # convolved anyway: nothing is read for it
                 z = tl.where(won, pre_activation(p_z, p_x, p_w, o_z, o_c, won, N, G, BIAS, BK, Z, PRECISION), z)
         if Z != "image":
-            z = matrix(p_picked + at_task, o_r, o_c, N * HP * WP, OUT)
+            z = rows_of(p_picked + at_task, o_r, o_c, mask, OUT)
         store_matrix(p_picked_dot + at_task, z_dot, o_r, o_c, N * HP * WP, OUT)
     for q in tl.static_range(4 if POOL == "mean" else 1):
         if POOL != "max":

@@ -113,7 +113,9 @@ class ConvStage(BlockStage):
             BIAS=self._bias(), P=self.size, X_MOVES=x.dot is not None, IMAGE=below is not None,
             ADD=below is not None and below.into is not None, I_SHARES=count, I_EACH=each, I_BR=over.rows,
             I_BC=over.columns, I_BK=over.depth, DUAL=dual, **options, **(NO_NORM if norm is None else norm.options),
-            **sink.options, **tiles.constants("BO", "BK", "BR") | {"num_warps": max(tiles.warps, over.warps)},
+            **sink.options,
+            **tiles.constants("BO", "BK", "BR")
+            | {"num_warps": max(tiles.warps, over.warps), "maxnreg": over.most_registers},
         )  # fmt: skip
         return Cotangent(dx, parts)
 

@@ -77,7 +77,7 @@ class Layerwise:
 
     @cached_property
     def _zeros(self) -> dict[tuple[torch.device, int], Tensor]:
-        """Counters of all launches, which come one behind the other. All are kept: a CUDA graph may hold their place."""
+        """Counters of launches, which come one behind the other. All are kept: a CUDA graph may hold their place."""
         return {}
 
     def _counters(self, device: torch.device, count: int) -> Tensor:

@@ -110,8 +110,8 @@ class Tiles(NamedTuple):
 
 
 def operand_type(precision: str) -> torch.dtype:
-    """Of stored operands of products: activations and cotangents. Pre-activations stay float32: a sine of 30 z would
-    lose its phase."""
+    """Of stored operands of products: activations and cotangents; also of a convolution's pre-activations. A linear
+    layer's stay float32: a sine of 30 z would lose its phase."""
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
@@ -186,10 +186,10 @@ PIXEL_VALUES = 2048
 
 
 def pixel_tiles(rows: int, columns: int, *, products: bool = False) -> PixelTiles:
-    """64 channels at a time are two lines of 128 bytes. Before sm_90 tiles that come with `products` are half as large:
-    28 bytes of stack otherwise (28×28×1→64, tangents, float32)."""
+    """64 channels at a time are two lines of 128 bytes. Those that come with `products` are half as large but on sm_90:
+    28 bytes of stack otherwise on sm_80 (28×28×1→64, tangents, float32), 40 on sm_100 (84×84×3→32)."""
     across = min(block(columns), 64)
-    values = PIXEL_VALUES // 2 if products and _generation() < 9 else PIXEL_VALUES
+    values = PIXEL_VALUES // 2 if products and _generation() != 9 else PIXEL_VALUES
     return PixelTiles(min(block(rows), values // across), across, 4)
 
 
@@ -237,10 +237,12 @@ def convolves_again(conv: Conv) -> bool:
 
 
 def again_tiles(precision: str, pixels: int, filters: int, taps: int, channels: int) -> Tiles:
-    """Of `block_weight_kernel`, which makes dz besides. On sm_80 64 filters take 620 bytes of stack (28×28×1→64,
-    tangents, float32)."""
+    """Of `block_weight_kernel`, which makes dz besides. 64 filters take 620 bytes of stack on sm_80 (28×28×1→64,
+    tangents, float32), 32 pixels 284 on sm_100 (84×84×3→32)."""
     tiles = conv_weight_tiles(precision, pixels, filters, taps, channels)
-    return tiles._replace(rows=min(tiles.rows, 32)) if _generation() < 9 else tiles
+    if _generation() == 9:
+        return tiles
+    return tiles._replace(rows=min(tiles.rows, 32), depth=min(tiles.depth, 16))
 
 
 HEAD_COLUMNS = 128
@@ -279,16 +281,19 @@ def _taps_depth(precision: str, taps: int, unit: int) -> int:
 def _conv_rows(dual: bool) -> int:
     """Pixels of a convolution's tile; dual ones have two results to hold, which takes 44 bytes of stack on sm_80 with
     64 pixels (28×28×1→64, float32)."""
-    return (64 if dual else 128) if _generation() >= 9 else (32 if dual else 64)
+    return {8: 64, 9: 128}.get(_generation(), 64) // (2 if dual else 1)
 
 
 def conv_tiles(precision: str, pixels: int, taps: int, unit: int, columns: int, *, dual: bool) -> Tiles:
-    """Of the convolutions that make [pixels, columns] of every task from products over taps × `unit` channels."""
+    """Of the convolutions that make [pixels, columns] of every task from products over taps × `unit` channels.
+
+    Eight warps but on sm_100, where each would have 128 registers (8 bytes of stack, 42×42×32→32, float32). Before and
+    after sm_90 all registers are asked for: 80 and 12 bytes of stack otherwise (64 → 64, sm_80).
+    """
     depth = _taps_depth(precision, taps, unit)
-    rows = min(block(pixels), _conv_rows(dual))
-    columns = min(block(columns), 64)
-    warps = 8 if rows * columns >= 4096 else 4
-    registers = MOST_REGISTERS if _generation() < 9 else None  # 80 and 12 bytes of stack (64 → 64, sm_80, float32)
+    rows, columns = min(block(pixels), _conv_rows(dual)), min(block(columns), 64)
+    warps = 8 if rows * columns >= 4096 and _generation() < 10 else 4
+    registers = None if _generation() == 9 else MOST_REGISTERS
     return Tiles(rows, columns, depth, warps, LAYER_STAGES, _layer_precision(precision), registers)
 
 
