@@ -100,18 +100,19 @@ def per_image(work: Workload, precision: str = "float32") -> PerImage:
     assert work.sizes is not None, "a workload on images"
     n = work.counted
     few = work.at(work.sizes._replace(tasks=1, support=n, query=n), steps=1)
-    more = work.at(work.sizes._replace(tasks=1, support=16 * n, query=16 * n), steps=1)
+    others = [work.at(few.sizes._replace(support=m, query=m), steps=1) for m in (n + 1, 16 * n)]  # pyright: ignore[reportOptionalMemberAccess]
     bar = Progress(1)
     session = few.session(precision)
     counted = _run(session, lambda: counting(progress=_shown(bar)))
     bar.close()
-    listed = [_run(case.session(precision), listing).records for case in (few, more)]
+    own, *listed = (_run(case.session(precision), listing).records for case in (few, *others))
     totals: dict[str, list[float]] = {}
     rows: dict[tuple[str, str], Row] = {}
-    for record, own, other in zip(counted.records, *listed, strict=True):
-        if not record.name == own.name == other.name:
+    for record, mine, *same in zip(counted.records, own, *listed, strict=True):
+        if any(other.name != record.name for other in (mine, *same)):
             raise RuntimeError("another number of samples makes other launches: bytes an image cannot be told")
-        grows = [a[1] != b[1] for a, b in zip(own.arguments, other.arguments, strict=True)]
+        sizes = zip(*([size for _, size in other.arguments] for other in (mine, *same)), strict=True)
+        grows = [len({*each}) > 1 for each in sizes]
         starts = {start for (start, _), growing in zip(record.arguments, grows, strict=True) if growing}
         by_image = record.bytes(starts.__contains__)
         by_row = record.bytes() - by_image
