@@ -16,7 +16,7 @@ AXES = ("tasks", "steps", "width")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Five commands: run, scaling, train, report, gpu."""
+    """Six commands: run, scaling, train, report, predict, gpu."""
     parser = argparse.ArgumentParser(prog="python -m bench", description="fastmeta beside its peers.")
     commands = parser.add_subparsers(dest="command", required=True)
 
@@ -60,6 +60,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     report.add_argument("--out", type=Path, metavar="FILE", help="write the tables there; default: print them")
     report.add_argument("--readme", type=Path, metavar="FILE", help="put the summary between its bench marks")
 
+    predict = commands.add_parser("predict", help="meta-steps on a GPU that is not there; takes minutes")
+    predict.add_argument("--workload", nargs="+", metavar="NAME", help="default: the three on images")
+    predict.add_argument("--processes", type=int, help="default: one a core")
+    predict.add_argument("--out", type=Path, help="result file, JSON")
+
     gpu = commands.add_parser("gpu", help="everything that needs a GPU, within nine minutes")
     gpu.add_argument("--out", type=Path, required=True, metavar="DIR", help="a handful of JSON files, and table.md")
     gpu.add_argument("--part", nargs="+", metavar="NAME", help="default: all")
@@ -72,7 +77,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; user errors print one line and give status 2."""
     options = parse(arguments)
-    commands = {"run": run, "scaling": scaling, "train": train, "report": report, "gpu": gpu}
+    commands = {"run": run, "scaling": scaling, "train": train, "report": report, "predict": predict, "gpu": gpu}
     try:
         return commands[options.command](options)
     except (ValueError, OSError) as error:
@@ -98,6 +103,17 @@ def report(options: argparse.Namespace) -> int:
     if options.readme is not None:
         update_readme(options.readme, options.files)
     return 0
+
+
+def predict(options: argparse.Namespace) -> int:
+    """Counts, and what they would take."""
+    from bench.predict import PREDICTED, run
+
+    result = run(
+        known("workload", options.workload or PREDICTED, PREDICTED),
+        processes=options.processes or len(os.sched_getaffinity(0)), out=options.out,
+    )  # fmt: skip
+    return _show(result)
 
 
 def gpu(options: argparse.Namespace) -> int:

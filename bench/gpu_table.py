@@ -9,7 +9,7 @@ from typing import Any
 
 from bench.records import load
 
-RUNS = ("workloads", "tf32", "bfloat16")
+RUNS = ("images", "workloads", "tf32", "bfloat16")
 
 
 def table(result: Mapping[str, Any], folder: Path) -> str:
@@ -18,6 +18,7 @@ def table(result: Mapping[str, Any], folder: Path) -> str:
     lines += _markdown(("part", "how it ended", "s", ""), (_part(part) for part in result["parts"]))
     sections: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
         "ceilings": ceilings, **dict.fromkeys(RUNS, _run), "launches": launches, "sweep": sweep,
+        "sweep-images": sweep,
     }  # fmt: skip
     for name, section in sections.items():
         path = folder / f"{name}.json"

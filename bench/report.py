@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from bench.floors import floor_ms
+from bench.predict import table as predictions_table
 from bench.records import Point, Row, load, points_of, rows_of
 
 OURS = "fastmeta "
@@ -33,6 +34,8 @@ def report(paths: Iterable[Path]) -> str:
 
 def section(result: Mapping[str, Any]) -> str:
     """The tables of one result file."""
+    if "predictions" in result:
+        return "\n".join(predictions_table(result["predictions"]))
     lines = [caption(result), ""]
     for (workload, algorithm), group in groupby(rows_of(result), key=lambda row: (row.workload, row.algorithm)):
         lines += speed_table(workload, algorithm, list(group), result["ceilings"])

@@ -1,21 +1,19 @@
-"""Loads ahead of their products (`num_stages`) and warps of the perceptron kernels: every pair checked, then timed.
+"""Loads ahead of their products (`num_stages`) and warps of the kernels: every pair checked, then timed.
 
-Tiles are no choice there: a program holds whole layers. Kernels are launched through one function
-(`kernels/launch.py`), in whose place a pair of numbers is put here. Processes side by side compile all pairs first, to
-Triton's cache: compiling takes longer than measuring.
+Tiles are no choice here: a perceptron's program holds whole layers, and a convolution's are one rule's. Kernels are
+launched through one function (`kernels/launch.py`), in whose place a pair of numbers is put here, for all kernels that
+multiply. Processes side by side compile all pairs first, to Triton's cache: compiling takes longer than measuring.
 """
 
 from __future__ import annotations
 
 import argparse
 import itertools
-import multiprocessing
-import os
 import sys
 import time
 from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor, wait
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +22,7 @@ import torch
 from bench import device as devices
 from bench import environment
 from bench.child import SKIPPED
+from bench.compile_ahead import SHARES, compile_share, compile_side_by_side
 from bench.gate import Gate, make_gate
 from bench.peers import PEERS
 from bench.problem import Problem
@@ -33,9 +32,10 @@ from bench.workloads import WORKLOADS
 
 STAGES, WARPS = (1, 2, 3), (4, 8, 16)
 SWEPT = ("sinusoid", "sinusoid-10k")
-COLD = ("mean_kernel",)
-"""Launched as they are."""
-COMPILERS = 8
+IMAGES = ("omniglot-20w1s", "mini-5w1s")
+"""Swept where asked for. They have a hundred kernels to compile for each pair, so the pairs are fewer."""
+IMAGE_WARPS = (4, 8)
+STEPS = 20
 PEER = "fastmeta triton"
 
 
@@ -47,9 +47,9 @@ class Config(NamedTuple):
     warps: int | None
 
 
-def configs() -> list[Config]:
+def configs(workload: str) -> list[Config]:
     """The kernels' own choice first at each precision."""
-    pairs = [(None, None), *itertools.product(STAGES, WARPS)]
+    pairs = [(None, None), *itertools.product(STAGES, IMAGE_WARPS if workload in IMAGES else WARPS)]
     return [Config(precision, *pair) for precision in devices.PRECISIONS for pair in pairs]
 
 
@@ -64,7 +64,7 @@ def launched_with(config: Config) -> Iterator[dict[str, list[Any]]]:
     events: dict[str, list[Any]] = {}
 
     def run(kernel: Any, label: str, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]) -> None:
-        hot = kernel.__name__ not in COLD
+        hot = "PRECISION" in options  # it multiplies
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
         before(kernel, label, grid, args, {**options, **chosen} if hot else options)
@@ -78,12 +78,13 @@ def launched_with(config: Config) -> Iterator[dict[str, list[Any]]]:
         launch.run = before
 
 
-def compile_ahead(workload: str, config: Config) -> str:
-    """One meta-step, for what it leaves in Triton's cache; a failure's text."""
+def compile_ahead(workload: str, config: Config, share: int = 0, of: int = 1) -> str:
+    """The kernels of one meta-step, or a share of them, for what they leave in Triton's cache; a failure's text."""
+    own = {"num_stages": config.stages, "num_warps": config.warps}
+    forced = {name: value for name, value in own.items() if value is not None}
     try:
-        with launched_with(config):
-            _step(workload, config)()
-        torch.cuda.synchronize()
+        target = "sm_{}{}".format(*torch.cuda.get_device_capability())
+        compile_share(workload, config.precision, target, share=share, of=of, forced=forced)
     except Exception as error:  # measuring meets it again
         return describe_error(error)
     return ""
@@ -94,8 +95,14 @@ def _step(workload: str, config: Config) -> Any:
     return PEERS[PEER](Problem.of(sized, device="cuda", precision=config.precision))
 
 
+def a_step(launches: list[float], steps: int) -> float:
+    """The median over steps of what a step's launches take together; each step has as many."""
+    each = len(launches) // steps
+    return sorted(sum(launches[i * each : (i + 1) * each]) for i in range(steps))[steps // 2]
+
+
 def measure(workload: str, config: Config, gate: Gate) -> dict[str, Any]:
-    """Milliseconds of a meta-step and microseconds of each kernel, medians; none where the gate is red."""
+    """Milliseconds of a meta-step, microseconds of each kernel's launches in it, medians; none at a red gate."""
     row: dict[str, Any] = {"workload": workload, **config._asdict()}
     try:
         with launched_with(config) as events:
@@ -108,13 +115,12 @@ def measure(workload: str, config: Config, gate: Gate) -> dict[str, Any]:
             if isinstance(timing, Exception):
                 raise timing
             events.clear()
-            for _ in range(20):
+            for _ in range(STEPS):
                 step()
             torch.cuda.synchronize()
             row["ms"] = 1e3 * sorted(timing)[len(timing) // 2]
             row["us"] = {
-                name: 1e3 * sorted(a.elapsed_time(b) for a, b in pairs)[len(pairs) // 2]
-                for name, pairs in events.items()
+                name: a_step([1e3 * a.elapsed_time(b) for a, b in pairs], STEPS) for name, pairs in events.items()
             }
     except Exception as error:  # a failure is its result
         row["message"] = describe_error(error)
@@ -123,7 +129,8 @@ def measure(workload: str, config: Config, gate: Gate) -> dict[str, Any]:
 
 def main() -> None:
     """Compile side by side, then measure one after another; the file is rewritten after every row."""
-    parser = argparse.ArgumentParser(description="Stages and warps of the perceptron kernels.")
+    parser = argparse.ArgumentParser(description="Stages and warps of the kernels.")
+    parser.add_argument("--workload", nargs="+", choices=(*SWEPT, *IMAGES), default=SWEPT)
     parser.add_argument("--device", choices=devices.DEVICES, default="cuda")
     parser.add_argument("--compile-limit", type=float, default=60, help="seconds (default: %(default)s)")
     parser.add_argument("--out", type=Path, required=True)
@@ -135,15 +142,16 @@ def main() -> None:
     result: dict[str, Any] = {"format": FORMAT, "environment": environment.describe("cuda"), "sweep": []}
     write(result, options.out)
     start = time.perf_counter()
-    cores = len(os.sched_getaffinity(0))
-    pool = ProcessPoolExecutor(min(COMPILERS, cores), mp_context=multiprocessing.get_context("spawn"))
-    jobs = [pool.submit(compile_ahead, SWEPT[0], config) for config in configs()]
-    wait(jobs, timeout=options.compile_limit)
-    pool.shutdown(wait=False, cancel_futures=True)
+    jobs = [(name, config, share) for name in options.workload if name != "sinusoid-10k"  # which launches sinusoid's
+            for config in configs(name) for share in range(SHARES if name in IMAGES else 1)]  # fmt: skip
+    compile_side_by_side(
+        [partial(compile_ahead, name, config, share, SHARES if name in IMAGES else 1) for name, config, share in jobs],
+        limit_s=options.compile_limit,
+    )
     result["compile s"] = round(time.perf_counter() - start, 1)
-    for workload in SWEPT:
+    for workload in options.workload:
         gates: dict[str, Gate | Exception] = {}
-        for config in configs():
+        for config in configs(workload):
             if config.precision not in gates:
                 try:
                     sized = WORKLOADS[workload].sized_for("cuda")

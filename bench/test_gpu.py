@@ -12,9 +12,12 @@ from typing import Any
 import pytest
 
 from bench import environment, gpu
+from bench.__main__ import parse
 from bench.gpu import GPU_TESTS, PARTS, SHORT_TESTS, Part, checkout_on_path
 from bench.gpu_table import table
-from bench.sweep import Config, configs, launched_with
+from bench.peers import PEERS
+from bench.sweep import Config, a_step, configs, launched_with
+from bench.workloads import WORKLOADS
 
 
 def part(code: str, limit_s: float = 60) -> Part:
@@ -63,12 +66,10 @@ def test_no_part_outlives_the_time_of_all(tmp_path: Path):
 
 
 def test_the_time_of_all_is_within_nine_minutes():
-    from bench.__main__ import parse
-
     limit = parse(["gpu", "--out", "x"]).limit
     assert limit <= 530
-    # the last two, lower precisions of what is measured already, take what the others leave
-    *first, _, _ = PARTS.values()
+    # the last three, of what is measured already other precisions and choices, take what the others leave
+    *first, _, _, _ = PARTS.values()
     assert sum(p.limit_s for p in first) <= limit
 
 
@@ -97,6 +98,9 @@ def test_the_short_tests_exist():
     for precision in ("float32", "tf32", "bfloat16"):
         for stages in (1, 2, 3):
             assert f"[loop regression-sinusoid-{precision}-{stages}]" in done.stdout
+            assert f"[conv options-maml-{precision}-{stages}]" in done.stdout
+    assert "[conv options-adam-float32-1]" in done.stdout
+    assert "[conv shapes-stride 2, odd sides-float32-1]" in done.stdout
     assert "test_a_graph_on_a_gpu" in done.stdout
     assert 20 <= done.stdout.count("<Function") <= 80
 
@@ -119,18 +123,33 @@ def test_a_sweep_changes_hot_kernels_only(monkeypatch: pytest.MonkeyPatch):
     seen: list[tuple[str, dict[str, Any]]] = []
     monkeypatch.setattr("torch.cuda.Event", Event)
     monkeypatch.setattr(launch, "run", lambda kernel, _, __, ___, options: seen.append((kernel.__name__, options)))
-    own = {"num_stages": 1, "num_warps": 8}
+    mean = {"num_stages": 1, "num_warps": 8}
+    own = {**mean, "PRECISION": "tf32"}
     with launched_with(Config("float32", 3, None)) as events:
         launch.launch(Kernel("adjoint_kernel"), (1,), **own)
-        launch.launch(Kernel("mean_kernel"), (1,), **own)
+        launch.launch(Kernel("mean_kernel"), (1,), **mean)
     launch.launch(Kernel("adjoint_kernel"), (1,), **own)
     stages = [(name, options["num_stages"], options["num_warps"]) for name, options in seen]
     assert stages == [("adjoint_kernel", 3, 8), ("mean_kernel", 1, 8), ("adjoint_kernel", 1, 8)]
     assert {name: [all(e.recorded for e in pair) for pair in pairs] for name, pairs in events.items()} == {
         "adjoint_kernel": [True], "mean_kernel": [True],
     }  # fmt: skip
-    assert configs()[0] == Config("float32", None, None)
-    assert len(configs()) == len(set(configs())) == 30
+    for workload, count in (("sinusoid", 30), ("mini-5w1s", 21)):
+        assert configs(workload)[0] == Config("float32", None, None)
+        assert len(configs(workload)) == len(set(configs(workload))) == count
+
+
+def test_launches_of_a_kernel_are_added_up_step_by_step():
+    assert a_step([1.0, 2.0, 10.0, 20.0, 3.0, 4.0], 3) == 7.0
+
+
+@pytest.mark.parametrize("part", ["images", "tf32"])
+def test_workloads_on_images_are_timed_beside_both_ways_of_torch_func(part: str):
+    command = PARTS[part].command("cuda", Path("x.json"))
+    assert {"omniglot-20w1s", "torchbench-maml", "mini-5w1s", "torch.func vmap", "torch.func loop"} <= set(command)
+    options = parse(command[2:])
+    assert {*options.workload} <= WORKLOADS.keys()
+    assert {*options.peer} <= PEERS.keys()
 
 
 def test_the_table_shows_what_each_part_measured(tmp_path: Path):

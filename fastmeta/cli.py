@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import torch
 
-from . import __version__, kernel_report
+from . import __version__, kernel_counts, kernel_report
 from .checkpoint import load_checkpoint
 from .config import (
     ALGORITHMS,
@@ -328,10 +328,16 @@ def _stand_in(config: RunConfig, device: torch.device) -> Episodes:
 def _add_kernels(parser: argparse.ArgumentParser) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--target", choices=kernel_report.TARGETS, help="compile every kernel for this architecture")
-    what.add_argument("--count", choices=tuple(kernel_report.WORKLOADS), help="launches and bytes of one meta-step")
+    workloads = tuple(kernel_report.WORKLOADS)
+    what.add_argument("--count", choices=workloads, help="launches, bytes and FLOP of one meta-step")
+    what.add_argument("--peak-memory", choices=workloads, help="bytes alive at once, exact and first-order MAML")
     parser.add_argument(
         "--workload", nargs="+", choices=tuple(kernel_report.WORKLOADS), default=kernel_report.DESIGNED,
         help=f"what to compile; default: {' '.join(kernel_report.DESIGNED)}",
+    )  # fmt: skip
+    parser.add_argument(
+        "--precision", choices=kernel_report.PRECISIONS, default="float32",
+        help="of what is counted; default: float32. All are compiled",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
@@ -342,12 +348,13 @@ def _kernels(arguments: argparse.Namespace, _: Sequence[str]) -> int:
     With --target: registers, stack, shared memory, programs a multiprocessor holds, matrix instructions and widths of
     global accesses, for every kernel and precision; the exit status is 1 where one spills, asks for more shared memory
     than there is, or multiplies in another precision than asked for. With --count, which runs in Triton's interpreter:
-    launches of a meta-step, bytes asked for, distinct bytes and compulsory bytes.
+    launches of a meta-step, bytes asked for, moved, distinct and compulsory, and FLOP; on images, from what one image
+    takes. With --peak-memory: bytes alive at once in a meta-step of exact MAML and of first-order MAML.
     """
-    if arguments.count:
-        counts = kernel_report.counts(arguments.count)
-        lines = (f"{key}: {', '.join(value) if isinstance(value, list) else value}" for key, value in counts.items())
-        print(json.dumps(counts, indent=1) if arguments.json else "\n".join(lines))
+    if arguments.count or arguments.peak_memory:
+        of = kernel_counts.counts if arguments.count else kernel_counts.memory
+        row = of(arguments.count or arguments.peak_memory, arguments.precision)
+        print(json.dumps(row, indent=1) if arguments.json else kernel_counts.text(row))
         return 0
     rows = kernel_report.compiled(arguments.target, arguments.workload)
     print(json.dumps(rows, indent=1) if arguments.json else kernel_report.table(rows))

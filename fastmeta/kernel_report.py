@@ -1,4 +1,4 @@
-"""What `fastmeta kernels` prints: figures of every kernel compiled for a GPU that is not there, and memory counts."""
+"""The workloads of `fastmeta kernels`, and figures of every kernel compiled for a GPU that is not there."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .algorithms import MAML
+from .algorithms import MAML, MetaLearner
 from .batch import TaskBatch
 from .inner import SGD
 from .models import sinusoid_mlp, siren
@@ -24,14 +24,55 @@ TARGETS = ("sm_80", "sm_90", "sm_100")
 PRECISIONS = ("float32", "tf32", "bfloat16")
 
 
+class FewShot(NamedTuple):
+    """Random images [channels, height, width] of so many classes, as many of each: all that a kernel sees of real ones.
+
+    T tasks with N support and M query samples.
+    """
+
+    ways: int
+    image: tuple[int, int, int]
+    tasks: int
+    support: int
+    query: int
+
+    def batch(self) -> TaskBatch:
+        source = torch.Generator().manual_seed(1)
+
+        def samples(count: int) -> tuple[Tensor, Tensor]:
+            labels = (torch.arange(count) % self.ways).expand(self.tasks, -1).contiguous()
+            return torch.rand(self.tasks, count, *self.image, generator=source), labels
+
+        return TaskBatch(*samples(self.support), *samples(self.query))
+
+
 class Workload(NamedTuple):
-    """One of the design's workloads: the network, K, the inner learning rate, and a meta-batch of T tasks."""
+    """One of the design's workloads: the network, K, the inner learning rate, and a meta-batch of T tasks.
+
+    Those on images have `sizes`, and are counted with one task and `counted` images of each set.
+    """
 
     model: Callable[[], nn.Module]
     steps: int
     lr: float
     batch: Callable[[], TaskBatch]
     loss: Callable[..., Tensor] = F.mse_loss
+    sizes: FewShot | None = None
+    counted: int = 1
+
+    def at(self, sizes: FewShot, *, steps: int | None = None) -> Workload:
+        """The same network on another number of tasks, samples and inner steps."""
+        return self._replace(steps=self.steps if steps is None else steps, batch=sizes.batch, sizes=sizes)
+
+    def session(
+        self, precision: Any = "float32", *, algorithm: type[MetaLearner] = MAML, memory: Any = "save"
+    ) -> Session:
+        """A meta-step on Triton kernels, ready to run."""
+        learner = algorithm(
+            self.model(), inner_loss=self.loss, inner_optimizer=SGD(lr=self.lr), inner_steps=self.steps,
+            backend="triton", precision=precision, memory=memory,
+        )  # fmt: skip
+        return learner._sessions.open(learner, self.batch(), self.steps)
 
 
 def _sinusoids(tasks: int) -> TaskBatch:
@@ -57,15 +98,8 @@ def _conv_net(inputs: int, channels: int, blocks: int, features: int, ways: int,
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(features, ways))
 
 
-def _few_shot(tasks: int, ways: int, support: int, query: int, *image: int) -> TaskBatch:
-    """Random images of so many classes, as many of each."""
-    source = torch.Generator().manual_seed(1)
-
-    def samples(count: int) -> tuple[Tensor, Tensor]:
-        labels = (torch.arange(count) % ways).expand(tasks, -1).contiguous()
-        return torch.rand(tasks, count, *image, generator=source), labels
-
-    return TaskBatch(*samples(support), *samples(query))
+def _on_images(model: Callable[[], nn.Module], lr: float, sizes: FewShot, counted: int) -> Workload:
+    return Workload(model, 5, lr, sizes.batch, F.cross_entropy, sizes, counted)
 
 
 WORKLOADS = {
@@ -74,18 +108,14 @@ WORKLOADS = {
     "sinusoid-10k": Workload(sinusoid_mlp, 5, 0.01, lambda: _sinusoids(10_000)),
     "siren-64": Workload(siren, 3, 0.01, lambda: _images(16, 64)),
     "siren-8": Workload(siren, 3, 0.01, lambda: _images(1, 8)),  # as much of it as an interpreter can run
-    "omniglot-20w1s": Workload(
-        lambda: _conv_net(1, 64, 4, 64, 20), 5, 0.1, lambda: _few_shot(32, 20, 20, 20, 1, 28, 28), F.cross_entropy
+    "omniglot-20w1s": _on_images(
+        lambda: _conv_net(1, 64, 4, 64, 20), 0.1, FewShot(20, (1, 28, 28), tasks=32, support=20, query=20), 5
     ),
-    "torchbench-maml": Workload(
-        lambda: _conv_net(1, 64, 3, 64, 5, padding=0),
-        5,
-        0.1,
-        lambda: _few_shot(32, 5, 25, 75, 1, 28, 28),
-        F.cross_entropy,
+    "torchbench-maml": _on_images(
+        lambda: _conv_net(1, 64, 3, 64, 5, padding=0), 0.1, FewShot(5, (1, 28, 28), tasks=32, support=25, query=75), 5
     ),
-    "mini-5w1s": Workload(
-        lambda: _conv_net(3, 32, 4, 800, 5), 5, 0.01, lambda: _few_shot(4, 5, 5, 75, 3, 84, 84), F.cross_entropy
+    "mini-5w1s": _on_images(
+        lambda: _conv_net(3, 32, 4, 800, 5), 0.01, FewShot(5, (3, 84, 84), tasks=4, support=5, query=75), 1
     ),
 }
 """MAML on 10 + 10 points of Finn et al.'s sinusoids, network 1-40-40-1; on images of SIDE × SIDE pixels, network
@@ -94,15 +124,6 @@ DESIGNED = ("sinusoid-k1", "sinusoid", "sinusoid-10k", "siren-64")
 """Those of the design, at full size."""
 
 Row = dict[str, Any]
-
-
-def _session(workload: str, precision: Any) -> Session:
-    model, steps, lr, batch, loss = WORKLOADS[workload]
-    learner = MAML(
-        model(), inner_loss=loss, inner_optimizer=SGD(lr=lr), inner_steps=steps, backend="triton",
-        precision=precision,
-    )  # fmt: skip
-    return learner._sessions.open(learner, batch(), steps)
 
 
 def compiled(target: str, workloads: Sequence[str]) -> list[Row]:
@@ -117,7 +138,7 @@ def compiled(target: str, workloads: Sequence[str]) -> list[Row]:
     for done, (workload, precision) in enumerate(every):
         progress.status(f"{target} {workload} {precision}")
         with compiling(target) as found:
-            _session(workload, precision).meta_step(keep=True)
+            WORKLOADS[workload].session(precision).meta_step(keep=True)
         rows += [{"target": target, "workload": workload, "precision": precision, **asdict(f)} for f in found]
         progress.advance(done + 1)
     progress.close()
@@ -152,44 +173,3 @@ def table(rows: Sequence[Row]) -> str:
         lines.append((*(str(row[key]) for key in keys), matrix, str(row["wide"]), str(row["narrow"])))
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)
-
-
-def counts(workload: str) -> Row:
-    """Launches and bytes of one meta-step, from Triton's interpreter.
-
-    `compulsory` bytes are the tasks' data, θ, and what a meta-step gives: losses, outputs, flags, every task's λ_0 and
-    their mean. The trajectory φ_1 … φ_K is listed by itself.
-    """
-    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are imported
-    from .kernels.counts import counting  # pyright: ignore[reportMissingImports]  # mapped by setup.py
-
-    session = _session(workload, "float32")
-    batch = session.batch
-    tensors = [batch.support_x, batch.support_y, batch.query_x, batch.query_y]
-    progress = Progress(1)
-
-    def show(name: str, done: int, total: int) -> None:
-        if done == 1:
-            progress.restart(total)
-        progress.advance(done)
-        if done < total:
-            progress.status(name)
-
-    with counting(progress=show) as counted:
-        result = session.meta_step(keep=True)
-    progress.close()
-    loss, gradient, (losses, outputs, finite, lam), _ = result
-    assert gradient is not None
-    assert lam is not None
-    tensors += [*session.params, loss, gradient, losses, *outputs, finite, lam]
-    compulsory = sum(t.numel() * t.element_size() for t in tensors)
-    distinct = counted.distinct()
-    return {
-        "workload": workload,
-        "launches": counted.launches,
-        "bytes asked for": counted.loaded + counted.stored,
-        "distinct bytes": distinct,
-        "compulsory bytes": compulsory,
-        "distinct / compulsory": round(distinct / compulsory, 3),
-        "trajectory bytes": sum(t.numel() * t.element_size() for t in counted.trajectory),
-    }

@@ -136,3 +136,85 @@ def test_an_access_outside_of_the_tensors_is_an_error():
     assert (counts.stored, counts.distinct()) == (32, 32)
     with counting(), pytest.raises(Exception, match="beyond_kernel reaches outside of its tensors"):
         launch(beyond_kernel, (1,), torch.empty(4), N=8)
+
+
+def small_kernels():
+    import triton.language as tl
+
+    @triton.jit
+    def twice_kernel(p_x, p_y, N: tl.constexpr):
+        """Every program reads all of x, twice, and adds it to one row of y, in place."""
+        offsets = tl.arange(0, N)
+        row = tl.program_id(0) * N
+        y = tl.load(p_y + row + offsets) + tl.load(p_x + offsets) + tl.load(p_x + offsets)
+        tl.store(p_y + row + offsets, y)
+
+    @triton.jit
+    def ticket_kernel(p_counter, p_y):
+        """Programs draw numbers from one counter, and each writes where its number says."""
+        number = tl.atomic_add(p_counter, 1)
+        tl.store(p_y + number, 1.0)
+
+    @triton.jit
+    def product_kernel(p_x, N: tl.constexpr):
+        at = tl.arange(0, N)[:, None] * N + tl.arange(0, N)[None, :]
+        x = tl.load(p_x + at)
+        tl.store(p_x + at, tl.dot(x, tl.dot(x, x)))
+
+    return twice_kernel, ticket_kernel, product_kernel
+
+
+def test_a_byte_moves_once_a_launch_and_direction():
+    from fastmeta.kernels.counts import counting
+    from fastmeta.kernels.launch import launch
+
+    twice, _, _ = small_kernels()
+    x, y = torch.randn(16), torch.zeros(4, 16)
+    with counting() as counts:
+        for _ in range(3):
+            launch(twice, (4,), x, y, N=16)
+    x_bytes, y_bytes = 16 * 4, 4 * 16 * 4
+    assert counts.loaded == 3 * (4 * 2 * x_bytes + y_bytes)
+    assert counts.stored == 3 * y_bytes
+    assert [record.bytes() for record in counts.records] == 3 * [x_bytes + 2 * y_bytes]
+    assert counts.records[1].bytes(x.data_ptr().__eq__) == x_bytes
+    assert counts.moved() == 3 * (x_bytes + 2 * y_bytes)
+    assert counts.distinct() == x_bytes + y_bytes
+
+
+def test_an_atomic_moves_both_ways_and_is_not_a_second_write():
+    from fastmeta.kernels.counts import counting
+    from fastmeta.kernels.launch import launch
+
+    _, ticket, _ = small_kernels()
+    counter, y = torch.zeros(1, dtype=torch.int32), torch.zeros(5)
+    with counting(watch=True) as counts:
+        launch(ticket, (5,), counter, y)
+    assert counter.item() == 5
+    assert y.tolist() == [1.0] * 5
+    assert counts.written_twice() == set()
+    assert (counts.loaded, counts.stored) == (5 * 4, 5 * 4 + 5 * 4)
+    assert counts.moved() == (4 + 4) + 5 * 4
+
+
+def test_products_are_counted_with_what_fills_their_blocks():
+    from fastmeta.kernels.counts import counting
+    from fastmeta.kernels.launch import launch
+
+    _, _, product = small_kernels()
+    with counting() as counts:
+        launch(product, (3,), torch.zeros(16, 16), N=16)
+    assert counts.records[0].flop == 3 * 2 * (2 * 16**3)
+
+
+def test_a_list_of_launches_runs_none_of_them():
+    from fastmeta.kernels.counts import listing
+    from fastmeta.kernels.launch import launch
+
+    twice, _, _ = small_kernels()
+    x, y = torch.ones(16), torch.zeros(4, 16)
+    with listing() as counts:
+        launch(twice, (4,), x, y, label="on four rows", N=16)
+    assert (y == 0).all()
+    assert counts.launches == ["twice_kernel on four rows"]
+    assert counts.records[0].arguments == [(x.data_ptr(), 64), (y.data_ptr(), 256)]

@@ -1,4 +1,4 @@
-"""The perceptron tables on a GPU, at every precision and number of pipeline stages: `pytest -m gpu`.
+"""The tables of perceptrons and convolutions on a GPU, at every precision and pipeline depth: `pytest -m gpu`.
 
 Nearly all of the time is the compiler's, so every kernel is compiled first, by as many processes as there are cores.
 """
@@ -10,15 +10,18 @@ import os
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import pytest
+import test_kernels_conv_block
 import test_kernels_linear
 import test_kernels_mlp_loop
 import torch
 import torch.nn.functional as F
 from kernel_runs import results
-from meta_steps import mlp, regression
+from meta_steps import classification, mlp, regression
 from torch import nn
 
 import fastmeta
@@ -32,8 +35,14 @@ pytestmark = [
 
 # ‖kernels − truth‖ / ‖truth‖: tf32 keeps 11 bits of an operand, bfloat16 8; a step's error grows with the steps.
 ALLOWED = {"float32": 1e-4, "tf32": 1e-2, "bfloat16": 1e-1}
+# Of maxima, where rounding swaps winners: a gradient that goes to wrong ones altogether is off by more than its size.
+ALLOWED_OF_MAXIMA = {"float32": 1e-4, "tf32": 2e-1, "bfloat16": 5e-1}
+MAXIMA = ("21×21, 7 channels, 5 images", "16 channels")
 STAGES = (1, 2, 3)
 RANDOM = 10
+CONV4 = {"28×28": ((1, 28, 28), 64), "84×84": ((3, 84, 84), 32)}
+"""Image and most channels of networks of four blocks, of random sizes by seed."""
+CONV4_RANDOM = 3
 
 
 class Case(NamedTuple):
@@ -49,10 +58,45 @@ class Case(NamedTuple):
         return "-".join(map(str, self))
 
 
+def smoothed(model: nn.Sequential) -> nn.Sequential:
+    """Means for maxima: which of two near values wins is a matter of rounding, and moves a gradient by percents."""
+    return nn.Sequential(*(nn.AvgPool2d(2) if isinstance(layer, nn.MaxPool2d) else layer for layer in model))
+
+
+def conv4(name: str) -> tuple[nn.Module, Any]:
+    """Four blocks, with channels, tasks and samples that no tile divides, of a size and seed."""
+    (channels, *sides), most = CONV4[name.rpartition(" ")[0]]
+    torch.manual_seed(int(name.rpartition(" ")[2]))
+    widths = [channels, *torch.randint(most // 2 - 3, most + 1, (4,)).tolist()]
+    blocks = [test_kernels_conv_block.conv(a, b, activation=nn.SiLU, pool=nn.MaxPool2d(2)) for a, b in pairwise(widths)]
+    model = test_kernels_conv_block.net(*(part for block in blocks for part in block), image=(channels, *sides))
+    tasks, support, query = (int(torch.randint(1, top, ())) for top in (4, 5, 8))
+    return model, classification(channels, *sides, tasks=tasks, support=support + 1, query=query + 1, classes=3)
+
+
+def convolutional(case: Case) -> tuple[nn.Module, Any, dict[str, Any]]:
+    """As `meta_step`. Outside of their own table maxima are taken in float32 only, where rounding swaps no winners."""
+    options: dict[str, Any] = {"inner_loss": F.cross_entropy}
+    if case.table == "conv options":
+        make, more = test_kernels_conv_block.OPTIONS[case.name]
+        model, batch = make(), test_kernels_conv_block.batch_of(2, 6, 5)
+        options |= more
+    elif case.table in ("conv shapes", "conv maxima"):
+        image, support, layers = test_kernels_conv_block.SHAPES[case.name]
+        model = test_kernels_conv_block.net(*layers(), image=image)
+        batch = test_kernels_conv_block.batch_of(*image, support=support, tasks=1)
+    else:
+        model, batch = conv4(case.name)
+    kept = case.precision == "float32" or case.table == "conv maxima"
+    return model if kept else smoothed(model), batch, options
+
+
 def meta_step(case: Case) -> tuple[nn.Module, Any, dict[str, Any]]:
     """Model, batch and options of a case."""
     torch.manual_seed(0)
     table, _, kind = case.table.partition(" ")
+    if table == "conv":
+        return convolutional(case)
     if kind == "siren":
         batch = regression(tasks=3, support=300, query=301, features=2, outputs=3)
         return siren().double(), batch, {"inner_loss": F.mse_loss, "inner_optimizer": fastmeta.SGD(lr=0.01)}
@@ -74,15 +118,18 @@ def meta_step(case: Case) -> tuple[nn.Module, Any, dict[str, Any]]:
 
 @contextmanager
 def launched_as(case: Case) -> Iterator[None]:
-    """Sets the pipeline stages, and sends small perceptrons to the kernels of single layers too."""
+    """Sets all kernels' pipeline stages, and sends small perceptrons to the kernels of single layers too."""
     from fastmeta.kernels import mlp as loop
     from fastmeta.kernels import tiles
 
     from fastmeta import triton_backend
 
     with pytest.MonkeyPatch.context() as patch:
-        for module, name in ((loop, "STAGES"), (tiles, "LAYER_STAGES"), (tiles, "WEIGHT_STAGES")):
-            patch.setattr(module, name, case.stages)
+        patch.setattr(loop, "STAGES", case.stages)
+        names = [name for name in vars(tiles) if name.endswith("_STAGES")]
+        assert {"LAYER_STAGES", "WEIGHT_STAGES"} <= {*names}, "those of layers and convolutions"
+        for name in names:
+            patch.setattr(tiles, name, case.stages)
         if case.table.startswith("layers"):
             patch.setattr(triton_backend, "fits_loop", lambda *_: False)
         yield
@@ -92,13 +139,18 @@ def table() -> Iterator[Case]:
     names = {
         "loop regression": test_kernels_mlp_loop.CASES, "layers regression": test_kernels_linear.OPTIONS,
         "loop classification": test_kernels_mlp_loop.SHAPES, "layers classification": test_kernels_linear.SHAPES,
-        "layers siren": ("siren",),
+        "layers siren": ("siren",), "conv options": test_kernels_conv_block.OPTIONS,
+        "conv shapes": test_kernels_conv_block.SHAPES,
+        "conv random": [f"{size} {seed}" for size in CONV4 for seed in range(CONV4_RANDOM)],
     }  # fmt: skip
     for name, rows in names.items():
         for row in rows:
             for precision in ALLOWED:
                 for stages in STAGES:
                     yield Case(name, row, precision, stages)
+    for name in MAXIMA:
+        for precision in ("tf32", "bfloat16"):
+            yield Case("conv maxima", name, precision)
     for seed in range(RANDOM):
         yield Case("loop random", str(seed))
         yield Case("layers random", str(seed))
@@ -137,16 +189,24 @@ def _compiled(request: pytest.FixtureRequest) -> None:
             pool.starmap(compile_case, [(case, target) for case in cases], chunksize=1)
 
 
+@lru_cache
+def truth_of(case: Case) -> dict[str, torch.Tensor]:
+    """In float64, by autograd."""
+    model, batch, options = meta_step(case)
+    return results(model, batch, "reference", torch.float64, **options)
+
+
 @pytest.mark.parametrize("case", list(table()), ids=lambda case: case.id)
 def test_meta_step(case: Case) -> None:
     """Against float64 truth, and twice for the same bits."""
     model, batch, options = meta_step(case)
-    truth = results(model, batch, "reference", torch.float64, **options)
+    truth = truth_of(case._replace(stages=1))
     with launched_as(case):
         first, second = (
             results(model, batch, "triton", torch.float32, precision=case.precision, **options) for _ in range(2)
         )
+    allowed = ALLOWED_OF_MAXIMA if case.table == "conv maxima" else ALLOWED
     for name, want in truth.items():
         assert torch.equal(first[name], second[name]), name
         error = (first[name].double().cpu() - want).norm()
-        assert error <= ALLOWED[case.precision] * want.norm(), (name, error)  # without steps no update: 0 ≤ 0
+        assert error <= allowed[case.precision] * want.norm(), (name, error)  # without steps no update: 0 ≤ 0
