@@ -3,7 +3,7 @@
 Nothing needs a GPU: launches run in Triton's interpreter, or not at all where only their arguments matter.
 
 A meta-step on images is too much for an interpreter. There one task with a few images takes one inner step, and what
-scales with images is told from what does not: a tensor whose size depends on the number of samples holds images, any
+scales with images is told from what does not: a tensor whose size goes up with the number of samples holds images, any
 other rows of parameters (θ, φ, λ, v, states, schedules). Bytes of images and FLOP are proportional to the images. FLOP
 are what kernels multiply, with what fills up their tiles, of which many images need a little less each.
 """
@@ -29,6 +29,8 @@ from .session import Session
 
 GRADIENT, QUERY, HVP = "adapt", "apply", "adjoint"
 """A meta-step's phases, by the launchers' functions: gradients on the support set, the query pass, Hessian products."""
+
+_MORE = 16  # times the images that are counted, to see what grows with them
 
 
 @dataclass(frozen=True)
@@ -95,24 +97,42 @@ def b3(network: Any, precision: str) -> dict[str, int]:
 
 def per_image(work: Workload, precision: str = "float32") -> PerImage:
     """Counts a workload on images, in minutes."""
+    assert work.sizes is not None, "a workload on images"
+    with _shared_out_as_for(work.sizes.tasks):
+        return _per_image(work, work.sizes, precision)
+
+
+@contextmanager
+def _shared_out_as_for(tasks: int) -> Iterator[None]:
+    """One task's sums over pixels are shared out among as many programs as where there are so many tasks."""
+    from .kernels import tiles  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]  # mapped by setup.py
+
+    before = tiles.PROGRAMS
+    tiles.PROGRAMS = -(-before // tasks)
+    try:
+        yield
+    finally:
+        tiles.PROGRAMS = before
+
+
+def _per_image(work: Workload, full: FewShot, precision: str) -> PerImage:
     from .kernels.counts import counting, listing  # pyright: ignore[reportMissingImports]  # mapped by setup.py
 
-    assert work.sizes is not None, "a workload on images"
     n = work.counted
-    few = work.at(work.sizes._replace(tasks=1, support=n, query=n), steps=1)
-    others = [work.at(few.sizes._replace(support=m, query=m), steps=1) for m in (n + 1, 16 * n)]  # pyright: ignore[reportOptionalMemberAccess]
+    few, many = (work.at(full._replace(tasks=1, support=m, query=m), steps=1) for m in (n, _MORE * n))
     bar = Progress(1)
     session = few.session(precision)
     counted = _run(session, lambda: counting(progress=_shown(bar)))
     bar.close()
-    own, *listed = (_run(case.session(precision), listing).records for case in (few, *others))
+    own, others = (_run(case.session(precision), listing).records for case in (few, many))
     totals: dict[str, list[float]] = {}
     rows: dict[tuple[str, str], Row] = {}
-    for record, mine, *same in zip(counted.records, own, *listed, strict=True):
-        if any(other.name != record.name for other in (mine, *same)):
+    for record, mine, other in zip(counted.records, own, others, strict=True):
+        if not record.name == mine.name == other.name:
             raise RuntimeError("another number of samples makes other launches: bytes an image cannot be told")
-        sizes = zip(*([size for _, size in other.arguments] for other in (mine, *same)), strict=True)
-        grows = [len({*each}) > 1 for each in sizes]
+        # parts of statistics are a little more of more images, up to a limit
+        pairs = zip(mine.arguments, other.arguments, strict=True)
+        grows = [2 * size_of_many > _MORE * size for (_, size), (_, size_of_many) in pairs]
         starts = {start for (start, _), growing in zip(record.arguments, grows, strict=True) if growing}
         by_image = record.bytes(starts.__contains__)
         by_row = record.bytes() - by_image
@@ -123,9 +143,9 @@ def per_image(work: Workload, precision: str = "float32") -> PerImage:
         total = totals.setdefault(record.phase, [0, 0, 0])
         for i, figure in enumerate((by_image / n, by_row, record.flop / n)):
             total[i] += figure
-    whole = work.at(work.sizes._replace(tasks=1)).session(precision)
+    whole = work.at(full._replace(tasks=1)).session(precision)
     return PerImage(
-        sizes=work.sizes, steps=work.steps,
+        sizes=full, steps=work.steps,
         phases={name: Share(a, int(b), c) for name, (a, b, c) in totals.items()},
         launches=len(_run(whole, listing).records),
         b3=b3(session.backend._kernels.network, precision),  # pyright: ignore[reportAttributeAccessIssue]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from math import prod
 
 import torch
@@ -68,8 +67,7 @@ class TritonBackend:
             self.how = f"Triton kernels of {'conv_block and linear' if self._images else 'linear'}"
             self._kernels = Layerwise(_network(graph, layout), *rules, save=not loop.recompute)
         self._lent = engine.outer.skip  # samples in front of the queries, which lend their statistics
-        kernels = self._kernels
-        self._apply = partial(kernels.apply, lent=self._lent) if isinstance(kernels, Layerwise) else kernels.apply
+        self._statistics = {"lent": self._lent} if self._lent else {}
         order = _order(graph, layout) if self._images else None
         self._order = order
         self._inverse = None if order is None else order.argsort()
@@ -150,7 +148,9 @@ class TritonBackend:
         finite: Tensor | None = None, reptile: bool = False,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """The kernels' `apply`: outputs of the queries [T, M, ...], and losses [T]."""
-        outputs, losses = self._apply(adapted, steps, x, y, rule, lam=lam, finite=finite, reptile=reptile)
+        outputs, losses = self._kernels.apply(
+            adapted, steps, x, y, rule, lam=lam, finite=finite, reptile=reptile, **self._statistics
+        )
         _, *shape = self.engine.outer.plan.output_shapes[0]
         return outputs.view(*x.shape[:2], *shape)[:, self._lent :], losses
 
@@ -168,7 +168,9 @@ class TritonBackend:
         d = torch.zeros_like(outputs) if d is None else d.contiguous()
         reptile = lam is not None and self.engine.order == "reptile"
         if lam is not None or finite is not None:
-            self._apply(adapted, steps, x, d, LossRule("given"), lam=lam, finite=finite, reptile=reptile)
+            self._kernels.apply(
+                adapted, steps, x, d, LossRule("given"), lam=lam, finite=finite, reptile=reptile, **self._statistics
+            )
         return outputs, losses
 
     def adapt(
@@ -203,7 +205,7 @@ class TritonBackend:
             (d,) = d_outputs
             lam = torch.zeros_like(at.phis)
             if d is not None:
-                self._apply(at, 1, x, d.contiguous(), LossRule("given"), lam=lam)
+                self._kernels.apply(at, 1, x, d.contiguous(), LossRule("given"), lam=lam, **self._statistics)
             return self._outside(lam)
 
         return [outputs], pullback

@@ -82,6 +82,7 @@ def pre_activation(
 ):  # fmt: skip
     """z [BR, BC] at pixels o_z and channels o_c, zero outside of the mask where it is read; or ż, along p_w."""
     if Z == "image":
+        tl.debug_barrier()  # or what all corners of a window read is put in front, and fills the registers
         z = convolved(tl.zeros(mask.shape, tl.float32), p_x, p_w, o_z, o_c, N, G, BK, PRECISION)
         if BIAS != 0:
             z += tl.load(p_w + BIAS + o_c, mask=o_c < G[5], other=0.0)[None, :]

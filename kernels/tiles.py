@@ -186,8 +186,8 @@ PIXEL_VALUES = 2048
 
 
 def pixel_tiles(rows: int, columns: int, *, products: bool = False) -> PixelTiles:
-    """64 channels at a time are two lines of 128 bytes. Those that come with `products` are half as large but on sm_90:
-    28 bytes of stack otherwise on sm_80 (28×28×1→64, tangents, float32), 40 on sm_100 (84×84×3→32)."""
+    """64 channels at a time are two lines of 128 bytes. Those that come with `products` are half as large, or tangents
+    take 68 bytes of stack (84×84×3→32, sm_90, float32)."""
     across = min(block(columns), 64)
     values = PIXEL_VALUES // 2 if products and _generation() != 9 else PIXEL_VALUES
     return PixelTiles(min(block(rows), values // across), across, 4)
@@ -237,12 +237,10 @@ def convolves_again(conv: Conv) -> bool:
 
 
 def again_tiles(precision: str, pixels: int, filters: int, taps: int, channels: int) -> Tiles:
-    """Of `block_weight_kernel`, which makes dz besides. 64 filters take 620 bytes of stack on sm_80 (28×28×1→64,
-    tangents, float32), 32 pixels 284 on sm_100 (84×84×3→32)."""
+    """Of `block_weight_kernel`, which makes dz besides. 32 pixels at a time take 288 bytes of stack (84×84×3→32,
+    tangents, sm_90, float32), and 64 filters 620 on sm_80 (28×28×1→64)."""
     tiles = conv_weight_tiles(precision, pixels, filters, taps, channels)
-    if _generation() == 9:
-        return tiles
-    return tiles._replace(rows=min(tiles.rows, 32), depth=min(tiles.depth, 16))
+    return tiles._replace(rows=tiles.rows if _generation() == 9 else min(tiles.rows, 32), depth=16)
 
 
 HEAD_COLUMNS = 128
