@@ -64,14 +64,14 @@ def moments(p_parts, o_c, EPS: tl.constexpr, ROWS: tl.constexpr, SHARE: tl.const
 
 
 @triton.jit
-def corner(o_r, Q: tl.constexpr, HO: tl.constexpr, WO: tl.constexpr, HP: tl.constexpr, WP: tl.constexpr,
+def corner(o_r, q, HO: tl.constexpr, WO: tl.constexpr, HP: tl.constexpr, WP: tl.constexpr,
            POOL: tl.constexpr):  # fmt: skip
-    """The pixel of z that is the Q-th, row-major, of the window of pixels o_r of y."""
+    """The pixel of z that is the q-th, row-major, of the window of pixels o_r of y."""
     if POOL == "none":
         o_z = o_r
     else:
         n, h, w = pixel(o_r, HP, WP)
-        o_z = (n * HO + 2 * h + Q // 2) * WO + 2 * w + Q % 2
+        o_z = (n * HO + 2 * h + q // 2) * WO + 2 * w + q % 2
     return o_z
 
 
@@ -82,7 +82,7 @@ def pre_activation(
 ):  # fmt: skip
     """z [BR, BC] at pixels o_z and channels o_c, zero outside of the mask where it is read; or ż, along p_w."""
     if Z == "image":
-        tl.debug_barrier()  # or what all corners of a window read is put in front, and fills the registers
+        tl.debug_barrier()  # or what several products read is put in front of them, and fills the registers
         z = convolved(tl.zeros(mask.shape, tl.float32), p_x, p_w, o_z, o_c, N, G, BK, PRECISION)
         if BIAS != 0:
             z += tl.load(p_w + BIAS + o_c, mask=o_c < G[5], other=0.0)[None, :]
@@ -126,17 +126,17 @@ def block_forward_kernel(
     p_x += i_task * (N * G[0] * G[1] * G[2])
     at_task = i_task * (N * HP * WP * OUT)
     mask = (o_r < N * HP * WP)[:, None] & (o_c < OUT)[None, :]
-    for q in tl.static_range(1 if POOL == "none" else 4):
+    picked, winner = tl.zeros([BR, BC], tl.float32), tl.zeros([BR, BC], tl.int32)
+    y = tl.full([BR, BC], float("-inf") if POOL == "max" else 0.0, tl.float32)
+    for q in tl.range(1 if POOL == "none" else 4, loop_unroll_factor=1 if Z == "image" else 4):
         o_z = corner(o_r, q, G[3], G[4], HP, WP, POOL)
         z = pre_activation(p_z, p_x, p_phi + W_AT, o_z, o_c, mask, N, G, BIAS, BK, Z, PRECISION)
+        a = z
         if NORM:
-            value = act_value((z - mean[None, :]) * r[None, :] * gamma[None, :] + beta[None, :], ACT, A, B)
-        else:
-            value = act_value(z, ACT, A, B)
-        if q == 0:
-            y, picked, winner = value, z, tl.zeros([BR, BC], tl.int32)
-        elif POOL == "max":
-            better = (value > y) | (value != value)  # noqa: PLR0124  NaN
+            a = (z - mean[None, :]) * r[None, :] * gamma[None, :] + beta[None, :]
+        value = act_value(a, ACT, A, B)
+        if POOL == "max":
+            better = (value > y) | (value != value) | (q == 0)  # noqa: PLR0124  NaN
             y, picked, winner = tl.where(better, value, y), tl.where(better, z, picked), tl.where(better, q, winner)
         else:
             y += value
@@ -188,7 +188,7 @@ def block_tangent_kernel(
     if POOL == "max":
         winner = matrix(p_winner + at_task, o_r, o_c, N * HP * WP, OUT)
         z, z_dot = y_dot, y_dot
-        for q in tl.static_range(4):
+        for q in tl.range(4, loop_unroll_factor=1 if Z == "image" else 4):
             o_z, won = corner(o_r, q, G[3], G[4], HP, WP, POOL), mask & (winner == q)
             here = pre_activation(p_z_dot, p_moving, p_w_dot, o_z, o_c, won, N, G, BIAS, BK, Z, PRECISION)
             z_dot = tl.where(won, here, z_dot)

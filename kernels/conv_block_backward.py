@@ -10,7 +10,7 @@ import triton.language as tl
 from .activation import act_curvature, act_slope
 from .conv2d_backward import deliver_shares
 from .conv_block import channel_sums, channels, normalised, parameter, parameters, pre_activation, shares, store_sums
-from .linear import accumulate, rows_of, store_matrix, tile_of
+from .linear import accumulate, dot, matrix, rows_of, store_matrix, tile_of
 from .pixels import patches, pixel, share_of
 from .sink import deliver
 
@@ -192,6 +192,16 @@ def block_backward_kernel(
                          HYPER, LR_EACH)  # fmt: skip
 
 
+@triton.jit
+def filtered(x, p_w, o_o, G: tl.constexpr, BIAS: tl.constexpr, BK: tl.constexpr, PRECISION: tl.constexpr):
+    """z of patches x that are whole; or ż, along p_w."""
+    w = matrix(p_w, o_o, tl.arange(0, BK), G[5], G[6] * G[6] * G[2])
+    z = dot(x, tl.trans(w), PRECISION)
+    if BIAS != 0:
+        z += tl.load(p_w + BIAS + o_o, mask=o_o < G[5], other=0.0)[None, :]
+    return z
+
+
 @triton.jit(do_not_specialize=["row", "first", "last"])
 def block_weight_kernel(
     p_phi, p_v, p_x, p_stats, p_stats_dot, p_winner, p_dy, p_dy_dot, p_parts, p_to, p_with, p_state, p_next, p_lr,
@@ -230,11 +240,12 @@ def block_weight_kernel(
     for i in range(EACH):
         o_r = (i_share * EACH + i) * BR + tl.arange(0, BR)
         mask = (o_r < ROWS)[:, None] & (o_o < OUT)[None, :]
-        z = pre_activation(p_x, p_x, p_phi + W_AT, o_r, o_o, mask, N, G, BIAS, BK, "image", PRECISION)
+        x = patches(p_x, o_r, 0, N, G, BK)
+        z = filtered(x, p_phi + W_AT, o_o, G, BIAS, BK, PRECISION)
         d = unpooled(p_dy, p_winner, o_r, o_o, N, G[3], G[4], HP, WP, OUT, POOL)
         z_dot, d_dot = z, d
         if DUAL:
-            z_dot = pre_activation(p_x, p_x, p_v + W_AT, o_r, o_o, mask, N, G, BIAS, BK, "image", PRECISION)
+            z_dot = filtered(x, p_v + W_AT, o_o, G, BIAS, BK, PRECISION)
             d_dot = unpooled(p_dy_dot, p_winner, o_r, o_o, N, G[3], G[4], HP, WP, OUT, POOL)
         if NORM:
             dz, dz_dot = centred(
@@ -246,7 +257,7 @@ def block_weight_kernel(
             dz = slope * d
             dz_dot = slope * d_dot + act_curvature(z, ACT, A, B) * z_dot * d
         out = tl.where(mask, dz_dot if DUAL else dz, 0.0)  # the statistics' share is of pixels that there are
-        g = accumulate(g, tl.trans(out), patches(p_x, o_r, 0, N, G, BK), PRECISION)
+        g = accumulate(g, tl.trans(out), x, PRECISION)
         if BIAS != 0:
             g_bias += tl.sum(out, 0)
     p_to += i_task * P

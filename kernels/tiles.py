@@ -238,9 +238,9 @@ def convolves_again(conv: Conv) -> bool:
 
 def again_tiles(precision: str, pixels: int, filters: int, taps: int, channels: int) -> Tiles:
     """Of `block_weight_kernel`, which makes dz besides. 32 pixels at a time take 288 bytes of stack (84×84×3→32,
-    tangents, sm_90, float32), and 64 filters 620 on sm_80 (28×28×1→64)."""
+    tangents, sm_90, float32), 64 filters 620 on sm_80 (28×28×1→64), 32 filters 8 on sm_100."""
     tiles = conv_weight_tiles(precision, pixels, filters, taps, channels)
-    return tiles._replace(rows=tiles.rows if _generation() == 9 else min(tiles.rows, 32), depth=16)
+    return tiles._replace(rows=min(tiles.rows, {8: 32, 9: 64}.get(_generation(), 16)), depth=16)
 
 
 HEAD_COLUMNS = 128
@@ -289,6 +289,8 @@ def conv_tiles(precision: str, pixels: int, taps: int, unit: int, columns: int, 
     after sm_90 all registers are asked for: 80 and 12 bytes of stack otherwise (64 → 64, sm_80).
     """
     depth = _taps_depth(precision, taps, unit)
+    if dual and _generation() >= 10:
+        depth = 16  # 48 bytes of stack with 32 (84×84×3→32, tangents, float32)
     rows, columns = min(block(pixels), _conv_rows(dual)), min(block(columns), 64)
     warps = 8 if rows * columns >= 4096 and _generation() < 10 else 4
     registers = None if _generation() == 9 else MOST_REGISTERS

@@ -124,8 +124,9 @@ def three_threads() -> Iterator[None]:
 @pytest.fixture
 def wide_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tiles of convolutions as large as what they are of: the interpreter takes its time by program, not by size."""
-    from fastmeta.kernels import tiles  # pyright: ignore[reportMissingImports]  # mapped by setup.py
+    from fastmeta.kernels import conv_stage, tiles  # pyright: ignore[reportMissingImports]  # mapped by setup.py
 
+    monkeypatch.setattr(conv_stage, "again_tiles", tiles.conv_weight_tiles)
     monkeypatch.setattr(tiles, "PIXEL_VALUES", 2**18)
     monkeypatch.setattr(tiles, "PROGRAMS", 1)
     monkeypatch.setattr(tiles, "_conv_rows", lambda dual: 4096)
