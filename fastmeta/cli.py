@@ -336,8 +336,8 @@ def _add_kernels(parser: argparse.ArgumentParser) -> None:
         help=f"what to compile; default: {' '.join(kernel_report.DESIGNED)}",
     )  # fmt: skip
     parser.add_argument(
-        "--precision", choices=kernel_report.PRECISIONS, default="float32",
-        help="of what is counted; default: float32. All are compiled",
+        "--precision", choices=kernel_report.PRECISIONS,
+        help="default: float32 of what is counted, all of what is compiled",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print JSON instead of a table")
 
@@ -353,10 +353,11 @@ def _kernels(arguments: argparse.Namespace, _: Sequence[str]) -> int:
     """
     if arguments.count or arguments.peak_memory:
         of = kernel_counts.counts if arguments.count else kernel_counts.memory
-        row = of(arguments.count or arguments.peak_memory, arguments.precision)
+        row = of(arguments.count or arguments.peak_memory, arguments.precision or "float32")
         print(json.dumps(row, indent=1) if arguments.json else kernel_counts.text(row))
         return 0
-    rows = kernel_report.compiled(arguments.target, arguments.workload)
+    precisions = (arguments.precision,) if arguments.precision else kernel_report.PRECISIONS
+    rows = kernel_report.compiled(arguments.target, arguments.workload, precisions)
     print(json.dumps(rows, indent=1) if arguments.json else kernel_report.table(rows))
     wrong = kernel_report.problems(rows)
     for problem in wrong:

@@ -126,14 +126,14 @@ DESIGNED = ("sinusoid-k1", "sinusoid", "sinusoid-10k", "siren-64")
 Row = dict[str, Any]
 
 
-def compiled(target: str, workloads: Sequence[str]) -> list[Row]:
-    """A row for every kernel of the workloads at every precision, compiled for `target`; none of them runs."""
+def compiled(target: str, workloads: Sequence[str], precisions: Sequence[str] = PRECISIONS) -> list[Row]:
+    """A row for every kernel of the workloads at these precisions, compiled for `target`; none of them runs."""
     if os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
         raise RuntimeError("TRITON_INTERPRET is set, and interpreted kernels cannot be compiled; unset it")
     from .kernels.ahead_of_time import compiling  # pyright: ignore[reportMissingImports]  # mapped by setup.py
 
     rows = []
-    every = list(product(workloads, PRECISIONS))
+    every = list(product(workloads, precisions))
     progress = Progress(len(every))
     for done, (workload, precision) in enumerate(every):
         progress.status(f"{target} {workload} {precision}")

@@ -124,22 +124,35 @@ class Layerwise:
         self, adapted: Adapted, lam: Tensor, x: Tensor, y: Tensor, *, finite: Tensor | None = None,
         lr: Tensor | None = None,
     ) -> None:  # fmt: skip
-        """As `MLP.adjoint`."""
+        """As `MLP.adjoint`.
+
+        Tangents double a step's values. Where those are computed again, for the sake of memory, tasks go in two halves,
+        so that no more is held than for a gradient (Conv4, 20 + 20 samples: 1.14 instead of 1.69 times first-order
+        MAML's peak).
+        """
+        tasks = x.shape[0]
+        middle = tasks if self.save else -(-tasks // 2)
+        for part in filter(len, (range(middle), range(middle, tasks))):
+            of = slice(part.start, part.stop)
+            self._adjoint(adapted, of, lam[of], x[of], y[of], lr)
+        self._finish(adapted, lam, finite)
+
+    def _adjoint(self, adapted: Adapted, of: slice, lam: Tensor, x: Tensor, y: Tensor, lr: Tensor | None) -> None:
         sigma, v = x.new_empty(x.shape[0], self.inner.states, self.network.size), torch.empty_like(lam)
         for k in range(self.inner.steps - 1, -1, -1):
             xs, ys = self._batch(x, y, k)
-            weights, target = self._weights(adapted, k), Target(self.inner_loss, ys)
+            phi, row = self._weights(adapted, k)
+            weights, target = Weights(Dual(phi.value[of]), row), Target(self.inner_loss, ys)
             values = adapted.values[k] if adapted.values else None
             if self.inner.name == "adam":
                 values = values or self._forward(weights, xs)
-                sink = self._sink("pull", v, lam, self._states(adapted, k)[0], sigma, k, lr)
+                sink = self._sink("pull", v, lam, self._states(adapted, k)[0][of], sigma, k, lr)
                 self._backward(weights, values, target, sink)
             else:
                 self._pull(lam, sigma, v, k, lr)
-            moving = Weights(Dual(weights.phi.value, v), weights.row)
+            moving = Weights(Dual(weights.phi.value, v), row)
             values = self._forward(moving, xs, values)
             self._backward(moving, values, target, self._sink("add", lam, v, lam, lam, k, lr))
-        self._finish(adapted, lam, finite)
 
     def _weights(self, adapted: Adapted, k: int) -> Weights:
         return Weights(Dual(adapted.final(adapted.bad.shape[0], k)), self.network.size if k else 0)

@@ -29,6 +29,15 @@ def workload(**sizes):
     return Workload(two_blocks, 2, 0.1, few_shot.batch, F.cross_entropy, few_shot)
 
 
+@pytest.fixture(autouse=True)
+def _not_shared_out(monkeypatch):
+    """Sums over pixels are not shared out here: of few pixels there are fewer shares than of many, and their terms are
+    larger than such small networks."""
+    from fastmeta.kernels import tiles
+
+    monkeypatch.setattr(tiles, "PROGRAMS", 1)
+
+
 def test_what_an_image_takes_foretells_a_whole_meta_step():
     """Tasks, steps, support and query samples all differ from what was counted."""
     from fastmeta.kernels.counts import counting
@@ -59,6 +68,20 @@ def test_bytes_of_images_are_told_from_those_of_parameters():
         assert one.phases[name].row_bytes == two.phases[name].row_bytes
         assert one.phases[name].image_bytes == pytest.approx(two.phases[name].image_bytes, rel=0.1)
     assert two.moved > 1.5 * one.moved
+
+
+def test_blocks_move_little_more_than_fused_layers_must():
+    """Conv4 with a quarter of the channels, as nothing an image depends on their number but in proportion."""
+    blocks = [
+        [nn.Conv2d(channels, 16, 3, padding=1), nn.BatchNorm2d(16, track_running_stats=False), nn.ReLU(),
+         nn.MaxPool2d(2)]
+        for channels in (1, 16, 16, 16)
+    ]  # fmt: skip
+    model = nn.Sequential(*(layer for block in blocks for layer in block), nn.Flatten(), nn.Linear(16, 5))
+    sizes = FewShot(5, (1, 28, 28), tasks=32, support=20, query=20)
+    found = per_image(Workload(lambda: model, 5, 0.1, sizes.batch, F.cross_entropy, sizes, counted=2))
+    for name in (GRADIENT, QUERY, HVP):
+        assert found.b3[name] < found.phases[name].image_bytes < 1.3 * found.b3[name]
 
 
 def test_b3_is_what_the_floors_of_the_workloads_were_made_of():

@@ -37,35 +37,81 @@ def reports():
 
 
 LOOP = {"adapt_kernel", "apply_kernel", "adjoint_kernel", "mean_kernel"}
+CONVOLUTIONAL = ("omniglot-20w1s", "mini-5w1s")
+CONVOLUTIONS = {"inputs_kernel", "conv_forward_kernel", "block_forward_kernel", "block_tangent_kernel", "head_kernel",
+                "block_backward_kernel", "conv_backward_kernel", "block_weight_kernel", "pull_kernel", "finite_kernel",
+                "mean_kernel"}  # fmt: skip
 LAYERS = {"linear_forward_kernel", "linear_backward_kernel", "linear_weight_kernel", "loss_kernel", "pull_kernel",
           "inputs_kernel", "losses_kernel", "finite_kernel", "mean_kernel"}  # fmt: skip
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_no_kernel_spills_or_gets_worse(reports, target):
+def known_rows():
+    """The committed rows of this Triton, by what tells them apart; none for a Triton that is newer than they are."""
     version = ".".join(triton.__version__.split(".")[:2])
     path = ROOT / f"bench/results/kernels-triton-{version}.json"
-    status, out, err = reports[target]
-    rows = json.loads(out)
-    launched = {}
+    rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    return {key_of(row): row for row in rows}
+
+
+def key_of(row):
+    return tuple(row[k] for k in ("target", "workload", "precision", "kernel", "label", "programs"))
+
+
+def launched(rows):
+    found = {}
     for row in rows:
-        launched.setdefault((row["workload"], row["precision"]), set()).add(row["kernel"])
-    precisions = ("float32", "tf32", "bfloat16")
-    assert launched == {
-        (w, p): LAYERS if w == "siren-64" else LOOP for w in (*SINUSOIDS, "siren-64") for p in precisions
-    }
-    assert status == 0, err
-    if not path.exists():  # a Triton newer than the table: held to the rules alone
-        return
-    key = ("target", "workload", "precision", "kernel", "label")
-    known = {tuple(row[k] for k in key): row for row in json.loads(path.read_text(encoding="utf-8"))}
-    assert len({tuple(row[k] for k in key) for row in rows}) == len(rows)
-    for row in rows:
-        before = known[tuple(row[k] for k in key)]
+        found.setdefault((row["workload"], row["precision"]), set()).add(row["kernel"])
+    return found
+
+
+def assert_no_worse(rows):
+    assert len({key_of(row) for row in rows}) == len(rows)
+    known = known_rows()
+    for row in rows if known else ():
+        before = known[key_of(row)]
         for figure in ("launches", "registers", "stack", "spilled", "shared", "narrow"):
             assert row[figure] <= before[figure], (row, figure, before[figure])
         assert row["matrix"].keys() == before["matrix"].keys()
         assert row["precisions"] == before["precisions"]
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_no_kernel_spills_or_gets_worse(reports, target):
+    status, out, err = reports[target]
+    rows = json.loads(out)
+    precisions = ("float32", "tf32", "bfloat16")
+    assert launched(rows) == {
+        (w, p): LAYERS if w == "siren-64" else LOOP for w in (*SINUSOIDS, "siren-64") for p in precisions
+    }
+    assert status == 0, err
+    assert_no_worse(rows)
+
+
+def test_no_kernel_of_conv4_spills_or_gets_worse():
+    """One target and precision, in a minute; the committed rows have them all."""
+    status, out, err = fastmeta(
+        "kernels", "--target", "sm_90", "--workload", "omniglot-20w1s", "--precision", "tf32", "--json"
+    )
+    rows = json.loads(out)
+    assert launched(rows) == {("omniglot-20w1s", "tf32"): CONVOLUTIONS}
+    assert status == 0, err
+    assert sum(row["launches"] for row in rows) == 184
+    assert_no_worse(rows)
+
+
+def test_committed_rows_of_convolutions_hold_what_they_must():
+    """No spill on any target, warp-group products on sm_90, 16-byte accesses where products get their operands."""
+    rows = [row for row in known_rows().values() if row["workload"] in CONVOLUTIONAL]
+    if not rows:
+        pytest.skip("there are no rows of this Triton")
+    cases = {(row["target"], row["workload"], row["precision"]) for row in rows}
+    assert cases >= {(t, w, p) for t in TARGETS for w in CONVOLUTIONAL for p in ("float32", "tf32", "bfloat16")}
+    for row in rows:
+        assert row["spilled"] == 0, row
+        first = row["label"].split("→")[0].endswith(("×1", "×3"))  # of few channels, whose values are 4 bytes apart
+        if row["kernel"] in ("conv_forward_kernel", "conv_backward_kernel"):
+            assert row["target"] != "sm_90" or row["precision"] == "float32" or "HGMMA" in row["matrix"], row
+            assert first or row["wide"] > 0, row
 
 
 def test_a_meta_step_takes_four_launches_and_moves_what_it_must():
