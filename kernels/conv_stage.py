@@ -42,7 +42,8 @@ class ConvStage(BlockStage):
             self._block_values(weights, known, self._convolve(weights, known, tiles, tangents=False), tiles)
         if weights.phi.dot is None:
             return known
-        values, tiles = self._room(x, None, seen, known), self._product(x.value.shape[1], dual=self.origin == "image")
+        two = self.origin == "image" or self.precision == "float32"  # of two results, or three products each
+        values, tiles = self._room(x, None, seen, known), self._product(x.value.shape[1], dual=two)
         self._block_tangents(weights, values, self._convolve(weights, values, tiles, tangents=True), tiles)
         return values
 
@@ -60,7 +61,7 @@ class ConvStage(BlockStage):
         return [] if under is None else [dx]
 
     def _product(self, samples: int, *, dual: bool = False) -> Tiles:
-        """Tiles of the convolution; `dual` where it has z and ż to hold."""
+        """Tiles of the convolution; `dual` where it has as much to hold as two results."""
         conv, rows = self.block, pixels(samples, self.block.out)
         return conv_tiles(self.precision, rows, conv.kernel**2, conv.channels, conv.filters, dual=dual)
 

@@ -289,8 +289,8 @@ def conv_tiles(precision: str, pixels: int, taps: int, unit: int, columns: int, 
     after sm_90 all registers are asked for: 80 and 12 bytes of stack otherwise (64 → 64, sm_80).
     """
     depth = _taps_depth(precision, taps, unit)
-    if dual and _generation() >= 10:
-        depth = 16  # 48 bytes of stack with 32 (84×84×3→32, tangents, float32)
+    if dual and (precision == "float32" or _generation() >= 10):
+        depth = 16  # with 32, 240 bytes of stack on sm_90 (14×14×64→64, Triton 3.6), 48 on sm_100 (84×84×3→32)
     rows, columns = min(block(pixels), _conv_rows(dual)), min(block(columns), 64)
     warps = 8 if rows * columns >= 4096 and _generation() < 10 else 4
     registers = None if _generation() == 9 else MOST_REGISTERS

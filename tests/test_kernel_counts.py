@@ -65,9 +65,9 @@ def test_bytes_of_images_are_told_from_those_of_parameters():
     """Twice the images are twice the former, and none of the latter."""
     one, two = (per_image(workload(tasks=1, support=2, query=2)._replace(counted=n)) for n in (1, 2))
     for name in (GRADIENT, QUERY, HVP):
-        assert one.phases[name].row_bytes == two.phases[name].row_bytes
+        assert one.phases[name].row_bytes == pytest.approx(two.phases[name].row_bytes, rel=0.02)  # parts, up to 32
         assert one.phases[name].image_bytes == pytest.approx(two.phases[name].image_bytes, rel=0.1)
-    assert two.moved > 1.5 * one.moved
+    assert two.moved - one.moved == pytest.approx(sum(share.image_bytes for share in one.phases.values()), rel=0.1)
 
 
 def test_blocks_move_little_more_than_fused_layers_must():
@@ -134,7 +134,8 @@ def test_peak_memory_of_exact_and_first_order_maml(monkeypatch):
     monkeypatch.setitem(WORKLOADS, "small", workload(tasks=4, support=8, query=1))
     row = memory("small")
     first = row["first-order MAML, bytes"]
-    assert row["exact MAML, bytes"] > row["exact MAML, recomputing, bytes"] > first > 0
+    assert row["exact MAML, bytes"] > 2 * first
+    assert first <= row["exact MAML, recomputing, bytes"] <= 1.3 * first  # its tangents, half of the tasks at a time
     assert row["exact MAML / first-order"] == round(row["exact MAML, bytes"] / first, 3)
     twice = peak_bytes(workload(tasks=8, support=8, query=1), "first-order MAML")
     assert 1.8 * first < twice < 2.05 * first
