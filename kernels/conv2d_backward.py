@@ -17,11 +17,11 @@ from .total import arrived_last
 @triton.jit
 def image_tile(
     p_w, p_w_dot, p_dz, p_dz_dot, o_r, o_c, N: tl.constexpr, G: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr,
-    BK: tl.constexpr, DUAL: tl.constexpr, PRECISION: tl.constexpr,
+    BK: tl.constexpr, STAGES: tl.constexpr, DUAL: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Cotangent dx [BR, BC] at pixels o_r of the images and channels o_c, and with DUAL its tangent."""
     dx, dx_dot = tl.zeros([BR, BC], tl.float32), tl.zeros([BR, BC], tl.float32)
-    for at in range(0, G[6] * G[6] * G[5], BK):
+    for at in tl.range(0, G[6] * G[6] * G[5], BK, num_stages=STAGES):
         dz = covering(p_dz, o_r, at, N, G, BK)
         w = filters(p_w, at, o_c, G, BK)
         dx = accumulate(dx, dz, w, PRECISION)
@@ -120,7 +120,7 @@ def conv_backward_kernel(
     W_AT: tl.constexpr, BIAS: tl.constexpr, P: tl.constexpr, TILES: tl.constexpr, SHARES: tl.constexpr,
     EACH: tl.constexpr, BO: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr, X_MOVES: tl.constexpr,
     IMAGE: tl.constexpr, ADD: tl.constexpr, I_SHARES: tl.constexpr, I_EACH: tl.constexpr, I_BR: tl.constexpr,
-    I_BC: tl.constexpr, I_BK: tl.constexpr, SUMS: tl.constexpr, HZ: tl.constexpr, WZ: tl.constexpr,
+    I_BC: tl.constexpr, I_BK: tl.constexpr, I_STAGES: tl.constexpr, SUMS: tl.constexpr, HZ: tl.constexpr, WZ: tl.constexpr,
     G_AT: tl.constexpr, B_AT: tl.constexpr, POOL: tl.constexpr, ACT: tl.constexpr, A: tl.constexpr, B: tl.constexpr,
     DUAL: tl.constexpr, SINK: tl.constexpr, RULE: tl.constexpr, HYPER: tl.constexpr, STATES: tl.constexpr,
     LR_EACH: tl.constexpr, PRECISION: tl.constexpr,
@@ -166,8 +166,8 @@ def conv_backward_kernel(
         sums = (none, none, none, none)
         for i in range(I_EACH):
             o_r = (i_share * I_EACH + i) * I_BR + tl.arange(0, I_BR)
-            dx, dx_dot = image_tile(p_phi + W_AT, p_v + W_AT, p_dz, p_dz_dot, o_r, o_c, N, G, I_BR, I_BC, I_BK, DUAL,
-                                    PRECISION)  # fmt: skip
+            dx, dx_dot = image_tile(p_phi + W_AT, p_v + W_AT, p_dz, p_dz_dot, o_r, o_c, N, G, I_BR, I_BC, I_BK,
+                                    I_STAGES, DUAL, PRECISION)  # fmt: skip
             mask = (o_r < ROWS)[:, None] & (o_c < C)[None, :]
             if ADD:
                 dx += rows_of(p_dx, o_r, o_c, mask, C)

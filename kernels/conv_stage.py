@@ -113,10 +113,8 @@ class ConvStage(BlockStage):
             label=self._label(dual * "dual", sink.options["SINK"]), N=samples, G=conv.geometry, W_AT=conv.w_at,
             BIAS=self._bias(), P=self.size, X_MOVES=x.dot is not None, IMAGE=below is not None,
             ADD=below is not None and below.into is not None, I_SHARES=count, I_EACH=each, I_BR=over.rows,
-            I_BC=over.columns, I_BK=over.depth, DUAL=dual, **options, **(NO_NORM if norm is None else norm.options),
-            **sink.options,
-            **tiles.constants("BO", "BK", "BR")
-            | {"num_warps": max(tiles.warps, over.warps), "maxnreg": over.most_registers},
+            I_BC=over.columns, I_BK=over.depth, I_STAGES=over.stages, DUAL=dual, **options, **sink.options,
+            **(NO_NORM if norm is None else norm.options), **tiles.joined(over).constants("BO", "BK", "BR"),
         )  # fmt: skip
         return Cotangent(dx, parts)
 

@@ -101,6 +101,10 @@ class Tiles(NamedTuple):
         """Programs for one result [rows, columns] a task."""
         return (tasks * -(-rows // self.rows) * -(-columns // self.columns),)
 
+    def joined(self, other: Tiles) -> Tiles:
+        """These, of a kernel that makes tiles of both kinds."""
+        return self._replace(warps=max(self.warps, other.warps), most_registers=other.most_registers)
+
     def constants(self, rows: str, columns: str, depth: str) -> dict[str, Any]:
         """The kernel's compile-time arguments, of these names."""
         return {
