@@ -120,8 +120,9 @@ def conv_backward_kernel(
     W_AT: tl.constexpr, BIAS: tl.constexpr, P: tl.constexpr, TILES: tl.constexpr, SHARES: tl.constexpr,
     EACH: tl.constexpr, BO: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr, X_MOVES: tl.constexpr,
     IMAGE: tl.constexpr, ADD: tl.constexpr, I_SHARES: tl.constexpr, I_EACH: tl.constexpr, I_BR: tl.constexpr,
-    I_BC: tl.constexpr, I_BK: tl.constexpr, I_STAGES: tl.constexpr, SUMS: tl.constexpr, HZ: tl.constexpr, WZ: tl.constexpr,
-    G_AT: tl.constexpr, B_AT: tl.constexpr, POOL: tl.constexpr, ACT: tl.constexpr, A: tl.constexpr, B: tl.constexpr,
+    I_BC: tl.constexpr, I_BK: tl.constexpr, I_STAGES: tl.constexpr, SUMS: tl.constexpr, HZ: tl.constexpr,
+    WZ: tl.constexpr, G_AT: tl.constexpr, B_AT: tl.constexpr, POOL: tl.constexpr, ACT: tl.constexpr,
+    A: tl.constexpr, B: tl.constexpr,
     DUAL: tl.constexpr, SINK: tl.constexpr, RULE: tl.constexpr, HYPER: tl.constexpr, STATES: tl.constexpr,
     LR_EACH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
