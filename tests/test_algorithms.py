@@ -167,20 +167,25 @@ def test_what_is_compiled_is_traced_exactly(monkeypatch):
 ], ids=["mlp", "conv"])  # fmt: skip
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_float32_errs_no_more_than_autograd_does(algorithm, make, data):
-    """‖fast − truth‖ ≤ 2 ‖autograd in float32 − truth‖ + a rounding of the value itself; smooth activations."""
+    """‖fast − truth‖ ≤ 2 ‖autograd in float32 − truth‖ + a rounding of the value itself; smooth activations.
+
+    Autograd's error is the largest over orders of the samples, which change roundings and nothing else: of a single
+    order it may be small by luck, and is on some processors.
+    """
     model, batch = make(), data()
     loss = F.mse_loss if batch.support_y.is_floating_point() else F.cross_entropy
     narrow, rounded = copy.deepcopy(model).float(), Batch(*(x.float() if x.is_floating_point() else x for x in batch))
     model.load_state_dict(narrow.state_dict())  # the same values
     batch = Batch(*(x.double() if x.is_floating_point() else x for x in rounded))
     truth = step(learner_of(algorithm, model, inner_loss=loss, backend="reference"), batch)
-    plain = step(learner_of(algorithm, narrow, inner_loss=loss, backend="reference"), rounded)
+    orders = [Batch(*(x.roll(by, 1) for x in rounded)) for by in range(5)]
+    plain = [step(learner_of(algorithm, narrow, inner_loss=loss, backend="reference"), order) for order in orders]
     fast = step(learner_of(algorithm, narrow, inner_loss=loss), rounded)
     largest = max(g.norm() for g in truth.grads.values())
     for name, want in truth.grads.items():
         atol = torch.finfo(torch.float32).eps * max(want.norm(), 1e-1 * largest)
-        error, allowed = ((x.grads[name].double() - want).norm() for x in (fast, plain))
-        assert error <= 2 * allowed + atol, name
+        error, *allowed = ((x.grads[name].double() - want).norm() for x in (fast, *plain))
+        assert error <= 2 * max(allowed) + atol, name
         assert fast.grads[name].dtype == torch.float32
     assert relative(fast.losses, truth.losses) < 1e-5
 
