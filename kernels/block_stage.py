@@ -116,7 +116,7 @@ class BlockStage:
         left, share = (values.y.value, 1) if parts is None else parts
         count = 1 if parts is None else left.shape[1]
         rows = pixels(samples, self.block.pooled)
-        over = pixel_tiles(rows, self.block.filters, products=self.origin == "image")
+        over = pixel_tiles(rows, self.block.filters, much=self.origin == "image")
         launch(
             block_forward_kernel, over.grid(tasks, rows, self.block.filters), weights.phi.value, values.x.value,
             values.z.value, left, values.stats.value, values.y.value, values.picked.value, values.winner, weights.row,
@@ -131,7 +131,7 @@ class BlockStage:
         left = values.y.value if parts is None else parts.tensor
         count = 1 if parts is None else left.shape[1]
         rows = pixels(samples, self.block.pooled)
-        over = pixel_tiles(rows, self.block.filters, products=self.origin == "image")
+        over = pixel_tiles(rows, self.block.filters, much=self.origin == "image")
         launch(
             block_tangent_kernel, over.grid(tasks, rows, self.block.filters), *weights.phi.both, *values.x.both,
             *values.z.both, left, *values.stats.both, values.y.both[1], *values.picked.both, values.winner, weights.row,
@@ -163,7 +163,7 @@ class BlockStage:
         parts = self._sums(weights, values, dy)
         tasks, samples = dz.value.shape[:2]
         dual, rows = dz.dot is not None, pixels(samples, self.block.out)
-        tiles, count = pixel_tiles(rows, self.block.filters), parts.shape[1]
+        tiles, count = pixel_tiles(rows, self.block.filters, much=dual), parts.shape[1]
         launch(
             block_backward_kernel, tiles.grid(tasks, rows, self.block.filters), *weights.phi.both, *values.x.both,
             *values.z.both, *values.stats.both, values.winner, *dy.d.both, parts, *dz.both, *sink.tensors, weights.row,

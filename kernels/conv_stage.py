@@ -63,7 +63,9 @@ class ConvStage(BlockStage):
     def _product(self, samples: int, *, dual: bool = False) -> Tiles:
         """Tiles of the convolution; `dual` where it has as much to hold as two results."""
         conv, rows = self.block, pixels(samples, self.block.out)
-        return conv_tiles(self.precision, rows, conv.kernel**2, conv.channels, conv.filters, dual=dual)
+        tiles = conv_tiles(self.precision, rows, conv.kernel**2, conv.channels, conv.filters, dual=dual)
+        # a filter of 27 values in one block leaves 48 bytes of stack (84×84×3→32, sm_90, tf32)
+        return tiles._replace(depth=16) if dual and self.origin == "image" else tiles
 
     def _convolve(self, weights: Weights, values: BlockValues, tiles: Tiles, *, tangents: bool) -> Parts | None:
         """z or ż, where it is stored, and what shares of the rows leave of its statistics."""

@@ -15,7 +15,7 @@ from .linear_stage import LinearStage, LinearValues
 from .loss import loss_kernel
 from .mean_over_tasks import losses_kernel
 from .sweep import NO_NORM, Below, Cotangent, Dual, Sink, Weights
-from .tiles import HeadTiles, block, head_tiles, loss_tiles, operand_type
+from .tiles import MOST_REGISTERS, HeadTiles, block, head_tiles, loss_tiles, operand_type
 
 
 class Target(NamedTuple):
@@ -131,7 +131,8 @@ class HeadTail:
             BI=tiles.inputs, UNIT=tiles.per * self.channels, PER=tiles.per, BU=block(tiles.per * self.channels),
             VALUE=into is not None, BACKWARD=sink is not None, DUAL=dual, C=self.channels, HP=size[0], WP=size[1],
             BP=32, BH=block(self.channels), PRECISION=tiles.precision, num_warps=tiles.warps, num_stages=1,
-            **target.rule.constants(), **options, **(NO_NORM if norm is None else norm.options),
+            maxnreg=MOST_REGISTERS, **target.rule.constants(), **options,
+            **(NO_NORM if norm is None else norm.options),
         )  # fmt: skip
         return outputs, None if below is None else Cotangent(dx, parts)
 

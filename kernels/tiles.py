@@ -189,11 +189,12 @@ PIXEL_VALUES = 2048
 """Of a tile of what goes over pixels without a product: 16 a thread."""
 
 
-def pixel_tiles(rows: int, columns: int, *, products: bool = False) -> PixelTiles:
-    """64 channels at a time are two lines of 128 bytes. Those that come with `products` are half as large, or tangents
-    take 68 bytes of stack (84×84×3→32, sm_90, float32)."""
+def pixel_tiles(rows: int, columns: int, *, much: bool = False) -> PixelTiles:
+    """64 channels at a time are two lines of 128 bytes. Where there is `much` to hold, products or tangents of
+    cotangents, tiles are half as large: 80 bytes of stack otherwise on sm_90 (84×84×3→32, tangents, tf32), 8 on
+    sm_80."""
     across = min(block(columns), 64)
-    values = PIXEL_VALUES // 2 if products and _generation() != 9 else PIXEL_VALUES
+    values = PIXEL_VALUES // 2 if much else PIXEL_VALUES
     return PixelTiles(min(block(rows), values // across), across, 4)
 
 
@@ -252,7 +253,10 @@ HEAD_COLUMNS = 128
 
 
 class HeadTiles(NamedTuple):
-    """Pixels of every image that a program of `head_kernel` takes; samples, outputs and inputs at a time; precision."""
+    """Pixels of every image that a program of `head_kernel` takes; samples, outputs and inputs at a time; precision.
+
+    All registers may be taken, or the assembler spills 8 bytes to have 72 (64→20, sm_100, Triton 3.6, bfloat16).
+    """
 
     per: int
     samples: int
