@@ -16,20 +16,21 @@ from .sink import deliver
 
 
 @triton.jit
-def products(total, p_x, p_w, o_n, N: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr, BC: tl.constexpr,
+def products(total, p_x, p_w, o_n, inputs, N: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr, BC: tl.constexpr,
              BI: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
-    """total [BN, BC] plus x Wᵀ of samples o_n."""
-    for at in range(0, IN, BI):
+    """total [BN, BC] plus x Wᵀ of samples o_n. `inputs` is IN, which the compiler must not know: it would unroll the
+    loop, and leave 20 bytes on the stack (800→5, tangents, sm_100, tf32)."""
+    for at in range(0, inputs, BI):
         o_i = at + tl.arange(0, BI)
         w = tl.trans(matrix(p_w, tl.arange(0, BC), o_i, OUT, IN))
         total = accumulate(total, matrix(p_x, o_n, o_i, N, IN), w, PRECISION)
     return total
 
 
-@triton.jit(do_not_specialize=["row", "first", "last"])
+@triton.jit(do_not_specialize=["row", "first", "last", "inputs"])
 def head_kernel(
     p_phi, p_v, p_x, p_x_dot, p_targets, p_y, p_losses, p_bad, p_dx, p_dx_dot, p_to, p_with, p_state, p_next, p_lr,
-    p_steps, p_z, p_z_dot, p_stats, p_stats_dot, p_parts, row, first, last, N: tl.constexpr, LENT: tl.constexpr,
+    p_steps, p_z, p_z_dot, p_stats, p_stats_dot, p_parts, row, first, last, inputs, N: tl.constexpr, LENT: tl.constexpr,
     IN: tl.constexpr, OUT: tl.constexpr, W_AT: tl.constexpr, BIAS: tl.constexpr, P: tl.constexpr, BN: tl.constexpr,
     BC: tl.constexpr, BI: tl.constexpr, UNIT: tl.constexpr, PER: tl.constexpr, BU: tl.constexpr,
     LOSS: tl.constexpr, SMOOTHING: tl.constexpr, IGNORE: tl.constexpr, VALUE: tl.constexpr, BACKWARD: tl.constexpr,
@@ -64,10 +65,10 @@ def head_kernel(
     for at_n in range(0, N, BN):
         o_n = at_n + tl.arange(0, BN)
         m_n = (o_n >= LENT) & (o_n < N)
-        y = products(tl.zeros([BN, BC], tl.float32), p_x, p_w, o_n, N, IN, OUT, BC, BI, PRECISION)
+        y = products(tl.zeros([BN, BC], tl.float32), p_x, p_w, o_n, inputs, N, IN, OUT, BC, BI, PRECISION)
         if DUAL:
-            y_dot = products(tl.zeros([BN, BC], tl.float32), p_x, p_w_dot, o_n, N, IN, OUT, BC, BI, PRECISION)
-            y_dot = products(y_dot, p_x_dot, p_w, o_n, N, IN, OUT, BC, BI, PRECISION)
+            y_dot = products(tl.zeros([BN, BC], tl.float32), p_x, p_w_dot, o_n, inputs, N, IN, OUT, BC, BI, PRECISION)
+            y_dot = products(y_dot, p_x_dot, p_w, o_n, inputs, N, IN, OUT, BC, BI, PRECISION)
         if BIAS != 0:
             y += tl.load(p_w + BIAS + o_c, mask=o_c < OUT, other=0.0)[None, :]
             if DUAL:

@@ -123,9 +123,10 @@ class HeadTail:
         to, ends, options = ((rows,) * 6, (0, 0), _NO_SINK) if sink is None else sink[:3]
         size = (1, 1) if norm is None else norm.size
         launch(
-            head_kernel, (tasks * programs,), *weights.phi.both, *x.both, target.y, outputs, losses, bad, *dx.both, *to,
-            *((rows,) * 4 if norm is None else norm.tensors), rows if parts is None else parts, weights.row, *ends,
-            label=self._label(target, into is not None, dual, options["SINK"]), N=samples, LENT=target.lent,
+            head_kernel, (tasks * programs,), *weights.phi.both, *x.both, target.y, outputs, losses, bad, *dx.both,
+            *to, *((rows,) * 4 if norm is None else norm.tensors), rows if parts is None else parts, weights.row, *ends,
+            layer.inputs, label=self._label(target, into is not None, dual, options["SINK"]), N=samples,
+            LENT=target.lent,
             IN=layer.inputs, OUT=layer.outputs, W_AT=layer.w_at,
             BIAS=layer.b_at - layer.w_at if layer.b_at >= 0 else 0, P=self.size, BN=tiles.samples, BC=tiles.outputs,
             BI=tiles.inputs, UNIT=tiles.per * self.channels, PER=tiles.per, BU=block(tiles.per * self.channels),

@@ -175,6 +175,7 @@ class PixelTiles(NamedTuple):
     rows: int
     columns: int
     warps: int
+    most_registers: int | None = None  # as of `Tiles`
 
     def grid(self, tasks: int, rows: int, columns: int) -> tuple[int]:
         """As `Tiles.grid`."""
@@ -182,7 +183,8 @@ class PixelTiles(NamedTuple):
 
     def constants(self, rows: str, columns: str) -> dict[str, Any]:
         """The kernel's compile-time arguments, of these names."""
-        return {rows: self.rows, columns: self.columns, "num_warps": self.warps, "num_stages": 1}
+        own = {"num_warps": self.warps, "num_stages": 1, "maxnreg": self.most_registers}
+        return {rows: self.rows, columns: self.columns, **own}
 
 
 PIXEL_VALUES = 2048
@@ -195,7 +197,7 @@ def pixel_tiles(rows: int, columns: int, *, much: bool = False) -> PixelTiles:
     sm_80."""
     across = min(block(columns), 64)
     values = PIXEL_VALUES // 2 if much else PIXEL_VALUES
-    return PixelTiles(min(block(rows), values // across), across, 4)
+    return PixelTiles(min(block(rows), values // across), across, 4, MOST_REGISTERS if much else None)
 
 
 MOST_SHARES = 32
