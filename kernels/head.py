@@ -17,10 +17,11 @@ from .sink import deliver
 
 @triton.jit
 def products(total, p_x, p_w, o_n, inputs, N: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr, BC: tl.constexpr,
-             BI: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
+             BI: tl.constexpr, KNOWN: tl.constexpr, PRECISION: tl.constexpr):  # fmt: skip
     """total [BN, BC] plus x Wᵀ of samples o_n. `inputs` is IN, which the compiler must not know: it would unroll the
-    loop, and leave 20 bytes on the stack (800→5, tangents, sm_100, tf32)."""
-    for at in range(0, inputs, BI):
+    loop, and leave 20 bytes on the stack (800→5, tangents, sm_100, tf32). KNOWN is for an interpreter: that of Triton
+    3.6 takes no such bound with NumPy 2.4."""
+    for at in range(0, IN if KNOWN else inputs, BI):
         o_i = at + tl.arange(0, BI)
         w = tl.trans(matrix(p_w, tl.arange(0, BC), o_i, OUT, IN))
         total = accumulate(total, matrix(p_x, o_n, o_i, N, IN), w, PRECISION)
@@ -37,7 +38,7 @@ def head_kernel(
     DUAL: tl.constexpr, SUMS: tl.constexpr, C: tl.constexpr, HZ: tl.constexpr, WZ: tl.constexpr, HP: tl.constexpr,
     WP: tl.constexpr, BP: tl.constexpr, BH: tl.constexpr, G_AT: tl.constexpr, B_AT: tl.constexpr, POOL: tl.constexpr,
     ACT: tl.constexpr, A: tl.constexpr, B: tl.constexpr, SINK: tl.constexpr, RULE: tl.constexpr, HYPER: tl.constexpr,
-    STATES: tl.constexpr, LR_EACH: tl.constexpr, PRECISION: tl.constexpr,
+    STATES: tl.constexpr, LR_EACH: tl.constexpr, KNOWN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """y = x Wᵀ + b [T, N, OUT] and the loss [T] with VALUE; with BACKWARD dW, db to where `sink.py` says and dx, with
     DUAL their tangents.
@@ -65,10 +66,12 @@ def head_kernel(
     for at_n in range(0, N, BN):
         o_n = at_n + tl.arange(0, BN)
         m_n = (o_n >= LENT) & (o_n < N)
-        y = products(tl.zeros([BN, BC], tl.float32), p_x, p_w, o_n, inputs, N, IN, OUT, BC, BI, PRECISION)
+        y = products(tl.zeros([BN, BC], tl.float32), p_x, p_w, o_n, inputs, N, IN, OUT, BC, BI, KNOWN, PRECISION)
         if DUAL:
-            y_dot = products(tl.zeros([BN, BC], tl.float32), p_x, p_w_dot, o_n, inputs, N, IN, OUT, BC, BI, PRECISION)
-            y_dot = products(y_dot, p_x_dot, p_w, o_n, inputs, N, IN, OUT, BC, BI, PRECISION)
+            y_dot = products(
+                tl.zeros([BN, BC], tl.float32), p_x, p_w_dot, o_n, inputs, N, IN, OUT, BC, BI, KNOWN, PRECISION
+            )
+            y_dot = products(y_dot, p_x_dot, p_w, o_n, inputs, N, IN, OUT, BC, BI, KNOWN, PRECISION)
         if BIAS != 0:
             y += tl.load(p_w + BIAS + o_c, mask=o_c < OUT, other=0.0)[None, :]
             if DUAL:

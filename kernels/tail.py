@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import triton
 from torch import Tensor
+from triton import knobs
 
 from .description import Linear, LossRule
 from .head import head_kernel
@@ -131,8 +132,8 @@ class HeadTail:
             BIAS=layer.b_at - layer.w_at if layer.b_at >= 0 else 0, P=self.size, BN=tiles.samples, BC=tiles.outputs,
             BI=tiles.inputs, UNIT=tiles.per * self.channels, PER=tiles.per, BU=block(tiles.per * self.channels),
             VALUE=into is not None, BACKWARD=sink is not None, DUAL=dual, C=self.channels, HP=size[0], WP=size[1],
-            BP=32, BH=block(self.channels), PRECISION=tiles.precision, num_warps=tiles.warps, num_stages=1,
-            maxnreg=MOST_REGISTERS, **target.rule.constants(), **options,
+            BP=32, BH=block(self.channels), KNOWN=knobs.runtime.interpret, PRECISION=tiles.precision,
+            num_warps=tiles.warps, num_stages=1, maxnreg=MOST_REGISTERS, **target.rule.constants(), **options,
             **(NO_NORM if norm is None else norm.options),
         )  # fmt: skip
         return outputs, None if below is None else Cotangent(dx, parts)
