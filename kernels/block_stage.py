@@ -50,7 +50,7 @@ class BlockStage:
         """`backward` takes cotangents of y. A norm's sums come along where they are of one stage's making alone."""
         block, picked = self.block, self.block.pool == "max"
         if not (block.norm and alone):
-            return Below(values.y, into=into)
+            return Below(values.y, into=into, alone=alone)
         wide = block.pooled if picked else block.out
         options = {
             "SUMS": True, "HZ": wide[0], "WZ": wide[1], "G_AT": block.gamma_at, "B_AT": block.beta_at,

@@ -27,12 +27,14 @@ class SumStage(BlockStage):
     def backward(
         self, weights: Weights, values: BlockValues, dy: Cotangent, sink: Sink, below: tuple[Below | None, ...]
     ) -> list[Cotangent]:
-        """Cotangents of both summands, which are the same; each has its own, as one may be added to later."""
+        """Cotangents of both summands, which are the same; each has its own where other stages add to one of them."""
         shape = (*dy.d.value.shape[:2], *self.block.out, self.block.filters)
         d = Dual(*(x if x is None else x.new_empty(shape) for x in dy.d))  # pyright: ignore[reportArgumentType]  # the value is there
         self._block_backward(weights, values, dy, d, sink)
-        shares = [d, Dual(*(x if x is None else x.clone() for x in d))]  # pyright: ignore[reportArgumentType]
-        return [Cotangent(_onto(share, b.into)) for share, b in zip(shares, below, strict=True) if b is not None]
+        other = d
+        if not all(b is None or b.alone for b in below):
+            other = Dual(*(x if x is None else x.clone() for x in d))  # pyright: ignore[reportArgumentType]
+        return [Cotangent(_onto(share, b.into)) for share, b in zip((d, other), below, strict=True) if b is not None]
 
 
 def _onto(d: Dual, into: Dual | None) -> Dual:

@@ -68,13 +68,14 @@ class Below(NamedTuple):
     """What a stage says of the cotangent that the one above makes for it.
 
     It has the shape of z. A cotangent dx is handed back as dx f'(z), with the f given; `norm` asks for its sums, and
-    `into` is what came from other stages already, on top of which dx goes.
+    `into` is what came from other stages already, on top of which dx goes. `alone`: no other stage makes one.
     """
 
     z: Dual
     act: Act = Act()
     norm: Norm | None = None
     into: Dual | None = None
+    alone: bool = True
 
 
 NO_NORM: dict[str, Any] = {

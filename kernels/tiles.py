@@ -308,7 +308,7 @@ def conv_tiles(precision: str, pixels: int, taps: int, unit: int, columns: int, 
 
 
 def conv_weight_tiles(precision: str, pixels: int, filters: int, taps: int, channels: int) -> Tiles:
-    """Of `conv_weight_kernel`: [filters, taps × channels] from products over pixels."""
+    """Of a weight's gradient: [filters, taps × channels] from products over pixels."""
     columns = next((n for n in (64, 32, 16) if channels % n == 0), min(block(taps * channels), 64))
     depth = min(block(pixels), _depth(precision))
     return Tiles(min(block(filters), 64), columns, depth, 4, WEIGHT_STAGES, _layer_precision(precision))
