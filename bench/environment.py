@@ -6,6 +6,7 @@ import importlib.metadata
 import os
 import platform
 import subprocess
+import time
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -50,9 +51,33 @@ def describe(device: str = "cpu") -> dict[str, object]:
         "python": platform.python_version(),
         "packages": {name: version for name in PACKAGES if (version := _version(name)) is not None},
         "openmp wait policy": os.environ.get("OMP_WAIT_POLICY", "default"),
-        "load before": round(os.getloadavg()[0], 2),
+        "busy before": busy_processors(),
         "commit": _commit(),
     }
+
+
+def busy_processors(seconds: float = 1.0) -> float | None:
+    """How many of the machine's processors others keep busy while this process sleeps; None where nobody tells.
+
+    The load average would not do: it remembers the measurement that has just ended.
+    """
+    first = _processor_ticks()
+    time.sleep(seconds)
+    then = _processor_ticks()
+    if first is None or then is None or then[1] == first[1]:
+        return None
+    idle, every = then[0] - first[0], then[1] - first[1]
+    return round((1 - idle / every) * (os.cpu_count() or 1), 2)
+
+
+def _processor_ticks() -> tuple[int, int] | None:
+    """(idle, all) of all processors since the machine started. Waiting for a disk is idle; stolen time is not."""
+    try:
+        fields = Path("/proc/stat").read_text(encoding="utf-8").splitlines()[0].split()[1:9]
+    except OSError:
+        return None
+    ticks = [int(field) for field in fields]
+    return ticks[3] + ticks[4], sum(ticks)
 
 
 def _gpu() -> dict[str, object]:

@@ -17,8 +17,8 @@ from bench.records import Point, Row, load, points_of, rows_of
 
 OURS = "fastmeta "
 TRUTH = "fastmeta reference"  # the plain loop that is the truth, not a way to run fast
-# Load (running processes) above which a table says that the machine was not quiet.
-BUSY = 0.5
+# Processors kept busy by others above which a table says that the machine was not quiet.
+BUSY = 0.25
 BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
 LETTERS = {"tasks": "T", "steps": "K", "width": "width"}
 
@@ -50,7 +50,8 @@ def section(result: Mapping[str, Any]) -> str:
 def caption(result: Mapping[str, Any]) -> str:
     """Machine, versions and commit in one line."""
     where = result["environment"]
-    busy = f" Other processes were running (load {where['load before']})." if where["load before"] > BUSY else ""
+    others = where["busy before"]
+    busy = "" if others is None or others <= BUSY else f" Other processes kept {others} processors busy."
     versions = ", ".join(f"{name} {version}" for name, version in where["packages"].items())
     machine = f"{where['gpu']}, {where['cpu']}" if "gpu" in where else where["cpu"]
     return (

@@ -32,7 +32,7 @@ def result_of(**contents: Any) -> dict[str, Any]:
     environment = {"cpu": "C", "python": "3", "packages": {"torch": "2"}, "commit": "abc", "date": "d"}
     return {
         "format": 1,
-        "environment": environment | {"load before": 0.0},
+        "environment": environment | {"busy before": 0.0},
         "threads": 2,
         "ceilings": CEILINGS,
         "memory limit GiB": 8,

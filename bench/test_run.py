@@ -10,6 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
+from bench import environment
 from bench.floors import floor_ms, forward_flop, meta_step_bytes, meta_step_flop
 from bench.gate import Gate, NoGate, make_gate, relative
 from bench.peers import PEERS, peers_for
@@ -270,3 +271,12 @@ def test_short_functions_are_repeated(monkeypatch: pytest.MonkeyPatch):
     figures = interleave({"short": short}, rounds=2, budget_s=60)["short"]
     assert figures == pytest.approx([0.001, 0.001])
     assert calls[0] >= 2 * MIN_BLOCK_S / 0.001
+
+
+def test_busy_processors_are_those_of_others(monkeypatch):
+    ticks = iter([(100, 300), (150, 400)])  # half of the time idle
+    monkeypatch.setattr(environment, "_processor_ticks", lambda: next(ticks))
+    monkeypatch.setattr(environment.os, "cpu_count", lambda: 8)
+    assert environment.busy_processors(0.0) == 4.0
+    monkeypatch.setattr(environment, "_processor_ticks", lambda: None)
+    assert environment.busy_processors(0.0) is None

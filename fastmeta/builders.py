@@ -177,6 +177,12 @@ def pretext_tests(part: TaskConfig, source: Source | None, device: torch.device)
     return tests
 
 
+def probe_images(part: TaskConfig, source: Source | None) -> tuple[Images, Images] | None:
+    """Labelled images for a linear classifier, and others to score it: halves where the run has seen none of them."""
+    images = _images(source)
+    return None if images.labels is None else images.split(part.held_out or 0.5)
+
+
 def image_sets(part: TaskConfig, source: Source | None, device: torch.device) -> Unlabelled:
     images, _ = _by_class(part, source)
     return Unlabelled(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -15,6 +16,11 @@ from .tasks.base import TaskFamily
 
 LR_FACTORS = (0.01, 0.1, 0.3, 1.0, 3.0)
 """Times the run's inner step size: what each start may choose from."""
+
+
+def tuning_episodes(episodes: int) -> int:
+    """How many tasks of the training data a step size is chosen on, where `episodes` are scored."""
+    return min(50, max(10, episodes // 4))
 
 
 @dataclass(frozen=True)
@@ -39,18 +45,26 @@ class Comparison:
         percent: the score is an accuracy; else a mean squared error.
         curves: by the name of the start.
         measure: what the score is.
+        samples: what a score is a mean over.
     """
 
     title: str
     percent: bool
     curves: dict[str, Curve]
     measure: str = ""
+    samples: str = "episodes"
 
     @property
     def unit(self) -> str:
         """The score in words, for an axis."""
         measure = self.measure or ("accuracy" if self.percent else "mean squared error")
         return f"{measure}, %" if self.percent else measure
+
+    def headline(self) -> str:
+        """What the table's numbers are."""
+        what = f"{self.title}: {self.unit}" if self.title != self.measure else self.unit
+        count = next(iter(next(iter(self.curves.values())).scores.values())).count
+        return f"{what} over {count:,} {self.samples}, 95 % confidence, by inner steps"
 
     def table(self) -> str:
         """One row a start, one column a number of steps."""
@@ -71,8 +85,11 @@ def _cell(estimate: Estimate, percent: bool) -> str:
 
 
 def curve_steps(most: int) -> tuple[int, ...]:
-    """Numbers of inner steps to score: 0, 1, 2, 5, 10, 20, 50 ... up to `most`."""
-    round_ones = [a * 10**power for power in range(6) for a in (1, 2, 5)]
+    """Numbers of inner steps to score: 0, 1, 5, 20, 50, 200, 500 ... up to `most`.
+
+    Every number is adapted to from the start: these cost 1.3 times the steps of the last one, 1-2-5-10-20 twice them.
+    """
+    round_ones = [1] + [a * 10**power for power in range(6) for a in (5, 20)]
     return (0, *(count for count in round_ones if count < most), *([most] if most else []))
 
 
@@ -90,7 +107,7 @@ def compare(
 ) -> list[Comparison]:
     """Adapt every start to the same episodes of every test.
 
-    Each start has the step size that does best after the last number of steps on 50 episodes of `tuning`, which are
+    Each start has the step size that does best after the last number of steps on a few episodes of `tuning`, which are
     tasks of the training data: a network that was not trained for one step size is not held to it.
 
     Args:
@@ -104,10 +121,12 @@ def compare(
         episodes: of each test.
         seed: of the episodes.
     """
-    chosen = {
-        name: _best_lr(lambda lr, model=model: learner(model, lr), tuning, inner_lr, steps[-1], percent, seed + 1)
-        for name, model in starts.items()
-    }
+
+    def score(model: nn.Module, lr: float) -> float:
+        most, count = steps[-1], tuning_episodes(episodes)
+        return evaluate(learner(model, lr), tuning, steps=(most,), episodes=count, seed=seed + 1)[most].mean
+
+    chosen = {name: _best_lr(partial(score, model), inner_lr, percent) for name, model in starts.items()}
     results = []
     for title, family in tests.items():
         curves = {
@@ -118,20 +137,8 @@ def compare(
     return results
 
 
-def _best_lr(
-    learner: Callable[[float], MetaLearner],
-    family: TaskFamily,
-    inner_lr: float,
-    steps: int,
-    percent: bool,
-    seed: int,
-) -> float:
-    scores = {
-        factor * inner_lr: evaluate(learner(factor * inner_lr), family, steps=(steps,), episodes=50, seed=seed)[
-            steps
-        ].mean
-        for factor in LR_FACTORS
-    }
+def _best_lr(score: Callable[[float], float], inner_lr: float, percent: bool) -> float:
+    scores = {factor * inner_lr: score(factor * inner_lr) for factor in LR_FACTORS}
     return (max if percent else min)(scores, key=lambda lr: scores[lr])
 
 

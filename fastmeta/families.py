@@ -13,7 +13,7 @@ from . import builders as build
 from .builders import Source
 from .clustering import ClusteringLoss
 from .losses import Loss
-from .tasks import TaskFamily
+from .tasks import Images, TaskFamily
 
 if TYPE_CHECKING:
     from .config import TaskConfig
@@ -42,6 +42,7 @@ class Family:
         shape: of the data, as `build_model` takes it.
         train: the tasks to learn from.
         tests: what to score on, by title: the tasks of unseen data where the data is split, else fresh ones.
+        probe: labelled images for a linear classifier of the features, and others to score it, or None.
         pretrain: tasks for plain pre-training; None where tasks share no labels, so that there is nothing to pre-train.
         loss: inner and outer.
         optional: it makes its own data where none is given.
@@ -57,6 +58,7 @@ class Family:
     train: _Build
     tests: _Tests
     pretrain: _Build | None = None
+    probe: Callable[[TaskConfig, Source | None], tuple[Images, Images] | None] | None = None
     loss: Loss = F.cross_entropy
     optional: bool = True
     report: Literal["scores", "curves", "clusters"] = "curves"
@@ -153,6 +155,7 @@ FAMILIES: dict[str, Family] = {
         train=build.pretexts,
         tests=build.pretext_tests,
         pretrain=build.one_pretext,
+        probe=build.probe_images,
     ),
     "ssl-series": Family(
         "forecasting the next step of pen strokes or any series; a task is a character, writer or series",

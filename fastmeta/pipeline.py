@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from .compare import Comparison, compare, curve_steps
 from .config import Execution, RunConfig, fitted, load_source, make_algorithm, make_family, make_model
 from .embedding import ITERATIONS, autoencoder, encode
 from .models import ClusteringAutoencoder, head_of
+from .probe import compare_probes
 from .tasks import ClassEpisodes, Images, TaskFamily
 from .tasks.base import sampler_speed
 from .tasks.cactus import Clustered, partition
@@ -231,36 +232,33 @@ class Pipeline:
     def compare(self, *, steps: Sequence[int] | None = None, seed: int = TEST_SEED) -> list[Comparison]:
         """Adapt all starts to the tasks of unseen data, with the step size that each does best with on training tasks.
 
+        Self-supervised learners of labelled images are probed too (`probe.compare_probes`).
+
         Args:
             steps: numbers of inner steps; None: from 0 to the run's `eval_steps`.
             seed: of the episodes.
         """
-        config = self.config
+        config, starts = self.config, self.starts()
         steps = curve_steps(config.eval_steps) if steps is None else sorted(set(steps))
+        tuning = make_family(config, self.source, self.device)
+        inner_lr, episodes = config.algorithm.inner_lr, config.evaluation.episodes
 
         def learner(model: nn.Module, lr: float) -> MetaLearner:
             return make_algorithm(config.replace({"inner_lr": lr}), model, self.execution, evaluation=True)
 
-        tests = config.family.tests(config.tasks, self.source, self.device)
         if config.family.report == "clusters":
             return compare_clusters(
-                self.starts(),
-                learner,
-                self.labelled_sets(),
-                tuning=make_family(config, self.source, self.device),
-                inner_lr=config.algorithm.inner_lr,
-                steps=steps,
-                episodes=config.evaluation.episodes,
-                seed=seed,
-            )
-        return compare(
-            self.starts(),
-            learner,
-            tests,
-            tuning=make_family(config, self.source, self.device),
-            inner_lr=config.algorithm.inner_lr,
-            percent=config.family.percent,
-            steps=steps,
-            episodes=config.evaluation.episodes,
-            seed=seed,
-        )
+                starts, learner, self.labelled_sets(), tuning=tuning, inner_lr=inner_lr, steps=steps,
+                episodes=episodes, seed=seed,
+            )  # fmt: skip
+        comparisons = compare(
+            starts, learner, config.family.tests(config.tasks, self.source, self.device), tuning=tuning,
+            inner_lr=inner_lr, percent=config.family.percent, steps=steps, episodes=episodes, seed=seed,
+        )  # fmt: skip
+        return [*comparisons, *self._probes(starts)]
+
+    def _probes(self, starts: Mapping[str, nn.Module]) -> list[Comparison]:
+        """How much of the labels the features tell, where the family asks for it and the images have some."""
+        probe = self.config.family.probe
+        images = None if probe is None else probe(self.config.tasks, self.source)
+        return [] if images is None else [compare_probes(starts, *images, device=self.device)]

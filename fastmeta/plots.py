@@ -56,6 +56,7 @@ def plot_sinusoids(
 
 
 _STYLES = {"from scratch": ("tab:gray", "s"), "pre-trained": ("tab:orange", "^"), "meta-learned": ("tab:blue", "o")}
+_STYLE = ("tab:green", "d")
 
 
 def plot_curves(comparisons: Sequence[Comparison], path: Path) -> None:
@@ -71,26 +72,41 @@ def plot_curves(comparisons: Sequence[Comparison], path: Path) -> None:
     figure = _figure(figsize=(5.6 * len(comparisons) + 0.4, 4.2))
     panels = figure.subplots(1, len(comparisons), squeeze=False)[0]
     for axes, comparison in zip(panels, comparisons, strict=True):
-        factor = 100 if comparison.percent else 1
-        for name, curve in comparison.curves.items():
-            color, marker = _STYLES.get(name, ("tab:green", "d"))
-            finite = {n: e for n, e in curve.scores.items() if torch.tensor([e.mean, e.half_width]).isfinite().all()}
-            means = [factor * e.mean for e in finite.values()]
-            bands = [factor * e.half_width for e in finite.values()]
-            places = [list(curve.scores).index(n) for n in finite]
-            axes.plot(places, means, color=color, marker=marker, markersize=4, label=name)
-            low = [mean - band for mean, band in zip(means, bands, strict=True)]
-            high = [mean + band for mean, band in zip(means, bands, strict=True)]
-            axes.fill_between(places, low, high, color=color, alpha=0.2, linewidth=0)
         steps = list(next(iter(comparison.curves.values())).scores)
-        axes.set_xticks(range(len(steps)), [str(n) for n in steps])
-        axes.set_xlabel("inner steps")
+        (_draw_curves if len(steps) > 1 else _draw_bars)(axes, comparison, steps)
         axes.set_ylabel(comparison.unit)
         if comparison.title != comparison.measure:
             axes.set_title(comparison.title, fontsize="medium")
         axes.grid(alpha=0.3)
     panels[0].legend(loc="best", fontsize="small", title="start (band: 95 % confidence)", title_fontsize="small")
     figure.savefig(path, dpi=110)
+
+
+def _draw_curves(axes: Any, comparison: Comparison, steps: Sequence[int]) -> None:
+    factor = 100 if comparison.percent else 1
+    for name, curve in comparison.curves.items():
+        color, marker = _STYLES.get(name, _STYLE)
+        finite = {n: e for n, e in curve.scores.items() if torch.tensor([e.mean, e.half_width]).isfinite().all()}
+        means = [factor * e.mean for e in finite.values()]
+        bands = [factor * e.half_width for e in finite.values()]
+        places = [steps.index(n) for n in finite]
+        axes.plot(places, means, color=color, marker=marker, markersize=4, label=name)
+        low = [mean - band for mean, band in zip(means, bands, strict=True)]
+        high = [mean + band for mean, band in zip(means, bands, strict=True)]
+        axes.fill_between(places, low, high, color=color, alpha=0.2, linewidth=0)
+    axes.set_xticks(range(len(steps)), [str(n) for n in steps])
+    axes.set_xlabel("inner steps")
+
+
+def _draw_bars(axes: Any, comparison: Comparison, steps: Sequence[int]) -> None:
+    """One number a start: a bar, with its confidence."""
+    factor = 100 if comparison.percent else 1
+    for place, (name, curve) in enumerate(comparison.curves.items()):
+        estimate = curve.scores[steps[0]]
+        color, _ = _STYLES.get(name, _STYLE)
+        height, error = factor * estimate.mean, factor * estimate.half_width
+        axes.bar(place, height, yerr=error, color=color, alpha=0.7, capsize=5, label=name)
+    axes.set_xticks(range(len(comparison.curves)), list(comparison.curves))
 
 
 @torch.no_grad()

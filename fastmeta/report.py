@@ -46,11 +46,10 @@ def report(pipeline: Pipeline, *, steps: Sequence[int] | None, seed: int, pictur
     if pipeline.config.family.report == "scores":
         _report_scores(pipeline, seed)
         return
-    episodes, name = pipeline.config.evaluation.episodes, picture or "curves"
+    name = picture or "curves"
     comparisons = pipeline.compare(steps=steps, seed=seed)
     for comparison in comparisons:
-        what = f"{comparison.title}: {comparison.unit}" if comparison.title != comparison.measure else comparison.unit
-        print(f"{what} over {episodes} episodes, 95 % confidence, by inner steps")
+        print(comparison.headline())
         print(comparison.table())
     if pipeline.config.family.report == "clusters":
         _report_clusters(pipeline, comparisons, seed, name)

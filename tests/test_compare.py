@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import fastmeta
-from fastmeta.compare import LR_FACTORS, Comparison, Curve, compare, curve_steps
+from fastmeta.compare import LR_FACTORS, Comparison, Curve, compare, curve_steps, tuning_episodes
 from fastmeta.evaluate import Estimate, evaluate, score
 from fastmeta.plots import plot_curves
 from fastmeta.tasks import Sinusoid
@@ -41,7 +41,7 @@ def test_every_start_sees_the_same_episodes_at_its_own_step_size():
         again = evaluate(learner(starts[name], curve.inner_lr), Sinusoid(), episodes=12, steps=(0, 2), seed=3)
         assert again == curve.scores
         tried = {
-            factor: evaluate(learner(starts[name], 0.02 * factor), Sinusoid(), episodes=50, steps=(2,), seed=4)[2].mean
+            factor: evaluate(learner(starts[name], 0.02 * factor), Sinusoid(), episodes=10, steps=(2,), seed=4)[2].mean
             for factor in LR_FACTORS
         }
         assert curve.inner_lr == pytest.approx(0.02 * min(tried, key=lambda factor: tried[factor]))
@@ -64,8 +64,13 @@ def test_table():
 def test_steps_of_a_curve():
     assert curve_steps(0) == (0,)
     assert curve_steps(1) == (0, 1)
-    assert curve_steps(7) == (0, 1, 2, 5, 7)
-    assert curve_steps(20) == (0, 1, 2, 5, 10, 20)
+    assert curve_steps(7) == (0, 1, 5, 7)
+    assert curve_steps(20) == (0, 1, 5, 20)
+    assert curve_steps(300) == (0, 1, 5, 20, 50, 200, 300)
+
+
+def test_few_episodes_are_tuned_on_fewer():
+    assert [tuning_episodes(n) for n in (4, 100, 400)] == [10, 25, 50]
 
 
 def test_picture(tmp_path):
