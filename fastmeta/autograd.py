@@ -70,9 +70,9 @@ class MetaStep(Function):
         if not sources:
             return (None,) * (2 + len(ctx.params))
         with torch.no_grad(), no_autocast(gradient.device.type):
-            of_mean = None if d_loss is None else gradient * d_loss
-            of_tasks = None if d_losses is None else d_losses @ (ctx.lent() if ctx.lent else lam)
-            flat = total(of_mean, of_tasks)
+            flat = None if d_loss is None else gradient * d_loss
+            if d_losses is not None:
+                flat = total(flat, d_losses @ (ctx.lent() if ctx.lent else lam))
             assert flat is not None
             grads = ctx.layout.split(flat)
         return (None, None, *_only_once(grads, (*sources, *ctx.params)))
