@@ -235,9 +235,12 @@ def fastmeta_peer(
             precision=problem.precision,
         )
 
+        # Reptile needs no query set, and no other peer evaluates one
+        batch = problem.batch[:2] if problem.algorithm == "reptile" else problem.batch
+
         def step() -> Mapping[str, Any]:
             problem.zero_grad()
-            learner(*problem.batch).loss.backward()
+            learner(*batch).loss.backward()
             return problem.gradient()
 
         try:
