@@ -132,7 +132,7 @@ def training_images(part: TaskConfig, source: Source | None) -> Images:
 
 def cactus(part: TaskConfig, source: Source | None, device: torch.device) -> CACTUs:
     if not isinstance(source, Clustered):
-        raise ValueError("task cactus needs clusters of its images: fastmeta.pipeline.clustered makes them")
+        raise ValueError("task cactus needs clusters of its images: Pipeline.train makes them, fastmeta.tasks.partition of any embedding")
     return CACTUs(
         training_images(part, source),
         source.partitions,

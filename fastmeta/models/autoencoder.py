@@ -8,10 +8,6 @@ from torch import Tensor, nn
 EPSILON = 1e-8
 """Added to probabilities under a logarithm."""
 
-STRIDE = 10.0
-"""Centres are this many times their parameter, so that a gradient step moves them its square times as far: the
-divergence, a mean over images, tells a centre a thousandth of what the reconstruction tells the decoder's bias."""
-
 
 class ClusteringAutoencoder(nn.Module):
     """Images [N, C, H, W] → (reconstruction [N, C, H, W], soft assignments [N, clusters]).
@@ -57,12 +53,7 @@ class ClusteringAutoencoder(nn.Module):
             nn.Sigmoid(),
         )
         self.norm = nn.BatchNorm1d(latent, affine=False, track_running_stats=False)
-        self.places = nn.Parameter(torch.randn(clusters, latent) / STRIDE)
-
-    @property
-    def centres(self) -> Tensor:
-        """[clusters, latent]."""
-        return STRIDE * self.places
+        self.centres = nn.Parameter(torch.randn(clusters, latent))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         z = self.norm(self.encoder(x))
