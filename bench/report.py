@@ -188,28 +188,36 @@ def end_to_end_table(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def summary(paths: Iterable[Path]) -> str:
-    """One line for each workload and algorithm: fastmeta's best path and the fastest peer."""
-    lines: list[str] = []
-    before = ""
+    """One line for each workload and algorithm: fastmeta's best path and the fastest peer.
+
+    What was measured in several files stands as in the last of them; one table for each machine and commit.
+    """
+    latest: dict[tuple[str, str], tuple[str, str]] = {}
     for path in paths:
         result = load(path)
         for (workload, algorithm), group in groupby(rows_of(result), key=lambda row: (row.workload, row.algorithm)):
-            rows = list(group)
-            ours, peer = best_of_ours(rows), best_of_peers(rows)
-            if ours is None or peer is None:
-                continue
-            if (where := caption(result)) != before:
-                head = ("workload", "algorithm", "fastmeta, ms", "fastest peer, ms", "speed-up", "times the floor")
-                lines += ["", where, "", _line(head), "| --- | --- | --- | --- | ---: | ---: |"]
-                before = where
-            sizes = ", ".join(f"{letter}={count}" for letter, count in ours.sizes.items())
-            floor = floor_ms(ours.flop, ours.bytes, result["ceilings"], ours.precision)
-            lines.append(_line([
-                f"{workload} ({sizes})", algorithm, f"{ours.median_ms:.3g} ({ours.peer.removeprefix(OURS)})",
-                f"{peer.median_ms:.3g} ({peer.peer})", _ratio(peer.median_ms / ours.median_ms),
-                f"{ours.median_ms / floor:.2f}",
-            ]))  # fmt: skip
+            line = _summary_line(list(group), result["ceilings"])
+            if line is not None:
+                latest[workload, algorithm] = caption(result), line
+    lines: list[str] = []
+    for where in dict.fromkeys(where for where, _ in latest.values()):
+        head = ("workload", "algorithm", "fastmeta, ms", "fastest peer, ms", "speed-up", "times the floor")
+        lines += ["", where, "", _line(head), "| --- | --- | --- | --- | ---: | ---: |"]
+        lines += [line for place, line in latest.values() if place == where]
     return "\n".join([*lines, ""]).strip("\n") + "\n"
+
+
+def _summary_line(rows: list[Row], ceilings: dict[str, float]) -> str | None:
+    """Of one workload; None where fastmeta or every peer has no speed."""
+    ours, peer = best_of_ours(rows), best_of_peers(rows)
+    if ours is None or peer is None:
+        return None
+    sizes = ", ".join(f"{letter}={count}" for letter, count in ours.sizes.items())
+    return _line([
+        f"{ours.workload} ({sizes})", ours.algorithm, f"{ours.median_ms:.3g} ({ours.peer.removeprefix(OURS)})",
+        f"{peer.median_ms:.3g} ({peer.peer})", _ratio(peer.median_ms / ours.median_ms),
+        f"{ours.median_ms / floor_ms(ours.flop, ours.bytes, ceilings, ours.precision):.2f}",
+    ])  # fmt: skip
 
 
 def update_readme(readme: Path, paths: Iterable[Path]) -> None:

@@ -114,6 +114,14 @@ def test_summary_stands_between_the_marks_of_the_readme(tmp_path: Path):
         update_readme(readme, [path])
 
 
+def test_the_summary_takes_the_last_measurement_of_a_workload(tmp_path: Path):
+    first, again = tmp_path / "a.json", tmp_path / "b.json"
+    write(result_of(rows=[*map(asdict, ROWS)]), first)
+    write(result_of(rows=[asdict(ROWS[0]), asdict(row("fastmeta eager", 1.0))]), again)
+    lines = [line for line in summary([first, again]).splitlines() if line.startswith("| w ")]
+    assert lines == ["| w (T=4, N=5, M=5, K=1) | maml | 1 (eager) | 7 (higher) | 7.00× | 1.00 |"]
+
+
 def test_the_readme_holds_the_committed_results():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert summary(sorted((ROOT / "bench/results").glob("cpu-*.json"))) in text

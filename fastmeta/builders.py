@@ -132,7 +132,9 @@ def training_images(part: TaskConfig, source: Source | None) -> Images:
 
 def cactus(part: TaskConfig, source: Source | None, device: torch.device) -> CACTUs:
     if not isinstance(source, Clustered):
-        raise ValueError("task cactus needs clusters of its images: Pipeline.train makes them, fastmeta.tasks.partition of any embedding")
+        raise ValueError(
+            "task cactus needs clusters of its images: Pipeline.train makes them, tasks.partition those of an embedding"
+        )
     return CACTUs(
         training_images(part, source),
         source.partitions,
