@@ -11,6 +11,7 @@ A script calls it as the command line does:
 from __future__ import annotations
 
 import hashlib
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -25,11 +26,12 @@ from .algorithms import MAML, MetaLearner
 from .builders import Source, training_images
 from .checkpoint import load_checkpoint
 from .clustering import compare_clusters
-from .compare import Comparison, compare, curve_steps
+from .compare import LR_FACTORS, Comparison, compare, curve_steps
 from .config import Execution, RunConfig, fitted, load_source, make_algorithm, make_family, make_model
 from .embedding import ITERATIONS, autoencoder, encode
 from .models import ClusteringAutoencoder, head_of
 from .probe import compare_probes
+from .progress import Progress
 from .tasks import ClassEpisodes, Images, TaskFamily
 from .tasks.base import sampler_speed
 from .tasks.cactus import Clustered, partition
@@ -240,21 +242,29 @@ class Pipeline:
         """
         config, starts = self.config, self.starts()
         steps = curve_steps(config.eval_steps) if steps is None else sorted(set(steps))
+        tests = config.family.tests(config.tasks, self.source, self.device)
         tuning = make_family(config, self.source, self.device)
         inner_lr, episodes = config.algorithm.inner_lr, config.evaluation.episodes
+        progress = Progress(len(starts) * (len(LR_FACTORS) + len(tests)))
+        begun = itertools.count()
 
         def learner(model: nn.Module, lr: float) -> MetaLearner:
+            progress.advance(next(begun))  # one for every set of tasks that is scored
+            progress.status(f"adapting with step size {lr:g}")
             return make_algorithm(config.replace({"inner_lr": lr}), model, self.execution, evaluation=True)
 
-        if config.family.report == "clusters":
-            return compare_clusters(
-                starts, learner, self.labelled_sets(), tuning=tuning, inner_lr=inner_lr, steps=steps,
+        try:
+            if config.family.report == "clusters":
+                return compare_clusters(
+                    starts, learner, self.labelled_sets(), tuning=tuning, inner_lr=inner_lr, steps=steps,
+                    episodes=episodes, seed=seed,
+                )  # fmt: skip
+            comparisons = compare(
+                starts, learner, tests, tuning=tuning, inner_lr=inner_lr, percent=config.family.percent, steps=steps,
                 episodes=episodes, seed=seed,
             )  # fmt: skip
-        comparisons = compare(
-            starts, learner, config.family.tests(config.tasks, self.source, self.device), tuning=tuning,
-            inner_lr=inner_lr, percent=config.family.percent, steps=steps, episodes=episodes, seed=seed,
-        )  # fmt: skip
+        finally:
+            progress.close()
         return [*comparisons, *self._probes(starts)]
 
     def _probes(self, starts: Mapping[str, nn.Module]) -> list[Comparison]:

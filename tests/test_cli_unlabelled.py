@@ -30,8 +30,8 @@ def folder(tmp_path, monkeypatch) -> Path:
     """Every command runs in an empty folder, where `runs/` is its default output."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("fastmeta.pipeline.ITERATIONS", 3)
-    monkeypatch.setattr("fastmeta.compare.LR_FACTORS", (0.3, 1.0))
-    monkeypatch.setattr("fastmeta.clustering.LR_FACTORS", (0.3, 1.0))
+    for module in ("compare", "clustering", "pipeline"):
+        monkeypatch.setattr(f"fastmeta.{module}.LR_FACTORS", (0.3, 1.0))
     return tmp_path
 
 
@@ -143,12 +143,15 @@ def test_cluster(folder, omniglot, capsys):
     assert main(["evaluate", "runs/cluster/checkpoint.pt", "--data", omniglot, "--episodes", "2"]) == 0
 
 
-def test_ssl_images(folder, capsys):
+def test_ssl_images(folder, capsys, monkeypatch):
     path = str(write_cifar(folder / "data_batch_1.bin", 120, classes=4))
     options = ["--ways", "4", "--shots", "1", "--pretrain-iterations", "2", "--pretexts", "patches", "colours"]
     command = ["train", "ssl-images", "--data", path, *NETWORK, *SHORT, *options]
+    monkeypatch.setattr("fastmeta.progress._SECONDS_BETWEEN_LINES", 0.0)
     assert main(command) == 0
-    out = capsys.readouterr().out
+    captured = capsys.readouterr()
+    out = captured.out
+    assert re.findall(r"^(\d+)/12  adapting with step size", captured.err, re.MULTILINE) == [str(n) for n in range(12)]
     assert "plain pre-training, 2 iterations: runs/ssl-images/pretrained" in out
     assert "new pretext rotation, 4-way 1-shot" in out
     assert "labels, 4-way 1-shot" in out
