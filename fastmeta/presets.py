@@ -109,7 +109,7 @@ _SSL_IMAGES = RunConfig(
     algorithm=AlgorithmConfig(inner_lr=0.4, inner_steps=1),
     train=TrainConfig(iterations=600, meta_batch=4, schedule="cosine", grad_clip=10.0),
     pretraining=PretrainConfig(pretrain_iterations=1_000, from_pretrained=True),
-    evaluation=EvaluationConfig(eval_steps=20, episodes=100),
+    evaluation=EvaluationConfig(eval_steps=20, episodes=60),
 )
 
 _SSL_IMAGES_REPTILE = _SSL_IMAGES.replace(
@@ -143,7 +143,7 @@ _SSL_TEXT = RunConfig(
     tasks=TaskConfig(task="ssl-text", model="transformer", width=32, shots=16, queries=16),
     algorithm=AlgorithmConfig(algorithm="fomaml", inner_lr=0.1, inner_steps=3),
     train=TrainConfig(iterations=2_000, meta_batch=4, outer_lr=2e-3, schedule="cosine", grad_clip=10.0),
-    pretraining=PretrainConfig(pretrain_iterations=8_000),
+    pretraining=PretrainConfig(pretrain_iterations=8_000, from_pretrained=True),
     evaluation=EvaluationConfig(eval_steps=20, episodes=100),
 )
 
@@ -204,8 +204,6 @@ PRESETS: dict[str, Preset] = {
     "ssl-series": Preset(
         _SSL_SERIES, "fastmeta's own: pre-training takes as many gradients as the inner and outer steps together."
     ),
-    "ssl-text": Preset(
-        _SSL_TEXT, "fastmeta's own: pre-training takes as many gradients as the inner and outer steps together."
-    ),
+    "ssl-text": Preset(_SSL_TEXT, "fastmeta's own: meta-training starts from the pre-trained network."),
 }
 """By name. Those named as a task family are what `fastmeta train` starts from."""
