@@ -237,6 +237,16 @@ def test_errors(arguments, message, folder, capsys):
     assert message in refused(arguments.split(), capsys)
 
 
+def test_without_scikit_learn_there_is_no_probe_but_the_rest(folder, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
+    path = str(write_cifar(folder / "data_batch_1.bin", 120, classes=4))
+    options = ["--ways", "4", "--shots", "1", "--pretrain-iterations", "1", "--queries", "1", "--channels", "2"]
+    assert main(["train", "ssl-images", "--data", path, *SHORT, *options]) == 0
+    out = capsys.readouterr().out
+    assert 'no linear probe: a linear probe needs scikit-learn: pip install "fastmeta[train]"' in out
+    assert len(rows(out, "meta-learned")) == 2
+
+
 def test_missing_libraries_name_the_extra(omniglot, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.cluster", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
