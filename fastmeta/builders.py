@@ -174,9 +174,18 @@ def pretext_tests(part: TaskConfig, source: Source | None, device: torch.device)
     ways, shots, queries = part.ways, part.shots, part.queries
     new = SelfSupervised(unseen, (part.new_pretext,), ways=ways, shots=shots, queries=queries, device=device)
     tests: dict[str, TaskFamily] = {f"new pretext {part.new_pretext}, {ways}-way {shots}-shot": new}
-    if unseen.labels is not None:
-        tests[f"labels, {ways}-way {shots}-shot"] = _labelled(part, unseen, device)
+    labelled = _of_large_classes(unseen, shots + queries)
+    if labelled.labels is not None and len(labelled.labels.unique()) >= ways:
+        tests[f"labels, {ways}-way {shots}-shot"] = _labelled(part, labelled, device)
     return tests
+
+
+def _of_large_classes(images: Images, least: int) -> Images:
+    """The images of classes that have at least so many: of twenty drawings a character few are kept for evaluation."""
+    if images.labels is None:
+        return images
+    classes, counts = images.labels.unique(return_counts=True)
+    return images.take(torch.isin(images.labels, classes[counts >= least]).nonzero().squeeze(1))
 
 
 def probe_images(part: TaskConfig, source: Source | None) -> tuple[Images, Images] | None:

@@ -237,6 +237,16 @@ def test_errors(arguments, message, folder, capsys):
     assert message in refused(arguments.split(), capsys)
 
 
+def test_ssl_images_of_classes_too_small_for_episodes(omniglot, capsys):
+    """Of six drawings a character one or two are kept: no episodes of labels, but everything else."""
+    options = ["--ways", "4", "--shots", "3", "--pretrain-iterations", "1", "--queries", "3", "--channels", "2"]
+    assert main(["train", "ssl-images", "--data", omniglot, *SHORT, *options, "--held-out", "0.4"]) == 0
+    out = capsys.readouterr().out
+    assert "new pretext rotation, 4-way 3-shot" in out
+    assert "labels, 4-way" not in out
+    assert "labels by a linear probe" in out
+
+
 def test_without_scikit_learn_there_is_no_probe_but_the_rest(folder, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
     path = str(write_cifar(folder / "data_batch_1.bin", 120, classes=4))
