@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from .algorithms import MetaLearner
-from .compare import LR_FACTORS, Comparison, Curve
+from .compare import Comparison, Curve, best_lr
 from .evaluate import Estimate, draw
 from .models.autoencoder import EPSILON
 from .tasks.base import TaskFamily
@@ -91,7 +92,7 @@ def compare_clusters(
         learner: (network, inner step size) → the meta-learner that adapts it.
         family: labelled episodes of one class more than there are clusters.
         tuning: tasks that the step sizes are chosen on.
-        inner_lr: the middle of the step sizes (`LR_FACTORS`).
+        inner_lr: the middle of the step sizes (`compare.LR_FACTORS`).
         steps: numbers of inner steps, ascending.
         episodes: how many.
         seed: of the episodes.
@@ -101,7 +102,8 @@ def compare_clusters(
     """
     curves: dict[str, dict[str, Curve]] = {measure: {} for measure in MEASURES}
     for name, model in starts.items():
-        lr = _best_lr(lambda rate, model=model: learner(model, rate), tuning, inner_lr, steps[-1], seed + 1)
+        loss = partial(_tuning_loss, partial(learner, model), tuning, steps[-1], seed + 1)
+        lr = best_lr(loss, inner_lr, highest=False)
         drawn = draw(family, episodes=episodes, meta_batch=10, seed=seed)
         scores = score_clusters(learner(model, lr), drawn, ways=family.ways - 1, steps=steps)
         for measure in MEASURES:
@@ -157,16 +159,14 @@ def pixel_clusters(family: ClassEpisodes, *, episodes: int, seed: int) -> dict[s
 
 
 @torch.no_grad()
-def _best_lr(
-    learner: Callable[[float], MetaLearner], family: TaskFamily, inner_lr: float, steps: int, seed: int
+def _tuning_loss(
+    learner: Callable[[float], MetaLearner], family: TaskFamily, steps: int, seed: int, lr: float
 ) -> float:
-    losses = {}
-    for factor in LR_FACTORS:
-        adapter = learner(factor * inner_lr)
-        adapter.inner_steps = steps
-        found = [adapter(*batch).task_losses for batch in draw(family, episodes=20, meta_batch=10, seed=seed)]
-        losses[factor * inner_lr] = torch.cat(found).nan_to_num(nan=torch.inf).mean().item()
-    return min(losses, key=lambda lr: losses[lr])
+    """Mean over 20 tasks; infinite where one diverges."""
+    adapter = learner(lr)
+    adapter.inner_steps = steps
+    found = [adapter(*batch).task_losses for batch in draw(family, episodes=20, meta_batch=10, seed=seed)]
+    return torch.cat(found).nan_to_num(nan=torch.inf).mean().item()
 
 
 def _metrics() -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:

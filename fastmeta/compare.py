@@ -126,7 +126,7 @@ def compare(
         most, count = steps[-1], tuning_episodes(episodes)
         return evaluate(learner(model, lr), tuning, steps=(most,), episodes=count, seed=seed + 1)[most].mean
 
-    chosen = {name: _best_lr(partial(score, model), inner_lr, percent) for name, model in starts.items()}
+    chosen = {name: best_lr(partial(score, model), inner_lr, highest=percent) for name, model in starts.items()}
     results = []
     for title, family in tests.items():
         curves = {
@@ -137,9 +137,10 @@ def compare(
     return results
 
 
-def _best_lr(score: Callable[[float], float], inner_lr: float, percent: bool) -> float:
+def best_lr(score: Callable[[float], float], inner_lr: float, *, highest: bool) -> float:
+    """Of the step sizes that a start may choose from, the one with the highest score, or the lowest."""
     scores = {factor * inner_lr: score(factor * inner_lr) for factor in LR_FACTORS}
-    return (max if percent else min)(scores, key=lambda lr: scores[lr])
+    return (max if highest else min)(scores, key=lambda lr: scores[lr])
 
 
 def write_json(comparisons: Sequence[Comparison], path: Path) -> None:

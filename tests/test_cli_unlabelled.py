@@ -30,7 +30,7 @@ def folder(tmp_path, monkeypatch) -> Path:
     """Every command runs in an empty folder, where `runs/` is its default output."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("fastmeta.pipeline.ITERATIONS", 3)
-    for module in ("compare", "clustering", "pipeline"):
+    for module in ("compare", "pipeline"):
         monkeypatch.setattr(f"fastmeta.{module}.LR_FACTORS", (0.3, 1.0))
     return tmp_path
 
