@@ -26,7 +26,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     run.add_argument("--rounds", type=int, default=15, help="interleaved rounds (default: %(default)s)")
     run.add_argument("--budget", type=float, default=10, help="seconds of timing for a peer (default: %(default)s)")
     run.add_argument(
-        "--patience", type=float, default=120, help="seconds after which a first call is given up (default: 120)"
+        "--patience", type=float, default=400, help="seconds after which a first call is given up (default: 400)"
     )
 
     scaling = commands.add_parser("scaling", help="time and memory over tasks, inner steps and width")
@@ -46,7 +46,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     train.add_argument("--rounds", type=int, default=5, help="interleaved rounds (default: %(default)s)")
 
     for command in (run, scaling):
-        command.add_argument("--peer", nargs="+", metavar="NAME", help="peers to measure")
+        command.add_argument("--peer", nargs="+", metavar="NAME", help="a wrong name prints all; default: most")
         command.add_argument("--precision", choices=("float32", "tf32", "bfloat16"), default="float32")
     for command in (run, scaling, train):
         command.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
@@ -181,6 +181,7 @@ def _prepare(options: argparse.Namespace) -> None:
         options.threads = cores if options.device == "cuda" else min(2, cores)
     environment.limit_threads(options.threads)
     environment.choose_device(options.device)
+    environment.empty_compiler_cache()
 
 
 def _show(result: dict[str, Any]) -> int:

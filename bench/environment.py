@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import importlib.metadata
 import os
 import platform
+import shutil
 import subprocess
+import tempfile
 import time
 from datetime import UTC, datetime
 from pathlib import Path
@@ -37,6 +40,13 @@ def choose_device(device: str) -> None:
         os.environ["JAX_PLATFORMS"] = "cpu"
     else:
         os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+
+
+def empty_compiler_cache() -> None:
+    """A new folder for what torch.compile keeps, removed at the end: a first call then takes what a new user waits."""
+    folder = tempfile.mkdtemp(prefix="bench-compiled-")
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
 
 
 def describe(device: str = "cpu") -> dict[str, object]:

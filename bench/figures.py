@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from bench.floors import floor_ms
-from bench.records import Point, Row, load, points_of, rows_of
-from bench.report import OURS, TRUTH, best_of_ours, caption
+from bench.records import Point, Row, load_all, points_of, rows_of
+from bench.report import OURS, TRUTH, best_of_ours, captions, rank
+from bench.workloads import WORKLOADS
 
 AXES = {"tasks": "tasks T of a meta-batch", "steps": "inner steps K", "width": "width of the hidden layers"}
 # fastmeta in blues, peers in other colours (matplotlib's "tab20", told apart without red beside green)
@@ -38,25 +39,27 @@ def draw(paths: Iterable[Path], folder: Path) -> list[Path]:
     except ImportError as error:
         raise RuntimeError('figures need Matplotlib: pip install "fastmeta[bench]"') from error
     folder.mkdir(parents=True, exist_ok=True)
-    results = [load(path) for path in paths]
+    results = load_all(paths)
     written: list[Path] = []
-    bars: dict[tuple[str, str], list[tuple[Row, ...]]] = {}
-    captions: dict[tuple[str, str], str] = {}
+    scaled: dict[tuple[str, str, str], list[tuple[Point, Mapping[str, Any]]]] = {}
+    for result in results:
+        kind = "gpu" if "gpu" in result["environment"] else "cpu"
+        for point in points_of(result):
+            scaled.setdefault((kind, point.workload, point.algorithm), []).append((point, result))
+    for (kind, workload, algorithm), found in scaled.items():
+        path = folder / f"scaling-{kind}-{workload}-{algorithm}.png"
+        points, measured = zip(*found, strict=True)
+        curves(points, measured, path)
+        written.append(path)
+    bars: dict[tuple[str, str], list[tuple[tuple[Row, ...], Mapping[str, Any]]]] = {}
     for result in results:
         for (_, algorithm), group in groupby(rows_of(result), key=lambda row: (row.workload, row.algorithm)):
             rows = tuple(group)
-            key = (rows[0].device, algorithm)
-            bars.setdefault(key, []).append(rows)
-            captions.setdefault(key, caption(result))
-        points = sorted(points_of(result), key=lambda p: (p.workload, p.algorithm))
-        for (workload, algorithm), group in groupby(points, key=lambda p: (p.workload, p.algorithm)):
-            kind = "gpu" if "gpu" in result["environment"] else "cpu"
-            path = folder / f"scaling-{kind}-{workload}-{algorithm}.png"
-            curves(list(group), result, path)
-            written.append(path)
-    for (device, algorithm), groups in bars.items():
+            bars.setdefault((rows[0].device, algorithm), []).append((rows, result))
+    for (device, algorithm), found in bars.items():
         path = folder / f"speed-{device}-{algorithm}.png"
-        if speed_bars(groups, captions[device, algorithm], path):
+        groups, measured = zip(*sorted(found, key=lambda pair: rank(pair[0][0].workload, WORKLOADS)), strict=True)
+        if speed_bars(groups, " ".join(captions(measured)), path):
             written.append(path)
     return written
 
@@ -103,7 +106,7 @@ def _bars(axes: Any, group: Sequence[Row], most: int) -> None:
     ]
     axes.barh(range(len(rows)), ratios, color=colours, left=0, height=0.75)
     axes.set_xscale("log")
-    axes.set_xlim(0.7, max(ratios) * 10)
+    axes.set_xlim(0.7 * min(ratios), max(ratios) * 10)  # a peer may be faster than the best of ours
     axes.set_ylim(most - 0.5, -0.5)  # bars of one thickness in all panels
     axes.axvline(1, color=BEST_COLOUR, linewidth=0.8)
     ticks = [tick for tick in (1, 10, 100, 1000, 10_000) if tick <= max(10, *ratios)]
@@ -117,7 +120,7 @@ def _bars(axes: Any, group: Sequence[Row], most: int) -> None:
     axes.spines[["top", "right"]].set_visible(False)
 
 
-def curves(points: Sequence[Point], result: Mapping[str, Any], path: Path) -> None:
+def curves(points: Sequence[Point], results: Sequence[Mapping[str, Any]], path: Path) -> None:
     """A column for each axis: time above, with the floor, and memory below. A cross ends a curve that ran out."""
     from matplotlib.figure import Figure
 
@@ -129,7 +132,7 @@ def curves(points: Sequence[Point], result: Mapping[str, Any], path: Path) -> No
         for axes, quantity in zip(panels[:, column], ("ms", "peak_mib"), strict=True):
             _curves(axes, mine, quantity)
             axes.set_xlabel(AXES[axis])
-        _floor(panels[0, column], mine, result["ceilings"])
+        _floor(panels[0, column], mine, results[0]["ceilings"])
     panels[0, 0].set_ylabel("ms a meta-step")
     panels[1, 0].set_ylabel("peak memory of a meta-step, MiB")
     handles: dict[str, Any] = {}
@@ -143,8 +146,9 @@ def curves(points: Sequence[Point], result: Mapping[str, Any], path: Path) -> No
         fontsize=9,
         frameon=False,
     )
-    limit = "" if "gpu" in result["environment"] else f" ×: beyond {result['memory limit GiB']:g} GiB."
-    _caption(figure, f"{points[0].workload}, {points[0].algorithm}.{limit} " + caption(result))
+    on_gpu = "gpu" in results[0]["environment"]
+    limit = "" if on_gpu else f" ×: beyond {results[0]['memory limit GiB']:g} GiB."
+    _caption(figure, f"{points[0].workload}, {points[0].algorithm}.{limit} " + " ".join(captions(results)))
     figure.savefig(path, dpi=110)
 
 

@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,11 @@ from typing import Any
 import numpy as np
 
 FORMAT = 1
+MEASURED_TOGETHER = {
+    "rows": ("workload", "algorithm", "device", "precision"),
+    "points": ("workload", "algorithm", "peer", "axis"),
+}
+"""What rows that were timed in turn, and points of one curve, have in common."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +120,26 @@ def load(path: Path) -> dict[str, Any]:
     if not isinstance(result, dict) or result.get("format") != FORMAT:
         raise ValueError(f"{path} is no benchmark result of format {FORMAT}; measure again with this version")
     return result
+
+
+def load_all(paths: Iterable[Path]) -> list[dict[str, Any]]:
+    """Result files, each without the rows of workloads and the points of curves that a later one of the same machine
+    measured again.
+
+    Raises:
+        ValueError: a file is no result of this benchmark.
+    """
+    seen: set[tuple[Any, ...]] = set()
+    results: list[dict[str, Any]] = []
+    for result in reversed([load(path) for path in paths]):
+        machine = (result["environment"].get("cpu"), result["environment"].get("gpu"), result.get("threads"))
+        for part, alike in MEASURED_TOGETHER.items():
+            found = [((machine, part, *(each[name] for name in alike)), each) for each in result.get(part, ())]
+            if found:
+                result[part] = [each for key, each in found if key not in seen]
+                seen |= {key for key, _ in found}
+        results.append(result)
+    return results[::-1]
 
 
 def rows_of(result: Mapping[str, Any]) -> list[Row]:

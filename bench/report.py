@@ -13,7 +13,9 @@ import numpy as np
 
 from bench.floors import floor_ms
 from bench.predict import table as predictions_table
-from bench.records import Point, Row, load, points_of, rows_of
+from bench.problem import ALGORITHMS
+from bench.records import Point, Row, load_all, points_of, rows_of
+from bench.workloads import WORKLOADS
 
 OURS = "fastmeta "
 TRUTH = "fastmeta reference"  # the plain loop that is the truth, not a way to run fast
@@ -24,12 +26,12 @@ LETTERS = {"tasks": "T", "steps": "K", "width": "width"}
 
 
 def report(paths: Iterable[Path]) -> str:
-    """One section for each file: where it was measured, then its tables.
+    """One section for each file: where it was measured, then its tables; of what was measured again, the last.
 
     Raises:
         ValueError: a file is no result of this benchmark.
     """
-    return "\n".join(section(load(path)) for path in paths)
+    return "\n".join(map(section, load_all(paths)))
 
 
 def section(result: Mapping[str, Any]) -> str:
@@ -49,15 +51,36 @@ def section(result: Mapping[str, Any]) -> str:
 
 def caption(result: Mapping[str, Any]) -> str:
     """Machine, versions and commit in one line."""
+    return f"{machine(result)}; {occasion(result)}."
+
+
+def captions(results: Iterable[Mapping[str, Any]]) -> list[str]:
+    """A caption for each machine, with all occasions on which it measured."""
+    return [f"{where}; {'; '.join(dict.fromkeys(map(occasion, group)))}." for where, group in by_machine(results)]
+
+
+def by_machine(results: Iterable[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str, Any]]]]:
+    """The results of each machine."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for result in results:
+        groups.setdefault(machine(result), []).append(result)
+    return [*groups.items()]
+
+
+def machine(result: Mapping[str, Any]) -> str:
+    """Device, threads and versions."""
+    where = result["environment"]
+    versions = ", ".join(f"{name} {version}" for name, version in where["packages"].items())
+    device = f"{where['gpu']}, {where['cpu']}" if "gpu" in where else where["cpu"]
+    return f"{device}, {result['threads']} threads, Python {where['python']}, {versions}"
+
+
+def occasion(result: Mapping[str, Any]) -> str:
+    """Commit, date, and who else was at work."""
     where = result["environment"]
     others = where["busy before"]
-    busy = "" if others is None or others <= BUSY else f" Other processes kept {others} processors busy."
-    versions = ", ".join(f"{name} {version}" for name, version in where["packages"].items())
-    machine = f"{where['gpu']}, {where['cpu']}" if "gpu" in where else where["cpu"]
-    return (
-        f"{machine}, {result['threads']} threads, Python {where['python']}, {versions}; "
-        f"commit {where['commit']}, {where['date']}.{busy}"
-    )
+    busy = "" if others is None or others <= BUSY else f", other processes kept {others} processors busy"
+    return f"commit {where['commit']}, {where['date']}{busy}"
 
 
 # --- speed ---
@@ -90,8 +113,8 @@ def speed_table(workload: str, algorithm: str, rows: list[Row], ceilings: dict[s
     head = ["peer", "ms per meta-step (p20–p80)", "tasks per second", "speed-up over it", "times the floor"]
     head += ["first call, s", *(["peak MiB"] if weighed else []), *(["launches"] if counted else []), "error"]
     lines = [
-        f"**{workload}**, {algorithm}, {first.precision} ({sizes}): {first.flop / 1e9:.3g} GFLOP, floor {floor:.3g} ms "
-        f"at {ceilings[first.precision]:.0f} GFLOP/s.{bound}{lead}",
+        f"**{workload}**, {algorithm}, {first.precision} ({sizes}): {first.flop / 1e9:.3g} GFLOP, floor "
+        f"{_number(floor)} ms at {ceilings[first.precision]:.0f} GFLOP/s.{bound}{lead}",
         "",
         _line(head),
         "| --- |" + " ---: |" * (len(head) - 1),
@@ -107,11 +130,11 @@ def _speed_cells(row: Row, best: float | None, floor: float, weighed: bool, coun
     median = row.median_ms
     return [
         row.peer,
-        f"{median:.3g} ({row.percentile_ms(20):.3g}–{row.percentile_ms(80):.3g})",
-        f"{row.sizes['T'] / median * 1e3:.3g}",
+        f"{_number(median)} ({_number(row.percentile_ms(20))}–{_number(row.percentile_ms(80))})",
+        _number(row.sizes["T"] / median * 1e3),
         "" if best is None else _ratio(median / best),
         f"{median / floor:.2f}",
-        f"{row.first_call_s:.2g}",
+        _number(row.first_call_s),
         *([_number(row.peak_mib)] if weighed else []),
         *([_number(row.launches)] if counted else []),
         error,
@@ -127,7 +150,10 @@ def _ratio(value: float) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"
+    """Three digits, without an exponent."""
+    if value is None:
+        return ""
+    return f"{value:.3g}" if value < 999.5 else f"{value:,.0f}"
 
 
 # --- scaling ---
@@ -165,7 +191,7 @@ def _order(points: Sequence[Point], peer: str) -> int:
 def _cell(point: Point) -> str:
     if point.ms is None and point.peak_mib is None:
         return point.status
-    return " / ".join("–" if figure is None else f"{figure:.3g}" for figure in (point.ms, point.peak_mib))
+    return " / ".join("–" if figure is None else _number(figure) for figure in (point.ms, point.peak_mib))
 
 
 def end_to_end_table(rows: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -176,7 +202,7 @@ def end_to_end_table(rows: Iterable[Mapping[str, Any]]) -> list[str]:
     for row in rows:
         cells = [row["run"], row["path"]]
         if "step ms" in row:
-            cells += [f"{row[f'{part} ms']:.3g}" for part in ("step", "engine", "sampling", "optimiser")]
+            cells += [_number(row[f"{part} ms"]) for part in ("step", "engine", "sampling", "optimiser")]
             cells += [f"{row['outside']:.0%}", f"{row['episodes per second']:,}"]
         else:
             cells += [row["message"], *[""] * (len(head) - 3)]
@@ -187,24 +213,39 @@ def end_to_end_table(rows: Iterable[Mapping[str, Any]]) -> list[str]:
 # --- README ---
 
 
-def summary(paths: Iterable[Path]) -> str:
-    """One line for each workload and algorithm: fastmeta's best path and the fastest peer.
+SUMMARY = ("workload", "algorithm", "fastmeta, ms", "fastest peer, ms", "speed-up", "times the floor", "first call, s")
 
-    What was measured in several files stands as in the last of them; one table for each machine and commit.
-    """
-    latest: dict[tuple[str, str], tuple[str, str]] = {}
-    for path in paths:
-        result = load(path)
+
+def summary(paths: Iterable[Path]) -> str:
+    """A table for each machine; a line for each workload and algorithm: fastmeta's best path and the fastest peer."""
+    results = [result for result in load_all(paths) if result.get("rows")]
+    lines: list[str] = []
+    for where, (_, group) in zip(captions(results), by_machine(results), strict=True):
+        lines += [
+            "",
+            where,
+            "",
+            _line(SUMMARY),
+            "| --- | --- | --- | --- | ---: | ---: | ---: |",
+            *_summary_lines(group),
+        ]
+    return "\n".join([*lines, ""]).strip("\n") + "\n"
+
+
+def _summary_lines(results: Iterable[Mapping[str, Any]]) -> list[str]:
+    found: list[tuple[int, int, str]] = []
+    for result in results:
         for (workload, algorithm), group in groupby(rows_of(result), key=lambda row: (row.workload, row.algorithm)):
             line = _summary_line(list(group), result["ceilings"])
             if line is not None:
-                latest[workload, algorithm] = caption(result), line
-    lines: list[str] = []
-    for where in dict.fromkeys(where for where, _ in latest.values()):
-        head = ("workload", "algorithm", "fastmeta, ms", "fastest peer, ms", "speed-up", "times the floor")
-        lines += ["", where, "", _line(head), "| --- | --- | --- | --- | ---: | ---: |"]
-        lines += [line for place, line in latest.values() if place == where]
-    return "\n".join([*lines, ""]).strip("\n") + "\n"
+                found.append((rank(workload, WORKLOADS), rank(algorithm, ALGORITHMS), line))
+    return [line for *_, line in sorted(found)]
+
+
+def rank(name: str, names: Iterable[str]) -> int:
+    """Where the name stands; one that is not there, after all."""
+    order = [*names]
+    return order.index(name) if name in order else len(order)
 
 
 def _summary_line(rows: list[Row], ceilings: dict[str, float]) -> str | None:
@@ -214,9 +255,9 @@ def _summary_line(rows: list[Row], ceilings: dict[str, float]) -> str | None:
         return None
     sizes = ", ".join(f"{letter}={count}" for letter, count in ours.sizes.items())
     return _line([
-        f"{ours.workload} ({sizes})", ours.algorithm, f"{ours.median_ms:.3g} ({ours.peer.removeprefix(OURS)})",
-        f"{peer.median_ms:.3g} ({peer.peer})", _ratio(peer.median_ms / ours.median_ms),
-        f"{ours.median_ms / floor_ms(ours.flop, ours.bytes, ceilings, ours.precision):.2f}",
+        f"{ours.workload} ({sizes})", ours.algorithm, f"{_number(ours.median_ms)} ({ours.peer.removeprefix(OURS)})",
+        f"{_number(peer.median_ms)} ({peer.peer})", _ratio(peer.median_ms / ours.median_ms),
+        f"{ours.median_ms / floor_ms(ours.flop, ours.bytes, ceilings, ours.precision):.2f}", _number(ours.first_call_s),
     ])  # fmt: skip
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +11,8 @@ import pytest
 
 from bench.__main__ import main
 from bench.figures import draw
-from bench.records import Point, Row, load, write
-from bench.report import exponent, section, speed_table, summary, update_readme
+from bench.records import Point, Row, load, load_all, write
+from bench.report import exponent, report, section, speed_table, summary, update_readme
 
 ROOT = Path(__file__).resolve().parents[1]
 CEILINGS = {"float32": 100.0, "copy": 10.0}
@@ -103,7 +103,7 @@ def test_summary_stands_between_the_marks_of_the_readme(tmp_path: Path):
     readme.write_text("# Top\n<!-- bench: begin -->\nold\n<!-- bench: end -->\nbottom\n", encoding="utf-8")
     update_readme(readme, [path])
     text = readme.read_text(encoding="utf-8")
-    assert "| w (T=4, N=5, M=5, K=1) | maml | 2 (compiled) | 7 (higher) | 3.50× | 2.00 |" in text
+    assert "| w (T=4, N=5, M=5, K=1) | maml | 2 (compiled) | 7 (higher) | 3.50× | 2.00 | 0.5 |" in text
     assert "old" not in text
     assert text.startswith("# Top\n")
     assert text.endswith("<!-- bench: end -->\nbottom\n")
@@ -114,17 +114,44 @@ def test_summary_stands_between_the_marks_of_the_readme(tmp_path: Path):
         update_readme(readme, [path])
 
 
-def test_the_summary_takes_the_last_measurement_of_a_workload(tmp_path: Path):
+def test_what_was_measured_again_stands_as_in_the_last_file(tmp_path: Path):
     first, again = tmp_path / "a.json", tmp_path / "b.json"
-    write(result_of(rows=[*map(asdict, ROWS)]), first)
+    write(result_of(rows=[*map(asdict, ROWS), asdict(replace(row("higher", 5.0), algorithm="reptile"))]), first)
     write(result_of(rows=[asdict(ROWS[0]), asdict(row("fastmeta eager", 1.0))]), again)
+    assert [(r["peer"], r["algorithm"]) for r in load_all([first, again])[0]["rows"]] == [("higher", "reptile")]
     lines = [line for line in summary([first, again]).splitlines() if line.startswith("| w ")]
-    assert lines == ["| w (T=4, N=5, M=5, K=1) | maml | 1 (eager) | 7 (higher) | 7.00× | 1.00 |"]
+    assert lines == ["| w (T=4, N=5, M=5, K=1) | maml | 1 (eager) | 7 (higher) | 7.00× | 1.00 | 0.5 |"]
+    assert "fastmeta compiled" not in report([first, again])
+    write(result_of(points=[*map(asdict, POINTS)]), first)
+    write(result_of(points=[asdict(point("fastmeta eager", 10, 5.0))]), again)
+    left = [p for p in load_all([first, again])[0]["points"] if p["axis"] == "tasks"]
+    assert {p["peer"] for p in left} == {"autograd loop"}
+
+
+def test_one_table_and_caption_for_a_machine(tmp_path: Path):
+    rows = [row("higher", 4.0), row("fastmeta eager", 2.0)]
+    first, second, other = (
+        result_of(rows=[asdict(replace(r, workload=w)) for r in rows]) for w in ("z", "siren-64", "z")
+    )
+    second["environment"] |= {"commit": "def", "busy before": 1.0}
+    other["environment"] |= {"cpu": "D"}
+    paths = [tmp_path / name for name in ("1.json", "2.json", "3.json")]
+    for path, result in zip(paths, (first, second, other), strict=True):
+        write(result, path)
+    text = summary(paths)
+    assert text.count("| workload |") == 2
+    assert "commit abc, d; commit def, d, other processes kept 1.0 processors busy." in text
+    assert text.index("| siren-64 ") < text.index("| z ")  # workloads in their own order, others behind
 
 
 def test_the_readme_holds_the_committed_results():
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     assert summary(sorted((ROOT / "bench/results").glob("cpu-*.json"))) in text
+
+
+def test_predictions_are_reported_beside_measurements():
+    results = ROOT / "bench/results"
+    assert "| omniglot-20w1s (T=32" in report([results / "cpu-maml.json", results / "predictions.json"])
 
 
 def test_figures_show_every_run(tmp_path: Path):
