@@ -172,8 +172,15 @@ def one_pretext(part: TaskConfig, source: Source | None, device: torch.device) -
 def pretext_tests(part: TaskConfig, source: Source | None, device: torch.device) -> dict[str, TaskFamily]:
     _, unseen = _by_image(part, source)
     ways, shots, queries = part.ways, part.shots, part.queries
-    new = SelfSupervised(unseen, (part.new_pretext,), ways=ways, shots=shots, queries=queries, device=device)
-    tests: dict[str, TaskFamily] = {f"new pretext {part.new_pretext}, {ways}-way {shots}-shot": new}
+    tests: dict[str, TaskFamily] = {
+        f"{title}, {ways}-way {shots}-shot": SelfSupervised(
+            unseen, names, ways=ways, shots=shots, queries=queries, device=device
+        )
+        for title, names in (
+            ("pretexts trained on", part.pretexts),
+            (f"new pretext {part.new_pretext}", (part.new_pretext,)),
+        )
+    }
     labelled = _of_large_classes(unseen, shots + queries)
     if labelled.labels is not None and len(labelled.labels.unique()) >= ways:
         tests[f"labels, {ways}-way {shots}-shot"] = _labelled(part, labelled, device)

@@ -45,6 +45,7 @@ class Family:
         probe: labelled images for a linear classifier of the features, and others to score it, or None.
         pretrain: tasks for plain pre-training; None where tasks share no labels, so that there is nothing to pre-train.
         loss: inner and outer.
+        pretrain_loss: of plain pre-training, where it is another.
         optional: it makes its own data where none is given.
         report: "scores" prints means; "curves" compares starts over adaptation steps; "clusters" scores clusters.
     """
@@ -60,6 +61,7 @@ class Family:
     pretrain: _Build | None = None
     probe: Callable[[TaskConfig, Source | None], tuple[Images, Images] | None] | None = None
     loss: Loss = F.cross_entropy
+    pretrain_loss: Loss | None = None
     optional: bool = True
     report: Literal["scores", "curves", "clusters"] = "curves"
 
@@ -143,6 +145,7 @@ FAMILIES: dict[str, Family] = {
         tests=lambda part, source, device: {"unseen classes": build.anomalies(part, source, device)},
         pretrain=build.image_sets,
         loss=ClusteringLoss(),
+        pretrain_loss=ClusteringLoss(weight=0.0),  # reconstruction alone, as Xie et al. begin
         report="clusters",
     ),
     "ssl-images": Family(

@@ -121,7 +121,8 @@ class Pipeline:
         iterations = self.config.pretraining.pretrain_iterations
         self.say(f"plain pre-training, {iterations:,} iterations: {self.folder / 'pretrained'}")
         family = Pooled(build(self.config.tasks, self.source, self.device))
-        learner = MAML(model, inner_loss=self.config.family.loss, inner_steps=0, backend=self.execution.backend)
+        loss = self.config.family.pretrain_loss or self.config.family.loss
+        learner = MAML(model, inner_loss=loss, inner_steps=0, backend=self.execution.backend)
         return self._trainer(learner, family, self.folder / "pretrained", iterations=iterations, begin=begin)
 
     def _trainer(

@@ -151,13 +151,14 @@ def test_ssl_images(folder, capsys, monkeypatch):
     assert main(command) == 0
     captured = capsys.readouterr()
     out = captured.out
-    assert re.findall(r"^(\d+)/12  adapting with step size", captured.err, re.MULTILINE) == [str(n) for n in range(12)]
+    assert re.findall(r"^(\d+)/15  adapting with step size", captured.err, re.MULTILINE) == [str(n) for n in range(15)]
     assert "plain pre-training, 2 iterations: runs/ssl-images/pretrained" in out
+    assert "pretexts trained on, 4-way 1-shot" in out
     assert "new pretext rotation, 4-way 1-shot" in out
     assert "labels, 4-way 1-shot" in out
     assert "labels by a linear probe on 96 images: accuracy, % over 24 unseen images" in out
     for start in ("from scratch", "pre-trained", "meta-learned"):
-        assert len(rows(out, start)) == 3
+        assert len(rows(out, start)) == 4
     assert "pretext colours needs colour images" in refused(["train", "ssl-images", "--pretexts", "colours"], capsys)
     assert load_checkpoint(folder / "runs/ssl-images/pretrained/checkpoint.pt")["iteration"] == 2
 

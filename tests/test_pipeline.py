@@ -7,7 +7,7 @@ import torch
 from training import same
 
 from fastmeta.checkpoint import load_checkpoint
-from fastmeta.config import fitted
+from fastmeta.config import fitted, make_model
 from fastmeta.families import FAMILIES
 from fastmeta.pipeline import Pipeline, prepare
 from fastmeta.presets import PRESETS
@@ -74,6 +74,18 @@ def test_a_new_linear_predictor_for_new_tasks(tmp_path):
     assert trained[head].abs().max() > 0
     assert (start[head] == 0).all()
     assert torch.equal(start["0.weight"], trained["0.weight"])
+
+
+def test_an_autoencoder_is_pretrained_on_reconstruction_alone(tmp_path):
+    changes = {"channels": 2, "latent": 3, "ways": 2, "shots": 2, "queries": 2, "iterations": 1, "meta_batch": 1}
+    config, source = prepare(PRESETS["cluster"].config.replace(changes | {"pretrain_iterations": 2}))
+    pipeline = Pipeline(config, source, folder=tmp_path)
+    pipeline.train()
+    first, pretrained = make_model(config).state_dict(), pipeline.starts()["pre-trained"].state_dict()
+    learned = pipeline.starts()["meta-learned"].state_dict()
+    assert torch.equal(pretrained["centres"], first["centres"])
+    assert not torch.equal(pretrained["encoder.0.weight"], first["encoder.0.weight"])
+    assert not torch.equal(learned["centres"], first["centres"])
 
 
 def test_data_of_a_script_s_own(tmp_path):
