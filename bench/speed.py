@@ -2,7 +2,8 @@
 
 Its name keeps it out of `python -m pytest bench`, which judges the benchmark and not the machine. Save a state with
 `--benchmark-save=NAME` or `--benchmark-autosave`, and hold another against it with `--benchmark-compare`; `-k` selects.
-A peer that is red, missing or refuses is skipped with its reason.
+fastmeta's ways to run stand beside two of PyTorch's, which tell a slower fastmeta from a slower machine; the other peers
+are `python -m bench run`'s. What is red, missing or refuses is skipped with its reason.
 """
 
 from __future__ import annotations
@@ -16,14 +17,18 @@ from bench.gate import make_gate
 from bench.peers import peers_for
 from bench.problem import ALGORITHMS, Problem
 from bench.records import Row
+from bench.report import OURS
 from bench.run import admit
 from bench.workloads import WORKLOADS
+
+PEERS = ("autograd loop", "torch.func vmap", *(name for name in peers_for("cpu") if name.startswith(OURS)))
 
 pytest.importorskip("pytest_benchmark", reason='needs pytest-benchmark: pip install "fastmeta[bench]"')
 
 
+@pytest.mark.benchmark(max_time=0.2, min_rounds=5)  # a second for each of 189, the default, would be minutes
 @pytest.mark.filterwarnings("default")  # of the peers and their compilers
-@pytest.mark.parametrize("peer", peers_for("cpu"))
+@pytest.mark.parametrize("peer", PEERS)
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 @pytest.mark.parametrize("name", [name for name in WORKLOADS if name not in ("sinusoid-1k", "sinusoid-10k")])
 def test_meta_step(benchmark: Callable[[Any], Any], name: str, algorithm: str, peer: str) -> None:

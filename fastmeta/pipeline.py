@@ -35,6 +35,7 @@ from .progress import Progress
 from .tasks import ClassEpisodes, Images, TaskFamily
 from .tasks.base import sampler_speed
 from .tasks.cactus import Clustered, partition
+from .tasks.image_sets import Unlabelled
 from .tasks.pooled import Pooled
 from .train import Outcome, Trainer
 
@@ -256,8 +257,9 @@ class Pipeline:
 
         try:
             if config.family.report == "clusters":
+                assert isinstance(tuning, Unlabelled)
                 return compare_clusters(
-                    starts, learner, self.labelled_sets(), tuning=tuning, inner_lr=inner_lr, steps=steps,
+                    starts, learner, self.labelled_sets(), tuning=tuning.family, inner_lr=inner_lr, steps=steps,
                     episodes=episodes, seed=seed,
                 )  # fmt: skip
             comparisons = compare(

@@ -12,6 +12,8 @@ from torch.nn import functional as F
 
 import fastmeta
 from fastmeta.clustering import ClusteringLoss, clustering_accuracy, compare_clusters, score_clusters
+from fastmeta.compare import LR_FACTORS
+from fastmeta.evaluate import draw
 from fastmeta.models import ClusteringAutoencoder
 from fastmeta.tasks import ClassEpisodes, ClassTable, Images
 from fastmeta.tasks.image_sets import ImageSets, Unlabelled
@@ -128,12 +130,28 @@ def test_comparison():
         return fastmeta.MAML(model, inner_loss=ClusteringLoss(), inner_optimizer=fastmeta.SGD(lr=lr))
 
     family = bars()
-    options = {"tuning": Unlabelled(bars(3)), "inner_lr": 0.1, "steps": (0, 1), "episodes": 3, "seed": 1}
+    options = {"tuning": bars(3), "inner_lr": 0.1, "steps": (0, 1), "episodes": 3, "seed": 1}
     first, again = (compare_clusters({"one": network()}, learner, family, **options) for _ in range(2))
     assert first == again
     assert first[0].title == "clustering accuracy"
     assert first[0].unit == "clustering accuracy, %"
     assert first[-1].unit == "reconstruction error"
+
+
+def test_the_step_size_is_the_one_that_clusters_training_classes_best():
+    def learner(model, lr):
+        return fastmeta.MAML(model, inner_loss=ClusteringLoss(1.0), inner_optimizer=fastmeta.SGD(lr=lr))
+
+    model, tuning, found = network(), bars(3), {}
+    options = {"tuning": tuning, "inner_lr": 30.0, "steps": (3,), "episodes": 1, "seed": 1}
+    (chosen,) = {c.curves["one"].inner_lr for c in compare_clusters({"one": model}, learner, bars(), **options)}
+    for lr in (30.0 * factor for factor in LR_FACTORS):
+        accuracies = []
+        for x, _, query_x, query_y in draw(tuning, episodes=40, meta_batch=10, seed=2):
+            q = learner(model, lr).adapt(x, x, steps=3)(query_x)[1].argmax(2)
+            accuracies += [clustering_accuracy(a.numpy(), b.numpy()) for a, b in zip(q, query_y, strict=True)]
+        found[lr] = np.mean(accuracies)
+    assert found[chosen] == max(found.values()) > min(found.values())
 
 
 def test_odd_images_are_refused():
