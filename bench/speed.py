@@ -2,8 +2,8 @@
 
 Its name keeps it out of `python -m pytest bench`, which judges the benchmark and not the machine. Save a state with
 `--benchmark-save=NAME` or `--benchmark-autosave`, and hold another against it with `--benchmark-compare`; `-k` selects.
-fastmeta's ways to run stand beside two of PyTorch's, which tell a slower fastmeta from a slower machine; the other peers
-are `python -m bench run`'s. What is red, missing or refuses is skipped with its reason.
+fastmeta's ways to run stand beside two of PyTorch's, which tell a slower fastmeta from a slower machine; the other
+peers are in `python -m bench run`. What is red, missing or refuses is skipped with its reason.
 """
 
 from __future__ import annotations
