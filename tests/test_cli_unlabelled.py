@@ -255,7 +255,7 @@ def test_without_scikit_learn_there_is_no_probe_but_the_rest(folder, capsys, mon
     assert main(["train", "ssl-images", "--data", path, *SHORT, *options]) == 0
     out = capsys.readouterr().out
     assert 'no linear probe: a linear probe needs scikit-learn: pip install "fastmeta[train]"' in out
-    assert len(rows(out, "meta-learned")) == 2
+    assert len(rows(out, "meta-learned")) == 3
 
 
 def test_missing_libraries_name_the_extra(omniglot, capsys, monkeypatch):
