@@ -51,12 +51,16 @@ def section(result: Mapping[str, Any]) -> str:
 
 def caption(result: Mapping[str, Any]) -> str:
     """Machine, versions and commit in one line."""
-    return f"{machine(result)}; {occasion(result)}."
+    return _caption(machine(result), [result])
 
 
 def captions(results: Iterable[Mapping[str, Any]]) -> list[str]:
     """A caption for each machine, with all occasions on which it measured."""
-    return [f"{where}; {'; '.join(dict.fromkeys(map(occasion, group)))}." for where, group in by_machine(results)]
+    return [_caption(where, group) for where, group in by_machine(results)]
+
+
+def _caption(where: str, results: Iterable[Mapping[str, Any]]) -> str:
+    return f"{where}; {'; '.join(dict.fromkeys(map(occasion, results)))}."
 
 
 def by_machine(results: Iterable[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str, Any]]]]:
@@ -220,10 +224,10 @@ def summary(paths: Iterable[Path]) -> str:
     """A table for each machine; a line for each workload and algorithm: fastmeta's best path and the fastest peer."""
     results = [result for result in load_all(paths) if result.get("rows")]
     lines: list[str] = []
-    for where, (_, group) in zip(captions(results), by_machine(results), strict=True):
+    for where, group in by_machine(results):
         lines += [
             "",
-            where,
+            _caption(where, group),
             "",
             _line(SUMMARY),
             "| --- | --- | --- | --- | ---: | ---: | ---: |",
