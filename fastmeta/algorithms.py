@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -149,20 +148,21 @@ class MetaLearner(nn.Module):
             TypeError, ValueError: shapes, dtypes, devices or labels that do not fit; the message names the argument.
         """
         batch = TaskBatch(support_x, support_y, query_x, query_y)
-        if query_x is None:
-            self._check(batch, query_required=self.order != "reptile")
+        if query_x is None and query_y is None and self.order == "reptile":
             batch = TaskBatch(support_x, support_y, support_x, support_y)
+        elif query_x is None:
+            self._check(batch)  # raises
         if self.backend == "reference":
             self._check(batch)
             if self.cuda_graph:
                 self._sessions.tell_no_graph(REFERENCE)
             return self._reference_step(batch)
         session = self._session(batch)
-        if torch.is_grad_enabled():
-            run = partial(session.meta_step, keep=True)
-            loss, losses, finite, *outputs = MetaStep.apply(run, session.layout, *session.params)  # pyright: ignore[reportGeneralTypeIssues]
-        else:
-            loss, _, (losses, outputs, finite, _), _ = session.meta_step(keep=False)
+        differentiate = torch.is_grad_enabled()
+        step = session.meta_step(keep=differentiate)
+        loss, (losses, outputs, finite, _) = step.loss, step.tasks
+        if differentiate:
+            loss, losses = MetaStep.apply(step, session.layout, *session.params)  # pyright: ignore[reportGeneralTypeIssues]
         self._warn(finite)
         return MetaOutput(loss, losses, session.output_tree(outputs), finite)
 
@@ -215,6 +215,8 @@ class MetaLearner(nn.Module):
 
     def _check(self, batch: TaskBatch, *, query_required: bool = True) -> None:
         """Raises what is wrong with a batch: `check_batch` with this learner's options."""
+        if self.order == "reptile" and batch.query_x is batch.support_x:  # lent, see `forward`
+            batch, query_required = TaskBatch(batch.support_x, batch.support_y), False
         check_batch(
             batch, module=self.module, inner_loss=self.inner_loss, outer_loss=self.outer_loss,
             inner_batch_size=self.inner_batch_size, query_required=query_required,

@@ -51,20 +51,18 @@ def _only_once(values: tuple[Tensor, ...], sources: tuple[Tensor, ...]) -> tuple
 
 
 class MetaStep(Function):
-    """(θ) → mean loss, task losses [T], finite [T], outputs. All tasks' λ_0 are there when forward returns."""
+    """(θ) → mean loss, task losses [T] of a meta-step that has run, so that all tasks' λ_0 are there."""
 
     @staticmethod
-    def forward(ctx: Any, run: Callable[[], MetaGradient], layout: Layout, *params: Tensor) -> tuple[Tensor, ...]:
-        loss, gradient, (losses, outputs, finite, lam), ctx.lent = run()
-        assert gradient is not None, "a meta-step without its gradient"
-        ctx.layout, ctx.params = layout, params
-        ctx.save_for_backward(gradient, lam)
-        ctx.mark_non_differentiable(finite, *outputs)
+    def forward(ctx: Any, step: MetaGradient, layout: Layout, *params: Tensor) -> tuple[Tensor, Tensor]:
+        assert step.gradient is not None, "a meta-step without its gradient"
+        ctx.layout, ctx.params, ctx.lent = layout, params, step.lent
+        ctx.save_for_backward(step.gradient, step.tasks.lam)
         ctx.set_materialize_grads(False)
-        return (loss, losses, finite, *outputs)
+        return step.loss, step.tasks.losses
 
     @staticmethod
-    def backward(ctx: Any, d_loss: Tensor | None, d_losses: Tensor | None, *_: Any) -> Any:
+    def backward(ctx: Any, d_loss: Tensor | None, d_losses: Tensor | None) -> Any:
         gradient, lam = ctx.saved_tensors
         sources = tuple(d for d in (d_loss, d_losses) if d is not None)
         if not sources:

@@ -140,7 +140,7 @@ def _after_zeros(d: Tensor, rows: int) -> Tensor:
 class Record(NamedTuple):
     """What an inner step computed on its way: its gradient, evaluation and the cotangents inside the plan."""
 
-    g: Tensor
+    g: Tensor | None  # None: given up, as the optimiser's vjp does not read it; 25 sinusoids: [T, P] leave the cache
     at: Evaluation
     cotangents: list[Any]
 
@@ -173,23 +173,23 @@ class InnerLoop:
         device = support.inputs[0].device
         return support.take((torch.arange(self.batch, device=device) + start) % samples, 1)
 
-    def _gradient(self, phi: Tensor, k: int, support: Data, context: Context, *, keep: bool) -> Record:
+    def _gradient(self, phi: Tensor, k: int, support: Data, context: Context, *, keep: bool) -> tuple[Tensor, Record]:
         data = self._batch(support, k)
         at = self.objective.evaluate(phi, data, context.at(k, self.objective.plan))
         g, cotangents = self.objective.gradient(at, data, keep=keep)
-        return Record(g, at, cotangents)
+        return g, Record(g if self.optimizer.vjp_reads_gradient else None, at, cotangents)
 
     def run(self, phi: Tensor, support: Data, context: Context, *, keep: bool) -> tuple[Tensor, Trajectory]:
         """φ_0 → φ_K, and the trajectory where `keep` asks for it."""
         state = self.optimizer.init(phi)
         trajectory = Trajectory([], [], [])
         for k in range(self.steps):
-            record = self._gradient(phi, k, support, context, keep=keep and not self.recompute)
+            g, record = self._gradient(phi, k, support, context, keep=keep and not self.recompute)
             if keep:
                 trajectory.phis.append(phi)
                 trajectory.states.append(state)
                 trajectory.records.append(None if self.recompute else record)
-            phi, state = self.optimizer.step(phi, record.g, state, k)
+            phi, state = self.optimizer.step(phi, g, state, k)
         return phi, trajectory
 
     def adjoint(self, trajectory: Trajectory, support: Data, context: Context, lam: Tensor) -> Tensor:
@@ -199,7 +199,7 @@ class InnerLoop:
         for k in range(len(phis) - 1, -1, -1):
             record, records[k] = records[k], None
             if record is None:
-                record = self._gradient(phis[k], k, support, context, keep=True)
+                _, record = self._gradient(phis[k], k, support, context, keep=True)
             pulled = self.optimizer.vjp(phis[k], record.g, states[k], k, lam, sigma)
             data = self._batch(support, k)
             product = self.objective.hessian_product(record.at, data, record.cotangents, pulled.v)

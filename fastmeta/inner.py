@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,6 +50,8 @@ class SGD:
         ValueError: for a negative or non-finite rate, or Nesterov without momentum.
     """
 
+    vjp_reads_gradient: ClassVar[bool] = False
+
     lr: float
     momentum: float = 0.0
     nesterov: bool = False
@@ -74,7 +76,7 @@ class SGD:
         u = d.add(b, alpha=self.momentum) if self.nesterov else b
         return phi.sub(u, alpha=self.lr), (b,)
 
-    def vjp(self, phi: Tensor, g: Tensor, state: State, k: int, lam: Tensor, sigma: State) -> Pulled:
+    def vjp(self, phi: Tensor, g: Tensor | None, state: State, k: int, lam: Tensor, sigma: State) -> Pulled:
         """(λ_{k+1}, σ_{k+1}) → what λ_k and σ_k are made of."""
         if not self.momentum:
             keep = 1.0 - self.lr * self.weight_decay
@@ -101,6 +103,8 @@ class Adam:
     The moments start at zero in every task. Where all gradients so far are exactly zero, the derivative through
     the square root is taken as zero, which is its limit; the usual formula gives NaN.
     """
+
+    vjp_reads_gradient: ClassVar[bool] = True
 
     lr: float
     betas: tuple[float, float] = (0.9, 0.999)
@@ -129,8 +133,9 @@ class Adam:
         c1, c2 = (1 - beta ** (k + 1) for beta in self.betas)
         return phi.addcdiv(m, v.sqrt().mul(c2**-0.5).add(self.eps), value=-self.lr / c1), (m, v)
 
-    def vjp(self, phi: Tensor, g: Tensor, state: State, k: int, lam: Tensor, sigma: State) -> Pulled:
+    def vjp(self, phi: Tensor, g: Tensor | None, state: State, k: int, lam: Tensor, sigma: State) -> Pulled:
         """(λ_{k+1}, σ_{k+1}) → what λ_k and σ_k are made of."""
+        assert g is not None, "Adam's vjp reads the gradient"
         beta1, beta2 = self.betas
         c1, c2 = 1 - beta1 ** (k + 1), 1 - beta2 ** (k + 1)
         m, v = self._moments(g, state)

@@ -7,7 +7,7 @@ trainable parameters) and kept.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -125,23 +125,23 @@ class Session:
 
         return run
 
-    @contextmanager
-    def numerics(self) -> Iterator[None]:
+    def numerics(self) -> AbstractContextManager[Any]:
         """Precision is the learner's, whatever autocast surrounds the call."""
         device = self.layout.device.type
-        with no_autocast(device):
-            if device != "cuda":
+        return self._gpu_numerics() if device == "cuda" else no_autocast(device)
+
+    @contextmanager
+    def _gpu_numerics(self) -> Iterator[None]:
+        backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
+        before = [backend.allow_tf32 for backend in backends]
+        for backend in backends:
+            setattr(backend, "allow_tf32", self.learner.precision == "tf32")  # noqa: B010  typed as a plain module
+        try:
+            with no_autocast("cuda"):
                 yield
-                return
-            backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
-            before = [backend.allow_tf32 for backend in backends]
-            for backend in backends:
-                setattr(backend, "allow_tf32", self.learner.precision == "tf32")  # noqa: B010  typed as a plain module
-            try:
-                yield
-            finally:
-                for backend, value in zip(backends, before, strict=True):
-                    setattr(backend, "allow_tf32", value)  # noqa: B010
+        finally:
+            for backend, value in zip(backends, before, strict=True):
+                setattr(backend, "allow_tf32", value)  # noqa: B010
 
 
 class Sessions:
