@@ -140,7 +140,8 @@ def _after_zeros(d: Tensor, rows: int) -> Tensor:
 class Record(NamedTuple):
     """What an inner step computed on its way: its gradient, evaluation and the cotangents inside the plan."""
 
-    g: Tensor | None  # None: given up, as the optimiser's vjp does not read it; 25 sinusoids: [T, P] leave the cache
+    # None where the optimiser's vjp does not read it: kept, it takes the cache (25 sinusoids: 6.0 ms for 5.6)
+    g: Tensor | None
     at: Evaluation
     cotangents: list[Any]
 

@@ -149,6 +149,19 @@ def test_options_and_learners_that_do_not_fit():
         learners(batch.query_x[:2])
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_reptile_without_a_query_set_speaks_of_the_support_set(backend):
+    learner, batch = fastmeta.Reptile(mlp(2, 5, 1), inner_loss=F.mse_loss, backend=backend), regression()
+    learner(batch.support_x, batch.support_y)
+    with pytest.raises(ValueError, match="support_y must hold as many tasks as support_x, 3, got 2") as error:
+        learner(batch.support_x, batch.support_y[:2])
+    assert "query" not in str(error.value)
+    with pytest.raises(TypeError, match="support_x must hold tensors"):
+        learner(None, batch.support_y)
+    with pytest.raises(TypeError, match="query_x must hold tensors"):
+        learner(batch.support_x, batch.support_y, None, batch.query_y)
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for Triton where there is no GPU")
 def test_triton_without_a_gpu_says_what_it_needs(monkeypatch):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
