@@ -97,9 +97,9 @@ _CACTUS = _GLYPHS.replace({"task": "cactus", "augment": 0.5})
 _CLUSTER = RunConfig(
     tasks=TaskConfig(task="cluster", model="autoencoder", channels=8, ways=5, shots=10, queries=10),
     algorithm=AlgorithmConfig(inner_lr=1.0, inner_momentum=0.9, inner_steps=5),
-    train=TrainConfig(iterations=600, meta_batch=4, schedule="cosine", grad_clip=10.0),
-    pretraining=PretrainConfig(pretrain_iterations=6_000, from_pretrained=True),
-    evaluation=EvaluationConfig(eval_steps=20, episodes=100),
+    train=TrainConfig(iterations=300, meta_batch=4, schedule="cosine", grad_clip=10.0),
+    pretraining=PretrainConfig(pretrain_iterations=3_000, from_pretrained=True),
+    evaluation=EvaluationConfig(eval_steps=20, episodes=40),
 )
 
 _SSL_IMAGES = RunConfig(
