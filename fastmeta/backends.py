@@ -23,14 +23,22 @@ from .ops.opaque import Opaque, OpaqueLoss
 from .perceptron import Limits, NotTaken, perceptron
 from .workers import side_by_side
 
-# Bytes of one pass's values that a slice of tasks may hold on a CPU: about a core's second-level cache. 1,000 sinusoid
-# tasks, 5 steps: 84 ms in slices of 50 tasks (0.7 MiB), 95 of 125, 157 of 1,000. One task is always allowed.
-_CPU_SLICE_BYTES = 2**20
+# Bytes of one pass's values that a slice of tasks may hold on a CPU, for each thread that works on it; one task is
+# always allowed. Compiled, that is about a core's second-level cache: 1,000 sinusoid tasks, 5 steps: 84 ms in slices of
+# 50 tasks (0.7 MiB), 95 of 125, 157 of 1,000.
+_COMPILED_SLICE_BYTES = 2**20
+# Op by op every slice costs Python's time again: on two threads 84 ms in slices of 250, 92 of 125, 148 of 50.
+_EAGER_SLICE_BYTES = 2**21
+# A convolution has a fixed cost as well: Conv4-16, 16 tasks: 255 ms in slices of 8 (42 MiB), 271 of 4, 344 of 2.
+_EAGER_CONVOLUTION_SLICE_BYTES = 20 * 2**20
 
-# Bytes of one pass's values from which on a CPU's threads take slices of their own: with less, waking a thread takes
-# longer than it saves, or, where ops run one by one, Python does, which only one thread runs at a time. Compiled, 1,000
-# sinusoids: 51 → 42 ms on two threads; Conv4-64, 8 tasks: 165 → 143; 25 sinusoids: 1.7 → 2.0, so not those.
-_CPU_THREAD_BYTES = 2**20
+# Bytes of one pass's values from which on a CPU's threads take slices of their own; with less, waking a thread takes
+# longer than it saves. Compiled, of all tasks, a thread: 1,000 sinusoids 51 → 42 ms on two threads; Conv4-64, 8 tasks:
+# 165 → 143; 25 sinusoids: 1.7 → 2.0, so not those.
+_COMPILED_THREAD_BYTES = 2**20
+# Op by op, of one task, as only one thread at a time runs Python: 8 tasks of Conv4-64 (21 MiB each) 290 → 265 ms,
+# but of Conv4-32 (10 MiB) 217 → 269, and 1,000 sinusoids 84 → 163.
+_EAGER_THREAD_BYTES = 2**24
 
 
 class Choice(NamedTuple):
@@ -120,8 +128,9 @@ class TorchBackend:
         opaque = _is_opaque(engine)
         # an opaque op that is not compiled calls the user's module, which is one for all threads
         alone = chunk is not None or (opaque and not compiled)
-        self.threads = 1 if alone else _slices_at_once(engine, tasks)
-        self.slices = _slices(tasks, chunk or _tasks_a_slice(engine, tasks, self.threads), self.threads)
+        self.threads = 1 if alone else _slices_at_once(engine, tasks, compiled=compiled)
+        chunk = chunk or _tasks_a_slice(engine, tasks, self.threads, compiled=compiled)
+        self.slices = _slices(tasks, chunk, self.threads)
 
         def ready(function: Callable[..., Any]) -> Callable[..., Callable[[], Any]]:
             if compiled:
@@ -204,9 +213,9 @@ def _bytes_per_task(engine: Engine) -> int:
     return max(engine.loop.objective.plan.bytes_per_task, engine.outer.plan.bytes_per_task)
 
 
-def _slices_at_once(engine: Engine, tasks: int) -> int:
-    threads = min(tasks, torch.get_num_threads())
-    worth_it = tasks * _bytes_per_task(engine) >= threads * _CPU_THREAD_BYTES
+def _slices_at_once(engine: Engine, tasks: int, *, compiled: bool) -> int:
+    threads, task = min(tasks, torch.get_num_threads()), _bytes_per_task(engine)
+    worth_it = tasks * task >= threads * _COMPILED_THREAD_BYTES if compiled else task >= _EAGER_THREAD_BYTES
     return threads if worth_it and engine.outer.layout.device.type == "cpu" else 1
 
 
@@ -225,10 +234,15 @@ def _untracked(function: Callable[..., Any], *args: Any) -> Any:
         return function(*args)
 
 
-def _tasks_a_slice(engine: Engine, tasks: int, threads: int) -> int:
+def _tasks_a_slice(engine: Engine, tasks: int, threads: int, *, compiled: bool) -> int:
+    """At most; `threads` slices run side by side, and one alone has all threads in its ops."""
     if engine.outer.layout.device.type != "cpu":
         return tasks
-    return max(1, min(-(-tasks // threads), _CPU_SLICE_BYTES // _bytes_per_task(engine)))
+    size = _COMPILED_SLICE_BYTES
+    if not compiled:
+        size = _EAGER_CONVOLUTION_SLICE_BYTES if has_convolutions(engine) else _EAGER_SLICE_BYTES
+        size *= torch.get_num_threads() // threads
+    return max(1, min(-(-tasks // threads), size // _bytes_per_task(engine)))
 
 
 def _slices(tasks: int, chunk: int, threads: int) -> list[slice]:

@@ -57,7 +57,8 @@ def conv(algorithm, **options):
 
 @pytest.fixture
 def small_slices_count(monkeypatch):
-    monkeypatch.setattr(backends, "_CPU_THREAD_BYTES", 0)
+    monkeypatch.setattr(backends, "_COMPILED_THREAD_BYTES", 0)
+    monkeypatch.setattr(backends, "_EAGER_THREAD_BYTES", 0)
 
 
 @pytest.mark.usefixtures("small_slices_count")
