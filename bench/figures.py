@@ -20,11 +20,20 @@ COLOURS = {
     "fastmeta compiled": "#08306b",
     "fastmeta recompute": "#6baed6",
     "fastmeta triton": "#3f007d",
+    "fastmeta reference": "#9ecae1",
     "torch.func vmap": "#ff7f0e",
+    "torch.func loop": "#ffbb78",
+    "torch.compile": "#e377c2",
     "jax vmap": "#8c564b",
+    "jax map": "#c49c94",
     "autograd loop": "#7f7f7f",
+    "learn2learn": "#2ca02c",
+    "learn2learn idiom": "#98df8a",
+    "higher": "#9467bd",
+    "torchopt": "#bcbd22",
 }
 MARKERS = {"fastmeta compiled": "s", "fastmeta recompute": "v", "torch.func vmap": "^", "jax vmap": "D"}
+GRAPH = " graph"  # a peer in a CUDA graph: its colour, another marker
 PEER_COLOUR, OUR_COLOUR, BEST_COLOUR = "#b9b9b9", "#6baed6", "#08306b"
 
 
@@ -152,7 +161,16 @@ def curves(points: Sequence[Point], results: Sequence[Mapping[str, Any]], path: 
     figure.savefig(path, dpi=110)
 
 
+def look(peer: str) -> tuple[str, str]:
+    """Colour and marker of a peer's curve, its own."""
+    if peer.endswith(GRAPH):
+        return COLOURS[peer.removesuffix(GRAPH)], "*"
+    return COLOURS[peer], MARKERS.get(peer, "o")
+
+
 def _curves(axes: Any, points: Sequence[Point], quantity: str) -> None:
+    from matplotlib.ticker import LogFormatter
+
     peers = list(dict.fromkeys(point.peer for point in points))
     for peer in peers:
         mine = [point for point in points if point.peer == peer]
@@ -160,18 +178,19 @@ def _curves(axes: Any, points: Sequence[Point], quantity: str) -> None:
         if not seen:
             continue
         x, y = zip(*seen, strict=True)
-        style = {"color": COLOURS.get(peer), "marker": MARKERS.get(peer, "o"), "markersize": 4.5, "linewidth": 1.6}
-        axes.plot(x, y, label=peer, **style)
+        colour, marker = look(peer)
+        axes.plot(x, y, label=peer, color=colour, marker=marker, markersize=4.5, linewidth=1.6)
         ended = [p for p in mine if p.status == "out of memory"]
         if ended:
-            axes.plot([x[-1], ended[0].value], [y[-1]] * 2, color=COLOURS.get(peer), linestyle=":", linewidth=1)
-            axes.plot(ended[0].value, y[-1], marker="x", color=COLOURS.get(peer), markersize=9, markeredgewidth=2)
+            axes.plot([x[-1], ended[0].value], [y[-1]] * 2, color=colour, linestyle=":", linewidth=1)
+            axes.plot(ended[0].value, y[-1], marker="x", color=colour, markersize=9, markeredgewidth=2)
     axes.set_xscale("log")
     axes.set_yscale("log")
     values = sorted({point.value for point in points})
     axes.set_xticks(values, [f"{value:,}" for value in values])
     axes.xaxis.minorticks_off()
     axes.yaxis.set_major_formatter("{x:g}")
+    axes.yaxis.set_minor_formatter(LogFormatter())  # 60, where less than a decade is seen, for 6 × 10¹
     axes.grid(visible=True, which="major", color="#dddddd", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
 

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from bench.__main__ import main
-from bench.figures import draw
+from bench.figures import draw, look
+from bench.peers import PEERS
 from bench.records import Point, Row, load, load_all, write
 from bench.report import exponent, report, section, speed_table, summary, update_readme
 
@@ -152,6 +153,10 @@ def test_the_readme_holds_the_committed_results():
 def test_predictions_are_reported_beside_measurements():
     results = ROOT / "bench/results"
     assert "| omniglot-20w1s (T=32" in report([results / "cpu-maml.json", results / "predictions.json"])
+
+
+def test_every_peer_has_a_look_of_its_own():
+    assert len({look(peer) for peer in PEERS}) == len(PEERS)
 
 
 def test_figures_show_every_run(tmp_path: Path):
