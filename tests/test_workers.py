@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 
 import pytest
 import torch
 import torch.nn.functional as F
-from meta_steps import assert_same_step, classification, regression, relative
+from meta_steps import assert_same_step, classification, mlp, regression, relative
 from torch import nn
 
 import fastmeta
@@ -93,6 +94,21 @@ def test_little_work_stays_on_one_thread():
     assert backend is not None
     assert backend.threads == 1
     assert len(backend.slices) == 1
+
+
+@pytest.mark.parametrize("kind, limit", [("conv", "_EAGER_CONVOLUTION_SLICE_BYTES"), ("mlp", "_EAGER_SLICE_BYTES")])
+def test_slices_hold_so_many_bytes_one_after_another(kind, limit, monkeypatch):
+    monkeypatch.setattr(backends, limit, 0)
+    if kind == "conv":
+        make, batch = partial(conv, fastmeta.MAML), classification(1, 4, 4, tasks=7)
+    else:
+        make, batch = partial(fastmeta.MAML, mlp(2, 5, 1), inner_loss=F.mse_loss), regression(tasks=7)
+    learner = make()
+    assert_same_step(learner, batch, make(task_chunk=7), tolerance=1e-12)
+    backend = learner._sessions.last
+    assert backend is not None
+    assert backend.threads == 1
+    assert [s.stop - s.start for s in backend.slices] == [1] * 7
 
 
 @pytest.mark.usefixtures("small_slices_count")
