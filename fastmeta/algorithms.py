@@ -215,8 +215,8 @@ class MetaLearner(nn.Module):
 
     def _check(self, batch: TaskBatch, *, query_required: bool = True) -> None:
         """Raises what is wrong with a batch: `check_batch` with this learner's options."""
-        if self.order == "reptile" and batch.query_x is batch.support_x:  # lent, see `forward`
-            batch, query_required = TaskBatch(batch.support_x, batch.support_y), False
+        if batch.query_x is not None and batch.query_x is batch.support_x:  # lent, see `forward`: first in its own name
+            self._check(TaskBatch(batch.support_x, batch.support_y), query_required=False)
         check_batch(
             batch, module=self.module, inner_loss=self.inner_loss, outer_loss=self.outer_loss,
             inner_batch_size=self.inner_batch_size, query_required=query_required,

@@ -160,6 +160,8 @@ def test_reptile_without_a_query_set_speaks_of_the_support_set(backend):
         learner(None, batch.support_y)
     with pytest.raises(TypeError, match="query_x must hold tensors"):
         learner(batch.support_x, batch.support_y, None, batch.query_y)
+    with pytest.raises(ValueError, match="query_y must hold as many tasks as support_x, 3, got 2"):
+        learner(batch.support_x, batch.support_y, batch.support_x, batch.query_y[:2])
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="asks for Triton where there is no GPU")
