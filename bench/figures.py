@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.floors import floor_ms
+from bench.peers import GRAPH
 from bench.records import Point, Row, load_all, points_of, rows_of
 from bench.report import OURS, TRUTH, best_of_ours, captions, rank
 from bench.workloads import WORKLOADS
@@ -33,7 +34,6 @@ COLOURS = {
     "torchopt": "#bcbd22",
 }
 MARKERS = {"fastmeta compiled": "s", "fastmeta recompute": "v", "torch.func vmap": "^", "jax vmap": "D"}
-GRAPH = " graph"  # a peer in a CUDA graph: its colour, another marker
 PEER_COLOUR, OUR_COLOUR, BEST_COLOUR = "#b9b9b9", "#6baed6", "#08306b"
 
 
@@ -162,10 +162,9 @@ def curves(points: Sequence[Point], results: Sequence[Mapping[str, Any]], path: 
 
 
 def look(peer: str) -> tuple[str, str]:
-    """Colour and marker of a peer's curve, its own."""
-    if peer.endswith(GRAPH):
-        return COLOURS[peer.removesuffix(GRAPH)], "*"
-    return COLOURS[peer], MARKERS.get(peer, "o")
+    """Colour and marker of a peer's curve: its own, another marker in a CUDA graph, and grey where it is unknown."""
+    marker = "*" if peer.endswith(GRAPH) else MARKERS.get(peer, "o")
+    return COLOURS.get(peer.removesuffix(GRAPH), PEER_COLOUR), marker
 
 
 def _curves(axes: Any, points: Sequence[Point], quantity: str) -> None:

@@ -270,6 +270,8 @@ def jax_peer(*, vectorize: bool) -> Callable[[Problem], MetaStep]:
 
 FASTMETA = "fastmeta "
 """What the names of fastmeta's own rows start with."""
+GRAPH = " graph"
+"""What the names of peers in a CUDA graph end with."""
 
 PEERS: dict[str, Callable[[Problem], MetaStep]] = {
     "autograd loop": autograd_loop,
@@ -298,4 +300,4 @@ def peers_for(device: str) -> list[str]:
 
     fastmeta's kernels stand in every table, with the reason where they wait.
     """
-    return [name for name in PEERS if name != "torch.compile" and (device == "cuda" or not name.endswith(" graph"))]
+    return [name for name in PEERS if name != "torch.compile" and (device == "cuda" or not name.endswith(GRAPH))]

@@ -1,7 +1,8 @@
 """Slices of a meta-batch side by side on a CPU, one thread each, instead of all threads in every operation.
 
 Tasks are independent, so the threads need not meet before the end; inside operations they meet after every one, and
-those of small tasks are too short to share: 25 sinusoids take as long on two threads as on one.
+those of small tasks are too short to share: 25 sinusoids take as long on two threads as on one. Where calls spend their
+time in Python, which one thread runs at a time, that turns round; `backends` says from which size on.
 """
 
 from __future__ import annotations
