@@ -17,6 +17,11 @@ def _product(a: Tensor, b: Tensor, plus: Tensor | None = None) -> Tensor:
     return torch.baddbmm(plus, a, b)
 
 
+def _for_all(a: Tensor, b: Tensor) -> Tensor:
+    """a b for a [T, ..., k] and one matrix b [k, n] that all tasks share."""
+    return a * b if b.shape[0] == 1 else a.matmul(b)
+
+
 def _rows(x: Tensor) -> Tensor:
     """[T, ..., D] as [T, rows, D]."""
     return x if x.dim() == 3 else x.reshape(x.shape[0], -1, x.shape[-1])
@@ -33,7 +38,7 @@ class Linear(Bilinear):
 
     def product(self, x: Tensor, w: Tensor) -> Tensor:
         if shared(w):  # θ at the first step: one product for all tasks
-            return x.matmul(w[0].t())
+            return _for_all(x, w[0].t())
         y = _product(_rows(x), w.transpose(1, 2))
         return y if x.dim() == 3 else y.view(*x.shape[:-1], w.shape[1])
 
@@ -47,7 +52,7 @@ class Linear(Bilinear):
     ) -> tuple[Tensor | None, Tensor | None]:
         dx = dw = None
         if need_x:
-            dx = dy.matmul(w[0]) if shared(w) else _product(_rows(dy), w)
+            dx = _for_all(dy, w[0]) if shared(w) else _product(_rows(dy), w)
             dx = dx if dx.dim() == dy.dim() else dx.view(*dy.shape[:-1], w.shape[2])
         if need_w:
             dw = _product(_rows(dy).transpose(1, 2), _rows(x))
