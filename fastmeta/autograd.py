@@ -23,12 +23,19 @@ _ONCE = (
     'Use backend="reference" for derivatives of the meta-gradient'
 )
 
+_AS_IT_IS = nullcontext()
+
 
 def no_autocast(device_type: str) -> AbstractContextManager[Any]:
     """Without autocast, where there is one: entering and leaving it takes 10 µs."""
     if torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
-    return nullcontext()
+    return _AS_IT_IS
+
+
+def no_grad() -> AbstractContextManager[Any]:
+    """Without recording for autograd, where it records: in a backward only create_graph=True asks for that."""
+    return torch.no_grad() if torch.is_grad_enabled() else _AS_IT_IS
 
 
 class _OnlyOnce(Function):
@@ -43,11 +50,12 @@ class _OnlyOnce(Function):
         raise RuntimeError(_ONCE)
 
 
-def _only_once(values: tuple[Tensor, ...], sources: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _only_once(values: tuple[Tensor, ...], *sources: Tensor | None) -> tuple[Tensor, ...]:
     """`values`, where create_graph=True asks for a graph, with one to `sources` that raises."""
     if not torch.is_grad_enabled():
         return values
-    return _OnlyOnce.apply(*values, *sources)[: len(values)]  # pyright: ignore[reportReturnType, reportOptionalSubscript]
+    given = [x for x in sources if x is not None]
+    return _OnlyOnce.apply(*values, *given)[: len(values)]  # pyright: ignore[reportReturnType, reportOptionalSubscript]
 
 
 class MetaStep(Function):
@@ -63,17 +71,16 @@ class MetaStep(Function):
 
     @staticmethod
     def backward(ctx: Any, d_loss: Tensor | None, d_losses: Tensor | None) -> Any:
-        gradient, lam = ctx.saved_tensors
-        sources = tuple(d for d in (d_loss, d_losses) if d is not None)
-        if not sources:
+        if d_loss is None and d_losses is None:
             return (None,) * (2 + len(ctx.params))
-        with torch.no_grad(), no_autocast(gradient.device.type):
+        gradient, lam = ctx.saved_tensors
+        with no_grad(), no_autocast(gradient.device.type):
             flat = None if d_loss is None else gradient * d_loss
             if d_losses is not None:
                 flat = total(flat, d_losses @ (ctx.lent() if ctx.lent else lam))
             assert flat is not None
             grads = ctx.layout.split(flat)
-        return (None, None, *_only_once(grads, (*sources, *ctx.params)))
+        return (None, None, *_only_once(grads, d_loss, d_losses, *ctx.params))
 
 
 class Adapt(Function):
@@ -88,9 +95,9 @@ class Adapt(Function):
 
     @staticmethod
     def backward(ctx: Any, lam: Tensor) -> Any:
-        with torch.no_grad():
+        with no_grad():
             grads = ctx.layout.split(ctx.adjoint(lam).sum(0))
-        return (None, None, *_only_once(grads, (lam, *ctx.saved_tensors)))
+        return (None, None, *_only_once(grads, lam, *ctx.saved_tensors))
 
 
 class Apply(Function):
@@ -105,7 +112,7 @@ class Apply(Function):
 
     @staticmethod
     def backward(ctx: Any, *d_outputs: Tensor) -> Any:
-        with torch.no_grad():
+        with no_grad():
             d_phi = ctx.pullback(list(d_outputs))
-        (d_phi,) = _only_once((d_phi,), (*(d for d in d_outputs if d is not None), *ctx.saved_tensors))
+        (d_phi,) = _only_once((d_phi,), *d_outputs, *ctx.saved_tensors)
         return None, d_phi

@@ -69,7 +69,8 @@ def check_batch(
 ) -> None:
     """Everything that can be said about a meta-batch before the module has run.
 
-    `check_class_targets` holds labels against logits afterwards; NaN in the data is `finite_tasks`' affair.
+    `check_class_targets` and `check_labels` hold labels against logits afterwards; NaN in the data is the affair of
+    `finite_tasks`.
 
     Args:
         outer_loss: None stands for the inner loss.
@@ -116,11 +117,13 @@ def check_query(query_x: Tree, *, tasks: int, module: nn.Module) -> None:
             )
 
 
-def check_class_targets(name: str, targets: Tensor, logits: Sequence[int], *, ignore_index: int = -100) -> None:
-    """Targets of cross_entropy against the shape of the logits, [T, N, C] or [T, N, C, ...].
+def check_class_targets(name: str, targets: Tensor, logits: Sequence[int]) -> None:
+    """The shape of cross_entropy's targets against that of the logits, [T, N, C] or [T, N, C, ...].
+
+    `check_labels` holds the labels themselves against the number of classes.
 
     Raises:
-        ValueError: labels out of range, floats that are no class probabilities, or another shape.
+        ValueError: floats that are no class probabilities, or another shape.
     """
     if targets.is_floating_point():
         if _shape(targets) != list(logits):
@@ -135,7 +138,6 @@ def check_class_targets(name: str, targets: Tensor, logits: Sequence[int], *, ig
             f"{name}: labels must have shape {expected} for logits {list(logits)}, got {_shape(targets)}; "
             "pass one class index for each sample, not one-hot rows"
         )
-    check_labels(name, targets, logits[2], ignore_index=ignore_index)
 
 
 def check_labels(name: str, labels: Tensor, classes: int, *, ignore_index: int = -100) -> None:

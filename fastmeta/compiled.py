@@ -119,12 +119,15 @@ def _filled(tree: Any, values: Sequence[Any]) -> Any:
     return items if tree.__class__ is list else tree._make(items) if hasattr(tree, "_make") else tuple(items)
 
 
+_NESTED = (tuple, list)  # `tuple | list` would be made anew at every leaf
+
+
 def _collect(tree: Any, into: list[Tensor]) -> None:
     """The tensors of `tree` in pytree's order, a tenth of pytree's time (0.2 ms for the data of a meta-step)."""
     for leaf in tree:
         if isinstance(leaf, Tensor):
             into.append(leaf)
-        elif isinstance(leaf, tuple | list):
+        elif isinstance(leaf, _NESTED):
             _collect(leaf, into)
         else:
             assert not isinstance(leaf, dict), "engine functions take tuples and lists"

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from .batch import check_class_targets, check_per_task_loss
+from .batch import check_class_targets, check_labels, check_per_task_loss
 from .ops.base import Loss as LossOp
 from .ops.cross_entropy import CrossEntropy
 from .ops.mse import MSE
@@ -74,16 +74,23 @@ def loss_op(name: str, loss: Loss, plan: Plan, targets: Any, *, skip: int = 0) -
     return OpaqueLoss(Opaque(run, title))
 
 
-def check_labels_of(
-    name: str, loss: Loss, plan: Plan, targets: Sequence[Tensor], *, skip: int = 0, batch: int | None = None
+def check_targets_of(
+    name: str, loss: Loss, plan: Plan, targets: Any, *, skip: int = 0, batch: int | None = None
 ) -> None:
-    """Where `loss` is cross-entropy: labels that fit the logits in shape and range.
+    """Where `loss` is cross-entropy: targets of a shape that fits the logits'.
 
-    The plan may stand for a part of the samples, a `batch` of them, while the labels are of all.
+    The plan may stand for a part of the samples, a `batch` of them, while the targets are of all.
     """
-    op = known_loss(loss)
+    leaves = [leaf for leaf in pytree.tree_leaves(targets) if leaf is not None]
     shapes = plan.sample_shapes(skip)
-    if isinstance(op, CrossEntropy) and len(shapes) == len(targets) == 1:
-        (labels,) = targets
-        samples = shapes[0][0] if batch is None else labels.shape[1]
-        check_class_targets(name, labels, (labels.shape[0], samples, *shapes[0][1:]), ignore_index=op.ignore_index)
+    if isinstance(known_loss(loss), CrossEntropy) and len(shapes) == len(leaves) == 1:
+        (given,) = leaves
+        samples = shapes[0][0] if batch is None else given.shape[1]
+        check_class_targets(name, given, (given.shape[0], samples, *shapes[0][1:]))
+
+
+def check_labels_of(name: str, loss: LossOp | None, plan: Plan, targets: Sequence[Tensor]) -> None:
+    """Where `loss` is cross-entropy of labels: each within the logits' classes."""
+    if isinstance(loss, CrossEntropy):
+        (labels,), (logits,) = targets, plan.output_shapes
+        check_labels(name, labels, logits[1], ignore_index=loss.ignore_index)

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
@@ -23,23 +22,23 @@ from .batch import TaskBatch, warn_running_statistics
 from .cuda_graph import MetaStepGraphs
 from .engine import Context, Data, Engine, InnerLoop, MetaGradient, Objective
 from .layout import Layout
-from .losses import check_labels_of, loss_op
+from .losses import check_labels_of, check_targets_of, loss_op
 from .notices import warn_user
 from .plan import Plan, seeded_in_python
 from .program import Program, leaves_of
-from .survey import Survey, survey
+from .survey import Survey, Watch
 
 if TYPE_CHECKING:
     from .algorithms import MetaLearner
 
 Tree = Any
+_Key = tuple[int, bool, Hashable, Hashable]  # what a plan is for: steps, with loss or not, options, the batch's kind
 
 _MOST_PROGRAMS = 16  # kept of a module whose state goes on changing
 _MOST_GRAPHED = 16  # backends with CUDA graphs, each of which keeps a meta-step's memory
 
 
-@dataclass(frozen=True)
-class Session:
+class Session(NamedTuple):
     """A meta-batch on its way through a backend."""
 
     learner: MetaLearner
@@ -70,8 +69,8 @@ class Session:
         return query
 
     def _check_support_labels(self, targets: tuple[Tensor, ...]) -> None:
-        plan = self.backend.engine.loop.objective.plan
-        check_labels_of("support_y", self.learner.inner_loss, plan, targets, batch=self.learner.inner_batch_size)
+        inner = self.backend.engine.loop.objective
+        check_labels_of("support_y", inner.loss, inner.plan, targets)
 
     def meta_step(self, *, keep: bool) -> MetaGradient:
         support, query = self._support(), Data(leaves_of(self.batch.query_x), leaves_of(self.batch.query_y))
@@ -87,8 +86,8 @@ class Session:
         """All of a meta-step that the device does: what a CUDA graph holds."""
         outer = self.backend.engine.outer
         self._check_support_labels(support.targets)
-        check_labels_of("query_y", self.learner.outer_loss, outer.plan, query.targets, skip=outer.skip)
-        query = query._replace(inputs=self._behind_support(support.inputs, query.inputs))
+        check_labels_of("query_y", outer.loss, outer.plan, query.targets)
+        query = Data(self._behind_support(support.inputs, query.inputs), query.targets)
         return self.backend.meta_step(params, support, query, context, keep=keep)
 
     def adapt(self, *, keep: bool) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
@@ -100,10 +99,10 @@ class Session:
 
     def on(self, query_x: Tree) -> Session:
         """The same tasks with query inputs, planned for their shapes."""
-        batch = replace(self.batch, query_x=query_x, query_y=None)
+        batch = TaskBatch(self.batch.support_x, self.batch.support_y, query_x)
         sessions = self.learner._sessions
-        backend = sessions.backend(self.learner, self.state, batch, self.steps, with_loss=False)
-        return replace(self, batch=batch, backend=backend)
+        _, backend = sessions.planned(self.learner, self.state, batch, self.steps, with_loss=False)
+        return self._replace(batch=batch, backend=backend)
 
     def apply(self, phi: Tensor) -> tuple[list[Tensor], Callable[[Sequence[Tensor | None]], Tensor]]:
         with torch.no_grad(), self.numerics():
@@ -151,7 +150,8 @@ class Sessions:
         self._programs: dict[Hashable, tuple[Program, dict[Hashable, Backend]]] = {}
         self._graphs: WeakKeyDictionary[Backend, MetaStepGraphs] = WeakKeyDictionary()
         self._told: set[str] = set()
-        self.last: Backend | None = None
+        self._watch = Watch()
+        self._latest: tuple[Survey, _Key, Program, Backend] | None = None  # the latest plan, and for what it is
         self.last_graphs: MetaStepGraphs | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Sessions:
@@ -162,10 +162,9 @@ class Sessions:
 
     def open(self, learner: MetaLearner, batch: TaskBatch, steps: int) -> Session:
         """A session on `batch`, which is checked; without a query set only `adapt` may be called on it."""
-        state = survey(learner.module)
+        state = self._watch.look(learner.module)
         with_loss = batch.query_x is not None
-        backend = self.backend(learner, state, batch, steps, with_loss=with_loss)
-        program, _ = self._programs[state.key]
+        program, backend = self.planned(learner, state, batch, steps, with_loss=with_loss)
         graphs = self._graphs_of(backend) if learner.cuda_graph and with_loss else None
         context = Context(program.constants(), backend.keys())
         return Session(learner, state, program, backend, batch, context, steps, graphs)
@@ -186,7 +185,7 @@ class Sessions:
 
     def program(self, learner: MetaLearner, state: Survey | None = None) -> Program:
         """The program of the module in its present state."""
-        key = (survey(learner.module) if state is None else state).key
+        key = (self._watch.look(learner.module) if state is None else state).key
         if key not in self._programs:
             warn_running_statistics(learner.module)
             if len(self._programs) == _MOST_PROGRAMS:
@@ -194,22 +193,35 @@ class Sessions:
             self._programs[key] = Program(learner.module), {}
         return self._programs[key][0]
 
-    def backend(self, learner: MetaLearner, state: Survey, batch: TaskBatch, steps: int, *, with_loss: bool) -> Backend:
-        """The backend for a batch like this one, which is checked where there has been none like it."""
+    @property
+    def last(self) -> Backend | None:
+        """The backend of the latest session."""
+        return None if self._latest is None else self._latest[3]
+
+    def planned(
+        self, learner: MetaLearner, state: Survey, batch: TaskBatch, steps: int, *, with_loss: bool
+    ) -> tuple[Program, Backend]:
+        """Program and backend for a batch like this one, which is checked where there has been none like it."""
         options = (
             learner.inner_loss, learner.outer_loss, learner.inner_optimizer, learner.inner_batch_size, learner.memory,
             learner.task_chunk, learner.bn_statistics, learner.compile_step, learner.backend, learner.precision,
         )  # fmt: skip
         key = (steps, with_loss, options, _signature(batch))
-        _, backends = self._programs.get(state.key, (None, {}))
-        if key not in backends:
+        latest = self._latest
+        if latest is None or latest[0] is not state or latest[1] != key:  # equality takes a fifth of two look-ups' time
+            latest = self._latest = (state, key, *self._look_up(learner, state, key, batch))
+        return latest[2:]
+
+    def _look_up(self, learner: MetaLearner, state: Survey, key: _Key, batch: TaskBatch) -> tuple[Program, Backend]:
+        program, backends = self._programs.get(state.key, (None, {}))
+        if program is None or key not in backends:
+            steps, with_loss, *_ = key
             if with_loss or batch.query_x is None:  # the parts of any other were checked when they came
                 learner._check(batch, query_required=with_loss)
             program = self.program(learner, state)
             _, backends = self._programs[state.key]
             backends[key] = _make(learner, program, batch, steps, with_loss)
-        self.last = backends[key]
-        return self.last
+        return program, backends[key]
 
 
 def _make(learner: MetaLearner, program: Program, batch: TaskBatch, steps: int, with_loss: bool) -> Backend:
@@ -217,6 +229,7 @@ def _make(learner: MetaLearner, program: Program, batch: TaskBatch, steps: int, 
     head_x, head_y = pytree.tree_map_only(Tensor, lambda x: x[:, :size], (batch.support_x, batch.support_y))
     plan = program.plan(head_x)
     layout = program.layout
+    check_targets_of("support_y", learner.inner_loss, plan, batch.support_y, batch=size)
     inner = Objective(plan, loss_op("inner_loss", learner.inner_loss, plan, head_y), layout)
     outer = Objective(plan, None, layout)
     if batch.query_x is not None:
@@ -225,7 +238,10 @@ def _make(learner: MetaLearner, program: Program, batch: TaskBatch, steps: int, 
             skip = batch.support_samples
             seen = pytree.tree_map(lambda a, b: torch.cat([a, b], 1), batch.support_x, batch.query_x)
         plan = program.plan(seen, rows=skip or None)
-        loss = loss_op("outer_loss", learner.outer_loss, plan, batch.query_y, skip=skip) if with_loss else None
+        loss = None
+        if with_loss:
+            check_targets_of("query_y", learner.outer_loss, plan, batch.query_y, skip=skip)
+            loss = loss_op("outer_loss", learner.outer_loss, plan, batch.query_y, skip=skip)
         outer = Objective(plan, loss, layout, skip)
     if learner.compile_step:
         _refuse_compiled_draws(inner.plan, outer.plan)

@@ -1,16 +1,19 @@
-"""One walk over a module before every call: its parameters, and everything else that a trace of it depends on."""
+"""A look at a module before every call: its parameters, and everything else that a trace of it depends on."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator
-from typing import Any, NamedTuple
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass
+from operator import is_
+from typing import Any
 
 from torch import Tensor, nn
 
 _PLAIN = frozenset({bool, int, float, str, type(None)})
 
 
-class Survey(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Survey:
     """What was found.
 
     Two surveys with equal `key` make the same program: same submodules, training modes, hooks, plain attributes (a
@@ -21,26 +24,68 @@ class Survey(NamedTuple):
     trainable: list[nn.Parameter]  # θ in the order of `module.parameters()`, tied ones once
 
 
-def survey(module: nn.Module) -> Survey:
-    """The state of `module` now."""
+class Watch:
+    """Surveys of one module, call after call.
+
+    While every object in the module is the one that was there at the last survey, and every tensor of the kind that it
+    was, that survey itself comes back: 12 µs for 22 on a sinusoid's network, whose whole meta-step takes 400.
+    """
+
+    def __init__(self) -> None:
+        self._modules: list[nn.Module] = []
+        self._objects: list[Any] = []
+        self._tensors: list[Tensor] = []
+        self._kinds: list[Hashable] = []
+        self._last: Survey | None = None
+
+    def look(self, module: nn.Module) -> Survey:
+        """The state of `module` now."""
+        if self._last is not None and self._modules[0] is module and self._unchanged():
+            return self._last
+        self._modules = list(_walk(module, set()))
+        self._objects = _objects(self._modules)
+        self._tensors = [x for m in self._modules for x in _tensors(m)]
+        self._kinds = [_kind(x) for x in self._tensors]
+        self._last = _survey(self._modules)
+        return self._last
+
+    def _unchanged(self) -> bool:
+        objects = _objects(self._modules)
+        same = len(objects) == len(self._objects) and all(map(is_, objects, self._objects))
+        return same and [_kind(x) for x in self._tensors] == self._kinds
+
+
+def _objects(modules: Sequence[nn.Module]) -> list[Any]:
+    """All that a survey reads, or that holds something that it reads. Plain attributes cannot change in place."""
+    objects: list[Any] = []
+    for m in modules:
+        objects += m.__dict__.values()
+        objects += m._parameters.values()
+        objects += m._buffers.values()
+        objects += m._modules.values()
+        objects += (len(m._forward_hooks), len(m._forward_pre_hooks))
+    return objects
+
+
+def _survey(modules: Sequence[nn.Module]) -> Survey:
     key: list[Any] = []
     params: dict[int, nn.Parameter] = {}
-    for m in _walk(module, set()):
+    for m in modules:
         key += (id(m), len(m._forward_hooks), len(m._forward_pre_hooks))
-        # `module.modules()` and the like take ten times as long, and a sinusoid's whole meta-step a millisecond
         key += [v for v in m.__dict__.values() if v.__class__ in _PLAIN or (v.__class__ is tuple and _plain(v))]
-        for p in m._parameters.values():
-            if p is not None:
-                params[id(p)] = p
-                key.append(_kind(p))
-        key += [_kind(b) for b in m._buffers.values() if b is not None]
+        params |= {id(p): p for p in m._parameters.values() if p is not None}
+        key += map(_kind, _tensors(m))
     # which names share one tensor
     key.append(tuple(params))
     return Survey(tuple(key), [p for p in params.values() if p.requires_grad])
 
 
+def _tensors(module: nn.Module) -> list[Tensor]:
+    return [x for x in (*module._parameters.values(), *module._buffers.values()) if x is not None]
+
+
 def _walk(module: nn.Module, seen: set[int]) -> Iterator[nn.Module]:
-    """As `module.modules()`."""
+    """As `module.modules()`, which takes ten times as long."""
     if id(module) not in seen:
         seen.add(id(module))
         yield module

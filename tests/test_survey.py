@@ -10,7 +10,7 @@ from torch import nn
 
 import fastmeta
 from fastmeta import session
-from fastmeta.survey import survey
+from fastmeta.survey import Watch
 
 
 class Tempered(nn.Module):
@@ -57,12 +57,36 @@ def test_a_change_between_calls_is_noticed(name):
     assert relative(got.losses, before.losses) > 1e-3 or got.grads.keys() != before.grads.keys()
 
 
-def test_a_dropouts_rate_is_part_of_the_state():
-    model = make(nn.Dropout(0.1))
-    before = survey(model)
-    assert survey(model).key == before.key
-    model[1].p = 0.6
-    assert survey(model).key != before.key
+NOTICED = {
+    **{name: change for name, (_, change) in CHANGES.items()},
+    "a dropout's rate": lambda m: setattr(m[1], "p", 0.6),
+    "eval mode": nn.Module.eval,
+    "another type in the same parameters": nn.Module.float,
+    "a buffer": lambda m: m[0].register_buffer("more", torch.ones(1)),
+    "a hook": lambda m: m[0].register_forward_hook(lambda *_: None),
+    "an attribute of its own": lambda m: setattr(m[1], "new", 3),
+    "an attribute that went": lambda m: delattr(m[0], "in_features"),
+}
+
+
+@pytest.mark.parametrize("name", NOTICED)
+def test_a_watch_gives_the_last_survey_until_something_changes(name):
+    model = CHANGES[name][0]() if name in CHANGES else make(nn.Dropout(0.1))
+    watch = Watch()
+    before = watch.look(model)
+    assert watch.look(model) is before
+    assert Watch().look(model).key == before.key
+    NOTICED[name](model)
+    after = watch.look(model)
+    assert after.key != before.key
+    assert after.key == Watch().look(model).key
+    assert watch.look(model) is after
+
+
+def test_a_watch_notices_another_module():
+    watch, first, second = Watch(), make(nn.Tanh()), make(nn.Tanh())
+    assert watch.look(first).key != watch.look(second).key
+    assert watch.look(second).trainable[0] is second[0].weight
 
 
 def test_parameters_come_in_the_modules_order_and_tied_ones_once():
@@ -70,7 +94,7 @@ def test_parameters_come_in_the_modules_order_and_tied_ones_once():
     model[2].weight = model[0].weight
     model[1].bias.requires_grad_(False)
     wanted = [p for p in model.parameters() if p.requires_grad]
-    assert all(a is b for a, b in zip(survey(model).trainable, wanted, strict=True))
+    assert all(a is b for a, b in zip(Watch().look(model).trainable, wanted, strict=True))
 
 
 def test_old_programs_are_forgotten(monkeypatch):
