@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import is_
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -24,6 +24,16 @@ class Survey:
     trainable: list[nn.Parameter]  # θ in the order of `module.parameters()`, tied ones once
 
 
+class _Seen(NamedTuple):
+    """What a survey was made of."""
+
+    modules: list[nn.Module]
+    objects: list[Any]
+    tensors: list[Tensor]
+    kinds: list[Hashable]
+    survey: Survey
+
+
 class Watch:
     """Surveys of one module, call after call.
 
@@ -32,27 +42,23 @@ class Watch:
     """
 
     def __init__(self) -> None:
-        self._modules: list[nn.Module] = []
-        self._objects: list[Any] = []
-        self._tensors: list[Tensor] = []
-        self._kinds: list[Hashable] = []
-        self._last: Survey | None = None
+        self._last: _Seen | None = None
 
     def look(self, module: nn.Module) -> Survey:
         """The state of `module` now."""
-        if self._last is not None and self._modules[0] is module and self._unchanged():
-            return self._last
-        self._modules = list(_walk(module, set()))
-        self._objects = _objects(self._modules)
-        self._tensors = [x for m in self._modules for x in _tensors(m)]
-        self._kinds = [_kind(x) for x in self._tensors]
-        self._last = _survey(self._modules)
-        return self._last
+        last = self._last
+        if last is None or last.modules[0] is not module or _changed(last):
+            modules = list(_walk(module, set()))
+            tensors = [x for m in modules for x in _tensors(m)]
+            last = _Seen(modules, _objects(modules), tensors, [_kind(x) for x in tensors], _survey(modules))
+            self._last = last  # at once: another thread may be looking
+        return last.survey
 
-    def _unchanged(self) -> bool:
-        objects = _objects(self._modules)
-        same = len(objects) == len(self._objects) and all(map(is_, objects, self._objects))
-        return same and [_kind(x) for x in self._tensors] == self._kinds
+
+def _changed(seen: _Seen) -> bool:
+    objects = _objects(seen.modules)
+    same = len(objects) == len(seen.objects) and all(map(is_, objects, seen.objects))
+    return not same or [_kind(x) for x in seen.tensors] != seen.kinds
 
 
 def _objects(modules: Sequence[nn.Module]) -> list[Any]:
