@@ -112,10 +112,18 @@ def test_tensors_that_do_not_fit(batch, message):
     ],
     ids=["high", "negative", "float", "one-hot"],
 )
-def test_labels_that_do_not_fit(which, spoil, message):
-    learner, batch = fastmeta.MAML(mlp(4, 3)), classification(4)
+@pytest.mark.parametrize("inner_batch_size", [None, 2])
+def test_labels_that_do_not_fit(which, spoil, message, inner_batch_size):
+    learner, batch = fastmeta.MAML(mlp(4, 3), inner_batch_size=inner_batch_size), classification(4)
+    spoilt = batch._replace(**{which: spoil(getattr(batch, which))})
     with pytest.raises(ValueError, match=f"{which}: {message}"):
-        learner(*batch._replace(**{which: spoil(getattr(batch, which))}))
+        learner(*spoilt)
+    learner(*batch)  # plans are made once, labels looked at every time
+    with pytest.raises(ValueError, match=f"{which}: {message}"):
+        learner(*spoilt)
+    if which == "support_y":
+        with pytest.raises(ValueError, match=f"{which}: {message}"):
+            learner.adapt(*spoilt[:2])
 
 
 @pytest.mark.parametrize(
