@@ -69,8 +69,7 @@ def check_batch(
 ) -> None:
     """Everything that can be said about a meta-batch before the module has run.
 
-    `check_class_targets` and `check_labels` hold labels against logits afterwards; NaN in the data is the affair of
-    `finite_tasks`.
+    `check_class_targets` and `check_labels` hold labels against logits afterwards; `finite_tasks` looks for NaN.
 
     Args:
         outer_loss: None stands for the inner loss.
@@ -119,8 +118,6 @@ def check_query(query_x: Tree, *, tasks: int, module: nn.Module) -> None:
 
 def check_class_targets(name: str, targets: Tensor, logits: Sequence[int]) -> None:
     """The shape of cross_entropy's targets against that of the logits, [T, N, C] or [T, N, C, ...].
-
-    `check_labels` holds the labels themselves against the number of classes.
 
     Raises:
         ValueError: floats that are no class probabilities, or another shape.

@@ -75,16 +75,15 @@ def loss_op(name: str, loss: Loss, plan: Plan, targets: Any, *, skip: int = 0) -
 
 
 def check_targets_of(
-    name: str, loss: Loss, plan: Plan, targets: Any, *, skip: int = 0, batch: int | None = None
+    name: str, loss: Loss, plan: Plan, targets: Sequence[Tensor], *, skip: int = 0, batch: int | None = None
 ) -> None:
     """Where `loss` is cross-entropy: targets of a shape that fits the logits'.
 
     The plan may stand for a part of the samples, a `batch` of them, while the targets are of all.
     """
-    leaves = [leaf for leaf in pytree.tree_leaves(targets) if leaf is not None]
     shapes = plan.sample_shapes(skip)
-    if isinstance(known_loss(loss), CrossEntropy) and len(shapes) == len(leaves) == 1:
-        (given,) = leaves
+    if isinstance(known_loss(loss), CrossEntropy) and len(shapes) == len(targets) == 1:
+        (given,) = targets
         samples = shapes[0][0] if batch is None else given.shape[1]
         check_class_targets(name, given, (given.shape[0], samples, *shapes[0][1:]))
 

@@ -230,7 +230,7 @@ def _make(learner: MetaLearner, program: Program, batch: TaskBatch, steps: int, 
     head_x, head_y = pytree.tree_map_only(Tensor, lambda x: x[:, :size], (batch.support_x, batch.support_y))
     plan = program.plan(head_x)
     layout = program.layout
-    check_targets_of("support_y", learner.inner_loss, plan, batch.support_y, batch=size)
+    check_targets_of("support_y", learner.inner_loss, plan, leaves_of(batch.support_y), batch=size)
     inner = Objective(plan, loss_op("inner_loss", learner.inner_loss, plan, head_y), layout)
     outer = Objective(plan, None, layout)
     if batch.query_x is not None:
@@ -241,7 +241,7 @@ def _make(learner: MetaLearner, program: Program, batch: TaskBatch, steps: int, 
         plan = program.plan(seen, rows=skip or None)
         loss = None
         if with_loss:
-            check_targets_of("query_y", learner.outer_loss, plan, batch.query_y, skip=skip)
+            check_targets_of("query_y", learner.outer_loss, plan, leaves_of(batch.query_y), skip=skip)
             loss = loss_op("outer_loss", learner.outer_loss, plan, batch.query_y, skip=skip)
         outer = Objective(plan, loss, layout, skip)
     if learner.compile_step:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
 from operator import is_
 from typing import Any, NamedTuple
 
@@ -12,8 +11,7 @@ from torch import Tensor, nn
 _PLAIN = frozenset({bool, int, float, str, type(None)})
 
 
-@dataclass(frozen=True, eq=False)
-class Survey:
+class Survey(NamedTuple):
     """What was found.
 
     Two surveys with equal `key` make the same program: same submodules, training modes, hooks, plain attributes (a

@@ -225,6 +225,8 @@ def test_labels_out_of_range():
         check_labels("support_y", labels, 3)
     with pytest.raises(ValueError, match=r"query_y: labels must lie in \[0, 4\), .* got values from -1 to 1"):
         check_labels("query_y", torch.tensor([[1, -1]]), 4)
+    with pytest.raises(ValueError, match=r"query_y: labels must lie in \[0, 4\)"):
+        check_labels("query_y", Y + 4, C)
     with pytest.raises(ValueError, match=r"got values from -100 to 3"):
         check_labels("query_y", labels, 4, ignore_index=-1)
 
