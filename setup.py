@@ -37,7 +37,7 @@ setup(
     package_data={"fastmeta": ["py.typed"]},
     install_requires=["torch>=2.11", 'triton>=3.6.0; sys_platform == "linux"', "numpy"],
     extras_require={"train": TRAIN, "bench": BENCH, "dev": DEV},
-    entry_points={"console_scripts": ["fastmeta = fastmeta.cli:main"]},
+    entry_points={"console_scripts": ["fastmeta = fastmeta.train.cli:main"]},
     classifiers=[
         "Development Status :: 3 - Alpha",
         "Intended Audience :: Science/Research",

@@ -9,14 +9,14 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from bench import environment
+from . import environment
 
 ALGORITHMS = ("maml", "fomaml", "reptile")
 AXES = ("tasks", "steps", "width")
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
-    """Six commands: run, scaling, train, report, predict, gpu."""
+    """Seven commands: run, scaling, train, report, predict, kernels, gpu."""
     parser = argparse.ArgumentParser(prog="python -m bench", description="fastmeta beside its peers.")
     commands = parser.add_subparsers(dest="command", required=True)
 
@@ -65,6 +65,12 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     predict.add_argument("--processes", type=int, help="default: one a core")
     predict.add_argument("--out", type=Path, help="result file, JSON")
 
+    kernels = commands.add_parser("kernels", help="figures of the Triton kernels, without a GPU")
+    if "kernels" in (sys.argv[1:] if arguments is None else arguments)[:1]:  # its module imports torch
+        from bench.kernels import command
+
+        command.add_options(kernels)
+
     gpu = commands.add_parser("gpu", help="everything that needs a GPU, within nine minutes")
     gpu.add_argument("--out", type=Path, required=True, metavar="DIR", help="a handful of JSON files, and table.md")
     gpu.add_argument("--part", nargs="+", metavar="NAME", help="default: all")
@@ -77,7 +83,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; user errors print one line and give status 2."""
     options = parse(arguments)
-    commands = {"run": run, "scaling": scaling, "train": train, "report": report, "predict": predict, "gpu": gpu}
+    commands = {
+        "run": run, "scaling": scaling, "train": train, "report": report, "predict": predict, "kernels": kernels,
+        "gpu": gpu,
+    }  # fmt: skip
     try:
         return commands[options.command](options)
     except (ValueError, OSError) as error:
@@ -87,8 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def report(options: argparse.Namespace) -> int:
     """Tables and figures."""
-    from bench.report import report as tables
-    from bench.report import update_readme
+    from .report import report as tables
+    from .report import update_readme
 
     text = tables(options.files)
     if options.out is None:
@@ -96,7 +105,7 @@ def report(options: argparse.Namespace) -> int:
     else:
         options.out.write_text(text, encoding="utf-8")
     if options.figures is not None:
-        from bench.figures import draw
+        from .figures import draw
 
         for path in draw(options.files, options.figures):
             print(f"wrote {path}", file=sys.stderr)
@@ -107,7 +116,7 @@ def report(options: argparse.Namespace) -> int:
 
 def predict(options: argparse.Namespace) -> int:
     """Counts, and what they would take."""
-    from bench.predict import PREDICTED, run
+    from .predict import PREDICTED, run
 
     result = run(
         known("workload", options.workload or PREDICTED, PREDICTED),
@@ -116,9 +125,16 @@ def predict(options: argparse.Namespace) -> int:
     return _show(result)
 
 
+def kernels(options: argparse.Namespace) -> int:
+    """Kernels without a GPU."""
+    from bench.kernels import command
+
+    return command.run(options)
+
+
 def gpu(options: argparse.Namespace) -> int:
     """Everything that needs a GPU."""
-    from bench.gpu import PARTS, run
+    from .gpu import PARTS, run
 
     names = known("part", options.part or PARTS, PARTS)
     return run(names, out=options.out, limit_s=options.limit, device=options.device, wheels=options.wheels)
@@ -127,9 +143,9 @@ def gpu(options: argparse.Namespace) -> int:
 def run(options: argparse.Namespace) -> int:
     """Meta-steps beside the peers."""
     _prepare(options)
-    from bench import run as runner
-    from bench.peers import PEERS, peers_for
-    from bench.workloads import WORKLOADS, workloads_for
+    from . import run as runner
+    from .peers import PEERS, peers_for
+    from .workloads import WORKLOADS, workloads_for
 
     result = runner.run(
         workloads=known("workload", options.workload or workloads_for(options.device), WORKLOADS),
@@ -148,9 +164,9 @@ def run(options: argparse.Namespace) -> int:
 def scaling(options: argparse.Namespace) -> int:
     """Curves over tasks, steps and width."""
     _prepare(options)
-    from bench import scaling as curves
-    from bench.peers import PEERS
-    from bench.workloads import WORKLOADS
+    from . import scaling as curves
+    from .peers import PEERS
+    from .workloads import WORKLOADS
 
     (workload,) = known("workload", [options.workload], WORKLOADS)
     peers = options.peer or (*curves.PEERS, *curves.EXTRA[options.device])
@@ -166,7 +182,7 @@ def scaling(options: argparse.Namespace) -> int:
 def train(options: argparse.Namespace) -> int:
     """Whole training steps."""
     _prepare(options)
-    from bench import end_to_end
+    from . import end_to_end
 
     result = end_to_end.run(
         runs=options.run, paths=options.path or end_to_end.PATHS, device=options.device, rounds=options.rounds,
@@ -185,7 +201,7 @@ def _prepare(options: argparse.Namespace) -> None:
 
 
 def _show(result: dict[str, Any]) -> int:
-    from bench.report import section
+    from .report import section
 
     print("\n" + section(result))
     return 0

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from bench import device as devices
-from bench import environment
-from bench.records import FORMAT, write
+from . import device as devices
+from . import environment
+from .records import FORMAT, write
 
 # Large enough to keep a device busy; bytes beyond any cache.
 SIZES = {"cpu": 1536, "cuda": 8192}

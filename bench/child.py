@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from bench import environment
+from . import environment
 
 SKIPPED = 77
 """The exit status of what cannot run here and says so (the GNU convention for tests)."""

@@ -16,10 +16,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bench import device as devices
-from bench.child import SKIPPED
-from bench.records import FORMAT, describe_error, write
-from bench.workloads import LOSSES, WORKLOADS
+from . import device as devices
+from .child import SKIPPED
+from .records import FORMAT, describe_error, write
+from .workloads import LOSSES, WORKLOADS
 
 COMPILED = (("omniglot-20w1s", "float32"), ("torchbench-maml", "float32"), ("mini-5w1s", "float32"),
             ("omniglot-20w1s", "tf32"), ("torchbench-maml", "tf32"), ("mini-5w1s", "tf32"),
@@ -36,7 +36,7 @@ def compile_share(
     from fastmeta.kernels.ahead_of_time import compiled_for  # pyright: ignore[reportMissingImports]
 
     from fastmeta import MAML, SGD
-    from fastmeta.batch import TaskBatch
+    from fastmeta.engine.batch import TaskBatch
 
     sized = WORKLOADS[workload].unrepeated()  # the number of tasks is a grid's
     learner = MAML(

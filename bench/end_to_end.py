@@ -19,13 +19,15 @@ import torch
 import torch.nn.functional as F
 
 import fastmeta
-from bench import device as devices
-from bench import environment
-from bench.records import FORMAT, describe_error, write
-from bench.timing import interleave
 from fastmeta.models import conv4, sinusoid_mlp
 from fastmeta.tasks import Characters, FewShot, Sinusoid
-from fastmeta.train import TrainConfig, Trainer
+from fastmeta.train.run_config import TrainConfig
+from fastmeta.train.trainer import Trainer
+
+from . import device as devices
+from . import environment
+from .records import FORMAT, describe_error, write
+from .timing import interleave
 
 RUNS = ("sinusoid", "omniglot")
 PATHS = ("eager", "compiled", "triton")

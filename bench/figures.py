@@ -8,11 +8,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from bench.floors import floor_ms
-from bench.peers import GRAPH
-from bench.records import Point, Row, load_all, points_of, rows_of
-from bench.report import OURS, TRUTH, best_of_ours, captions, rank
-from bench.workloads import WORKLOADS
+from .floors import floor_ms
+from .peers import GRAPH
+from .records import Point, Row, load_all, points_of, rows_of
+from .report import OURS, TRUTH, best_of_ours, captions, rank
+from .workloads import WORKLOADS
 
 AXES = {"tasks": "tasks T of a meta-batch", "steps": "inner steps K", "width": "width of the hidden layers"}
 # fastmeta in blues, peers in other colours (matplotlib's "tab20", told apart without red beside green)

@@ -32,7 +32,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bench.workloads import Workload
+from .workloads import Workload
 
 
 def forward_flop(workload: Workload) -> list[int]:

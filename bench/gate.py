@@ -17,10 +17,11 @@ import torch
 from torch import Tensor
 
 import fastmeta
-from bench.device import products
-from bench.problem import ALGORITHMS
-from bench.workloads import LOSSES, Workload
 from fastmeta import reference
+
+from .device import products
+from .problem import ALGORITHMS
+from .workloads import LOSSES, Workload
 
 SLACK = 1e-4
 

@@ -18,8 +18,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from bench import child, environment
-from bench.records import FORMAT, without_folders, write
+from . import child, environment
+from .records import FORMAT, without_folders, write
 
 LEAST_S = 5
 """A part that would have less time is left out."""
@@ -133,7 +133,7 @@ def run(
             print(f"{name:10} {outcome.status:10} {outcome.seconds:5.0f} s  {outcome.message}", flush=True)
             result["parts"].append(asdict(outcome))
             write(result, out / "gpu.json")
-    from bench.gpu_table import table
+    from .gpu_table import table
 
     text = table(result, out)
     (out / "table.md").write_text(text, encoding="utf-8")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from bench.records import load
+from .records import load
 
 RUNS = ("images", "workloads", "tf32", "bfloat16")
 
@@ -39,7 +39,7 @@ def _part(part: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _run(result: Mapping[str, Any]) -> list[str]:
-    from bench.report import section
+    from .report import section
 
     return [section(result)]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from bench.problem import MetaStep, Problem, Unsupported
+from .problem import MetaStep, Problem, Unsupported
 
 WARM_UP_CALLS = 3
 """Before a capture, on a stream of its own: libraries make their handles and workspaces, kernels compile (PyTorch,

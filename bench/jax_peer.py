@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from bench.problem import MetaStep, Problem, Unsupported
 from fastmeta.models import Sine
+
+from .problem import MetaStep, Problem, Unsupported
 
 jax: Any = importlib.import_module("jax")
 jnp: Any = importlib.import_module("jax.numpy")

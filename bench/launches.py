@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from bench import device as devices
-from bench import environment
-from bench.ceilings import best_seconds
-from bench.gate import make_gate
-from bench.records import FORMAT, Row, describe_error, write
-from bench.run import admit
-from bench.workloads import WORKLOADS
+from . import device as devices
+from . import environment
+from .ceilings import best_seconds
+from .gate import make_gate
+from .records import FORMAT, Row, describe_error, write
+from .run import admit
+from .workloads import WORKLOADS
 
 CALLS = 200
 STEPS = 20
@@ -67,7 +67,7 @@ def _seconds_a_launch(launch: Callable[[], object], device: str, *, captured: bo
 
 def meta_steps(workload_name: str, device: str) -> list[dict[str, Any]]:
     """Milliseconds that a meta-step keeps the host, milliseconds until the device is done, kernels."""
-    from bench.problem import Problem
+    from .problem import Problem
 
     workload = WORKLOADS[workload_name].sized_for(device)
     gate = make_gate(workload, device=device)

@@ -12,8 +12,8 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from bench.gate import gradient, relative
-from bench.workloads import WORKLOADS, Workload
+from .gate import gradient, relative
+from .workloads import WORKLOADS, Workload
 
 SEEDS = range(1, 9)
 DRAWS = 2

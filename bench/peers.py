@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
-from bench.graphs import captured
-from bench.problem import Learner, MetaStep, Problem, Unsupported, accumulate, loop_over_tasks, pull
-from bench.workloads import LOSSES
+from .graphs import captured
+from .problem import Learner, MetaStep, Problem, Unsupported, accumulate, loop_over_tasks, pull
+from .workloads import LOSSES
 
 
 def autograd_loop(problem: Problem) -> MetaStep:

@@ -19,10 +19,10 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from bench import environment
-from bench.floors import meta_step_flop
-from bench.records import FORMAT, write
-from bench.workloads import WORKLOADS
+from . import environment
+from .floors import meta_step_flop
+from .records import FORMAT, write
+from .workloads import WORKLOADS
 
 PREDICTED = ("omniglot-20w1s", "torchbench-maml", "mini-5w1s")
 PRECISIONS = ("float32", "tf32", "bfloat16")
@@ -58,8 +58,8 @@ def counted(workload: str, storage: str) -> dict[str, Any]:
 
     Bytes are proportional to images, and of bfloat16, whose FLOP are float32's, one image is enough.
     """
-    from fastmeta import kernel_counts
-    from fastmeta.kernel_report import WORKLOADS as COUNTED
+    from .kernels import counted as kernel_counts
+    from .kernels.compiled import WORKLOADS as COUNTED
 
     kernel_counts.interpreted()
     work = COUNTED[workload]

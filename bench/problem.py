@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from bench.workloads import LOSSES, Workload
 from fastmeta.tasks import Episodes
+
+from .workloads import LOSSES, Workload
 
 ALGORITHMS = ("maml", "fomaml", "reptile")
 

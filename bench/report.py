@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 
-from bench.floors import floor_ms
-from bench.predict import table as predictions_table
-from bench.problem import ALGORITHMS
-from bench.records import Point, Row, load_all, points_of, rows_of
-from bench.workloads import WORKLOADS
+from .floors import floor_ms
+from .predict import table as predictions_table
+from .problem import ALGORITHMS
+from .records import Point, Row, load_all, points_of, rows_of
+from .workloads import WORKLOADS
 
 OURS = "fastmeta "
 TRUTH = "fastmeta reference"  # the plain loop that is the truth, not a way to run fast

@@ -10,15 +10,15 @@ from typing import Any
 
 import torch
 
-from bench import ceilings, environment
-from bench import device as devices
-from bench.floors import meta_step_bytes, meta_step_flop
-from bench.gate import Gate, NoGate, make_gate
-from bench.peers import PEERS
-from bench.problem import MetaStep, Problem, Unsupported
-from bench.records import FORMAT, Row, describe_error, write
-from bench.timing import TooSlow, interleave, patience
-from bench.workloads import WORKLOADS, Workload
+from . import ceilings, environment
+from . import device as devices
+from .floors import meta_step_bytes, meta_step_flop
+from .gate import Gate, NoGate, make_gate
+from .peers import PEERS
+from .problem import MetaStep, Problem, Unsupported
+from .records import FORMAT, Row, describe_error, write
+from .timing import TooSlow, interleave, patience
+from .workloads import WORKLOADS, Workload
 
 MEASURED_TWICE_S = 4.0
 """A step slower than this is not run twice more for its memory."""

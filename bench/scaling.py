@@ -18,8 +18,8 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from bench import child, environment
-from bench.records import FORMAT, Point, describe_error, without_folders, write
+from . import child, environment
+from .records import FORMAT, Point, describe_error, without_folders, write
 
 AXES = {
     "tasks": (1, 10, 100, 1000, 10_000),
@@ -61,7 +61,7 @@ def run(
         step_s: a step longer than this ends a peer's axis.
         limit_s: seconds of one peer on one axis.
     """
-    from bench import ceilings
+    from . import ceilings
 
     result: dict[str, Any] = {
         "format": FORMAT,
@@ -125,7 +125,7 @@ def describe(point: Point) -> str:
 
 def _limit_memory(gib: float) -> None:
     """So much more private memory than is mapped now; beyond it allocations fail."""
-    from bench.device import resident_kib
+    from .device import resident_kib
 
     mapped = resident_kib("VmData") * 1024
     most = mapped + int(gib * 2**30)
@@ -134,14 +134,14 @@ def _limit_memory(gib: float) -> None:
 
 def _point(template: Point, settings: dict[str, Any]) -> Point:
     """Gate, time and memory at one value."""
-    from bench import device as devices
-    from bench.floors import meta_step_bytes, meta_step_flop
-    from bench.gate import NoGate, make_gate
-    from bench.problem import Problem
-    from bench.records import Row
-    from bench.run import admit
-    from bench.timing import interleave
-    from bench.workloads import WORKLOADS
+    from . import device as devices
+    from .floors import meta_step_bytes, meta_step_flop
+    from .gate import NoGate, make_gate
+    from .problem import Problem
+    from .records import Row
+    from .run import admit
+    from .timing import interleave
+    from .workloads import WORKLOADS
 
     device, how = settings["device"], {k: settings[k] for k in ("algorithm", "device", "precision")}
     workload = replace(WORKLOADS[template.workload].sized_for(device), **{template.axis: template.value})
@@ -178,7 +178,7 @@ def _child(settings: dict[str, Any]) -> None:
     environment.choose_device(settings["device"])
     import torch
 
-    from bench import run as _  # noqa: F401  imports everything before the limit
+    from . import run as _  # noqa: F401  imports everything before the limit
 
     torch.set_num_threads(settings["threads"])
     if settings["device"] == "cpu":

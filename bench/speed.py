@@ -13,13 +13,13 @@ from typing import Any
 
 import pytest
 
-from bench.gate import make_gate
-from bench.peers import peers_for
-from bench.problem import ALGORITHMS, Problem
-from bench.records import Row
-from bench.report import OURS
-from bench.run import admit
-from bench.workloads import WORKLOADS
+from .gate import make_gate
+from .peers import peers_for
+from .problem import ALGORITHMS, Problem
+from .records import Row
+from .report import OURS
+from .run import admit
+from .workloads import WORKLOADS
 
 PEERS = ("autograd loop", "torch.func vmap", *(name for name in peers_for("cpu") if name.startswith(OURS)))
 

@@ -19,16 +19,16 @@ from typing import Any, NamedTuple
 
 import torch
 
-from bench import device as devices
-from bench import environment
-from bench.child import SKIPPED
-from bench.compile_ahead import SHARES, compile_share, compile_side_by_side
-from bench.gate import Gate, make_gate
-from bench.peers import PEERS
-from bench.problem import Problem
-from bench.records import FORMAT, describe_error, write
-from bench.timing import interleave
-from bench.workloads import WORKLOADS
+from . import device as devices
+from . import environment
+from .child import SKIPPED
+from .compile_ahead import SHARES, compile_share, compile_side_by_side
+from .gate import Gate, make_gate
+from .peers import PEERS
+from .problem import Problem
+from .records import FORMAT, describe_error, write
+from .timing import interleave
+from .workloads import WORKLOADS
 
 STAGES, WARPS = (1, 2, 3), (4, 8, 16)
 SWEPT = ("sinusoid", "sinusoid-10k")

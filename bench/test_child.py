@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from bench import child, scaling
-from bench.records import Point
+from . import child, scaling
+from .records import Point
 
 
 def run(code: str, limit_s: float = 60, **options: Any) -> child.Ended:

@@ -11,13 +11,13 @@ from typing import Any
 
 import pytest
 
-from bench import environment, gpu
-from bench.__main__ import parse
-from bench.gpu import GPU_TESTS, PARTS, SHORT_TESTS, Part, checkout_on_path
-from bench.gpu_table import table
-from bench.peers import PEERS
-from bench.sweep import Config, a_step, configs, launched_with
-from bench.workloads import WORKLOADS
+from . import environment, gpu
+from .__main__ import parse
+from .gpu import GPU_TESTS, PARTS, SHORT_TESTS, Part, checkout_on_path
+from .gpu_table import table
+from .peers import PEERS
+from .sweep import Config, a_step, configs, launched_with
+from .workloads import WORKLOADS
 
 
 def part(code: str, limit_s: float = 60) -> Part:

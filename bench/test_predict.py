@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from bench import predict
-from bench.predict import milliseconds, rates
-from bench.report import section
+from . import predict
+from .predict import milliseconds, rates
+from .report import section
 
 FIGURES = {"launches": 100, "bytes": 4_300_000_000, "FLOP": 2_000_000_000, "model FLOP": 1_000_000_000}
 

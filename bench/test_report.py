@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from bench.__main__ import main
-from bench.figures import draw, look
-from bench.peers import PEERS
-from bench.records import Point, Row, load, load_all, write
-from bench.report import exponent, report, section, speed_table, summary, update_readme
+from .__main__ import main
+from .figures import draw, look
+from .peers import PEERS
+from .records import Point, Row, load, load_all, write
+from .report import exponent, report, section, speed_table, summary, update_readme
 
 ROOT = Path(__file__).resolve().parents[1]
 CEILINGS = {"float32": 100.0, "copy": 10.0}

@@ -10,15 +10,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bench import environment
-from bench.floors import floor_ms, forward_flop, meta_step_bytes, meta_step_flop
-from bench.gate import Gate, NoGate, make_gate, relative
-from bench.peers import PEERS, peers_for
-from bench.problem import ALGORITHMS, Problem, Unsupported
-from bench.records import Row, describe_error
-from bench.run import Settings, admit, measure
-from bench.timing import MIN_BLOCK_S, TooSlow, interleave, patience
-from bench.workloads import WORKLOADS, workloads_for
+from . import environment
+from .floors import floor_ms, forward_flop, meta_step_bytes, meta_step_flop
+from .gate import Gate, NoGate, make_gate, relative
+from .peers import PEERS, peers_for
+from .problem import ALGORITHMS, Problem, Unsupported
+from .records import Row, describe_error
+from .run import Settings, admit, measure
+from .timing import MIN_BLOCK_S, TooSlow, interleave, patience
+from .workloads import WORKLOADS, workloads_for
 
 SMALL = WORKLOADS["sinusoid"].small()
 

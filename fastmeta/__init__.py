@@ -1,7 +1,10 @@
 """fastmeta: meta-learning over all tasks at once."""
 
-from .algorithms import FOMAML, MAML, Learners, MetaOutput, Reptile
-from .inner import SGD, Adam
+from fastmeta.algorithms.maml import FOMAML, MAML
+from fastmeta.algorithms.outputs import Learners, MetaOutput
+from fastmeta.algorithms.reptile import Reptile
+from fastmeta.optim.adam import Adam
+from fastmeta.optim.sgd import SGD
 
 __all__ = ["FOMAML", "MAML", "SGD", "Adam", "Learners", "MetaOutput", "Reptile"]
 __version__ = "0.1.0"

@@ -11,18 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastmeta.batch import (
-    TaskBatch,
-    check_batch,
-    check_class_targets,
-    check_labels,
-    check_options,
-    check_per_task_loss,
-    check_query,
-    finite_tasks,
-    warn_running_statistics,
-)
-from fastmeta.inner import SGD, Adam
+from fastmeta.engine.batch import TaskBatch, finite_tasks
+from fastmeta.engine.checks import check_batch, check_options, check_query, warn_running_statistics
+from fastmeta.optim.adam import Adam
+from fastmeta.optim.sgd import SGD
+from fastmeta.program.targets import check_class_targets, check_labels, check_per_task_loss
 
 T, N, M, C = 3, 5, 7, 4
 

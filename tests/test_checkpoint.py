@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from training import same, trainer
 
-from fastmeta.checkpoint import KEYS, load_checkpoint, save_checkpoint
+from fastmeta.train.checkpoint import KEYS, load_checkpoint, save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

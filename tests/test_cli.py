@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from omniglot_files import background, one_shot_runs, write_folder, write_zip
 
-from fastmeta.checkpoint import load_checkpoint
-from fastmeta.cli import main
-from fastmeta.options import given
-from fastmeta.presets import PRESETS
+from fastmeta.train.checkpoint import load_checkpoint
+from fastmeta.train.cli import main
+from fastmeta.train.flags import given
+from fastmeta.train.presets import PRESETS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -178,7 +178,7 @@ def test_moved_data_is_no_other_configuration(folder, data):
 
 
 def test_ctrl_c_saves_and_says_how_to_resume(folder):
-    code = "import sys; from fastmeta.cli import main; sys.exit(main())"
+    code = "import sys; from fastmeta.train.cli import main; sys.exit(main())"
     arguments = ["train", "--iterations", "1000000", "--checkpoint-seconds", "0"]
     command = [sys.executable, "-c", code, *arguments]
     pipe = subprocess.PIPE
@@ -311,7 +311,8 @@ def test_damaged_checkpoint_is_not_overwritten(folder, capsys):
 def test_options_not_given_leave_the_preset_alone():
     from argparse import Namespace
 
-    from fastmeta.config import AlgorithmConfig, TaskConfig
+    from fastmeta.train.config import AlgorithmConfig
+    from fastmeta.train.families.settings import TaskConfig
 
     arguments = Namespace(inner_lr=0.0, inner_steps=None, alphabets=["A"], rotations=False)
     assert given(arguments, AlgorithmConfig) == {"inner_lr": 0.0}

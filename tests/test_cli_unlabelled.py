@@ -12,12 +12,12 @@ import pytest
 from image_files import write_cifar, write_pictures
 from omniglot_files import background, write_zip
 
-from fastmeta.checkpoint import load_checkpoint
-from fastmeta.cli import main
-from fastmeta.config import ALGORITHMS
-from fastmeta.families import FAMILIES
 from fastmeta.models import MODELS
-from fastmeta.presets import PRESETS
+from fastmeta.train.checkpoint import load_checkpoint
+from fastmeta.train.cli import main
+from fastmeta.train.config import ALGORITHMS
+from fastmeta.train.families.registry import FAMILIES
+from fastmeta.train.presets import PRESETS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -29,9 +29,9 @@ NETWORK = ["--channels", "4", "--ways", "3", "--queries", "2"]
 def folder(tmp_path, monkeypatch) -> Path:
     """Every command runs in an empty folder, where `runs/` is its default output."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("fastmeta.pipeline.ITERATIONS", 3)
-    for module in ("compare", "pipeline"):
-        monkeypatch.setattr(f"fastmeta.{module}.LR_FACTORS", (0.3, 1.0))
+    monkeypatch.setattr("fastmeta.train.pipeline.ITERATIONS", 3)
+    for module in ("scores.compare", "pipeline"):
+        monkeypatch.setattr(f"fastmeta.train.{module}.LR_FACTORS", (0.3, 1.0))
     return tmp_path
 
 
@@ -147,7 +147,7 @@ def test_ssl_images(folder, capsys, monkeypatch):
     path = str(write_cifar(folder / "data_batch_1.bin", 120, classes=4))
     options = ["--ways", "4", "--shots", "1", "--pretrain-iterations", "2", "--pretexts", "patches", "colours"]
     command = ["train", "ssl-images", "--data", path, *NETWORK, *SHORT, *options]
-    monkeypatch.setattr("fastmeta.progress._SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("fastmeta.train.progress._SECONDS_BETWEEN_LINES", 0.0)
     assert main(command) == 0
     captured = capsys.readouterr()
     out = captured.out

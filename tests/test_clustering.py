@@ -11,12 +11,13 @@ from meta_steps import assert_agrees_with_reference
 from torch.nn import functional as F
 
 import fastmeta
-from fastmeta.clustering import ClusteringLoss, clustering_accuracy, compare_clusters, score_clusters
-from fastmeta.compare import LR_FACTORS
-from fastmeta.evaluate import draw
 from fastmeta.models import ClusteringAutoencoder
+from fastmeta.models.clustering_loss import ClusteringLoss
 from fastmeta.tasks import ClassEpisodes, ClassTable, Images
 from fastmeta.tasks.image_sets import ImageSets, Unlabelled
+from fastmeta.train.scores.clusters import clustering_accuracy, compare_clusters, score_clusters
+from fastmeta.train.scores.compare import LR_FACTORS
+from fastmeta.train.scores.evaluate import draw
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

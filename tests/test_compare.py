@@ -10,11 +10,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import fastmeta
-from fastmeta.compare import LR_FACTORS, Comparison, Curve, compare, curve_steps, tuning_episodes
-from fastmeta.evaluate import Estimate, evaluate, score
-from fastmeta.plots import plot_curves
 from fastmeta.tasks import Sinusoid
 from fastmeta.tasks.pooled import Pooled
+from fastmeta.train.scores.compare import LR_FACTORS, Comparison, Curve, compare, curve_steps, tuning_episodes
+from fastmeta.train.scores.evaluate import Estimate, evaluate, score
+from fastmeta.train.scores.plots import plot_curves
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

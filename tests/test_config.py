@@ -8,9 +8,10 @@ import pytest
 import torch
 from training import same
 
-from fastmeta.config import Execution, RunConfig, from_flat, make_algorithm, make_family, make_model
-from fastmeta.presets import PRESETS
-from fastmeta.train import TrainConfig
+from fastmeta.train.build import make_algorithm, make_family, make_model
+from fastmeta.train.config import Execution, RunConfig, from_flat
+from fastmeta.train.presets import PRESETS
+from fastmeta.train.run_config import TrainConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

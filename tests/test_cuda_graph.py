@@ -18,7 +18,8 @@ from meta_steps import Batch, classification, mlp, regression
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from fastmeta import cuda_graph, session
+from fastmeta.engine import session
+from fastmeta.engine.backends import cuda_graph
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import torch
 from training import learner
 
 import fastmeta
-from fastmeta.evaluate import Estimate, evaluate, score
 from fastmeta.tasks import Sinusoid
+from fastmeta.train.scores.evaluate import Estimate, evaluate, score
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fastmeta.ops.conv_block import ConvBlock
-from fastmeta.program import Program
+from fastmeta.program.program import Program
 
 T, N = 2, 3
 

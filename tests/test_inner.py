@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch.func import vjp
 
-from fastmeta.inner import SGD, Adam
+from fastmeta.optim.adam import Adam
+from fastmeta.optim.sgd import SGD
 
 T, P, STEPS = 3, 7, 4
 CASES = {

@@ -25,8 +25,8 @@ def counted(monkeypatch, optimizer, *, by_layer):
     """The counts of one meta-step, and the launches' names; parameters of sizes that leave padding behind each."""
     from fastmeta.kernels.counts import counting
 
-    from fastmeta import triton_backend
-    from fastmeta.batch import TaskBatch
+    from fastmeta.engine.backends import triton as triton_backend
+    from fastmeta.engine.batch import TaskBatch
 
     if by_layer:
         monkeypatch.setattr(triton_backend, "fits_loop", lambda *_: False)
@@ -86,8 +86,8 @@ def test_no_two_programs_of_a_convolution_write_to_one_place(monkeypatch):
     from fastmeta.kernels import tiles
     from fastmeta.kernels.counts import counting
 
-    from fastmeta import triton_backend
-    from fastmeta.batch import TaskBatch
+    from fastmeta.engine.backends import triton as triton_backend
+    from fastmeta.engine.batch import TaskBatch
 
     monkeypatch.setattr(tiles, "PIXEL_VALUES", 512)
     monkeypatch.setattr(triton_backend.TritonBackend, "_outside", lambda _, rows: rows)  # λ itself, in no new order
@@ -108,7 +108,7 @@ def test_launches_of_conv4(monkeypatch):
     """K = 5 and four blocks, in numbers that do not depend on the tasks or their samples; nothing runs."""
     from fastmeta.kernels import launch
 
-    from fastmeta.batch import TaskBatch
+    from fastmeta.engine.batch import TaskBatch
 
     learner = fastmeta.MAML(
         build_model("conv4-pooled", ways=3, channels=4), inner_loss=F.cross_entropy,

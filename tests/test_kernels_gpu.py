@@ -25,7 +25,7 @@ from meta_steps import classification, mlp, regression
 from torch import nn
 
 import fastmeta
-from fastmeta.batch import TaskBatch
+from fastmeta.engine.batch import TaskBatch
 from fastmeta.models import siren
 
 pytestmark = [
@@ -122,7 +122,7 @@ def launched_as(case: Case) -> Iterator[None]:
     from fastmeta.kernels import mlp as loop
     from fastmeta.kernels import tiles
 
-    from fastmeta import triton_backend
+    from fastmeta.engine.backends import triton as triton_backend
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(loop, "STAGES", case.stages)

@@ -30,7 +30,7 @@ pytestmark = needs_kernels
 @pytest.fixture
 def layer_by_layer(monkeypatch):
     """Runs what the loop would take layer by layer too."""
-    from fastmeta import triton_backend
+    from fastmeta.engine.backends import triton as triton_backend
 
     monkeypatch.setattr(triton_backend, "fits_loop", lambda *_: False)
 

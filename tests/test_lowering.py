@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fastmeta.ops.dropout import task_keys
-from fastmeta.program import Program
+from fastmeta.program.program import Program
 
 T, N = 3, 5
 INTEGERS = {

@@ -8,11 +8,11 @@ import torch.nn.functional as F
 from op_harness import check_op, randn
 from torch import nn
 
-from fastmeta.engine import Context, Data, Objective
+from fastmeta.engine.objective import Context, Data, Objective
 from fastmeta.ops.cross_entropy import CrossEntropy
 from fastmeta.ops.dropout import task_keys
 from fastmeta.ops.mse import MSE
-from fastmeta.program import Program
+from fastmeta.program.program import Program
 
 T, N, C = 3, 5, 7
 

@@ -10,11 +10,11 @@ from op_harness import check_op, randn
 from torch import nn
 
 import fastmeta
-from fastmeta.engine import Context, Data, Objective
+from fastmeta.engine.objective import Context, Data, Objective
 from fastmeta.ops.dropout import task_keys
 from fastmeta.ops.mse import MSE
 from fastmeta.ops.opaque import Opaque
-from fastmeta.program import Program
+from fastmeta.program.program import Program
 
 T, N = 3, 5
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ast
 import json
 import re
 import shutil
 import subprocess
 import sys
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -140,93 +138,3 @@ def test_readme_commands_name_existing_extras():
     for _, command in blocks:
         (extras,) = re.findall(r"\[(.+?)\]", command)
         assert all(f'"{extra}":' in setup for extra in extras.split(","))
-
-
-# --- imports follow the flow: module -> Program -> engine -> ops or kernels ---
-
-
-def imports_of(source: str, package: str) -> set[str]:
-    """Every dotted name a file of `package` imports; `from a import b` gives both a and a.b."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            names.update(alias.name for alias in node.names)
-        elif isinstance(node, ast.ImportFrom):
-            parents = package.split(".")[: len(package.split(".")) + 1 - node.level] if node.level else []
-            module = ".".join([*parents, *filter(None, [node.module])])
-            names.add(module)
-            names.update(f"{module}.{alias.name}" for alias in node.names)
-    return names
-
-
-def touches(imports: set[str], *packages: str) -> list[str]:
-    """The imports that lie in one of the packages."""
-    return sorted(name for name in imports if any(name == p or name.startswith(p + ".") for p in packages))
-
-
-def module_name(path: str) -> str:
-    """The name that a file, relative to the root, is imported by."""
-    name = path.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
-    return f"fastmeta.{name}" if path.startswith("kernels/") else name
-
-
-def source_files() -> Iterator[tuple[str, set[str]]]:
-    """Every Python file of the project as (path relative to the root, what it imports)."""
-    for folder in FOLDERS:
-        for path in sorted((ROOT / folder).rglob("*.py")):
-            name = path.relative_to(ROOT).as_posix()
-            package = module_name(f"{path.parent.relative_to(ROOT).as_posix()}/__init__.py")
-            yield name, imports_of(path.read_text(encoding="utf-8"), package)
-
-
-# place -> modules of fastmeta that it must not know ("": none at all)
-FORBIDDEN = {
-    # the truth shares no code with what it judges
-    "fastmeta/reference.py": ("",),
-    "fastmeta/ops/": ("kernels", "backends", "engine", "program", "algorithms", "reference"),
-    "kernels/": ("backends", "engine", "algorithms", "reference", "ops"),
-}
-
-
-@pytest.mark.parametrize("place", FORBIDDEN)
-def test_imports_follow_the_flow(place: str):
-    files = [(path, imports) for path, imports in source_files() if path == place or path.startswith(place)]
-    if not files:
-        pytest.skip(f"{place} does not exist yet")
-    forbidden = [f"fastmeta.{name}".rstrip(".") for name in FORBIDDEN[place]]
-    assert {path: found for path, imports in files if (found := touches(imports, *forbidden))} == {}
-
-
-def test_library_does_not_import_what_sits_on_top():
-    """Nothing that `import fastmeta` may ever load, lazily too, is part of the main job."""
-    files = {module_name(path): imports for path, imports in source_files()}
-    library, pending = set(), {"fastmeta"}
-    while pending:
-        library |= pending
-        pending = {name for module in pending for name in files[module] if name in files} - library
-    assert "fastmeta.algorithms" in library
-    assert touches(library, "fastmeta.tasks", "fastmeta.train", "fastmeta.cli") == []
-
-
-def test_only_backends_knows_ops_and_kernels():
-    both = [
-        path
-        for path, imports in source_files()
-        if path.startswith(("fastmeta/", "kernels/"))
-        and touches(imports, "fastmeta.ops")
-        and (path.startswith("kernels/") or touches(imports, "fastmeta.kernels"))
-    ]
-    assert set(both) == {"fastmeta/backends.py", "fastmeta/triton_backend.py"}
-
-
-def test_nobody_imports_the_folder_kernels():
-    wrong = {path: found for path, imports in source_files() if (found := touches(imports, "kernels"))}
-    assert wrong == {}
-
-
-def test_import_reader_sees_every_form():
-    source = "import a.b as c\nfrom d import e\ndef f():\n    from kernels.g import h\n"
-    assert imports_of(source, "fastmeta") == {"a.b", "d", "d.e", "kernels.g", "kernels.g.h"}
-    assert touches(imports_of(source, "fastmeta"), "kernels") == ["kernels.g", "kernels.g.h"]
-    assert imports_of("from .base import Op", "fastmeta.ops") == {"fastmeta.ops.base", "fastmeta.ops.base.Op"}
-    assert imports_of("from .. import inner", "fastmeta.ops") == {"fastmeta", "fastmeta.inner"}

@@ -6,12 +6,12 @@ import pytest
 import torch
 from training import same
 
-from fastmeta.checkpoint import load_checkpoint
-from fastmeta.config import fitted, make_model
-from fastmeta.families import FAMILIES
-from fastmeta.pipeline import Pipeline, prepare
-from fastmeta.presets import PRESETS
 from fastmeta.tasks import as_series
+from fastmeta.train.build import fitted, make_model
+from fastmeta.train.checkpoint import load_checkpoint
+from fastmeta.train.families.registry import FAMILIES
+from fastmeta.train.pipeline import Pipeline, prepare
+from fastmeta.train.presets import PRESETS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

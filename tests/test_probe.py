@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from fastmeta.models import build_model
-from fastmeta.probe import compare_probes, features, linear_probe
 from fastmeta.tasks import Images
+from fastmeta.train.scores.probe import compare_probes, features, linear_probe
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from fastmeta.inner import SGD, Adam
+from fastmeta.optim.adam import Adam
+from fastmeta.optim.sgd import SGD
 from fastmeta.reference import adapt, apply, task_losses
 
 STEP = SGD(lr=0.1)

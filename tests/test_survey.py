@@ -9,8 +9,8 @@ from meta_steps import assert_close, regression, relative, step
 from torch import nn
 
 import fastmeta
-from fastmeta import session
-from fastmeta.survey import Watch
+from fastmeta.engine import session
+from fastmeta.engine.watch import Watch
 
 
 class Tempered(nn.Module):

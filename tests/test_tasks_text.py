@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastmeta.tasks import MaskedText, as_text, load_text
-from fastmeta.tasks.text import UNSEEN
+from fastmeta.tasks.datasets.text import UNSEEN
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -10,8 +10,8 @@ from image_files import coordinates, numbered, numbers
 
 from fastmeta.tasks import PRETEXTS, UMTRA, CACTUs, Images, SelfSupervised, partition
 from fastmeta.tasks.augment import views
+from fastmeta.tasks.base import distinct_rows
 from fastmeta.tasks.pretexts import NEIGHBOURS, patch_layout
-from fastmeta.tasks.umtra import distinct_rows
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

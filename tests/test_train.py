@@ -14,10 +14,10 @@ import torch
 from training import PROGRAM, Broken, Fixed, Interrupted, learner, same, trainer
 
 import fastmeta
-from fastmeta.checkpoint import exclusive, load_checkpoint
-from fastmeta.evaluate import evaluate
 from fastmeta.tasks import Sinusoid
-from fastmeta.train import TrainConfig
+from fastmeta.train.checkpoint import exclusive, load_checkpoint
+from fastmeta.train.run_config import TrainConfig
+from fastmeta.train.scores.evaluate import evaluate
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

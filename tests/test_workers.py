@@ -12,8 +12,8 @@ from meta_steps import assert_same_step, classification, mlp, regression, relati
 from torch import nn
 
 import fastmeta
-from fastmeta import backends
-from fastmeta.workers import side_by_side
+from fastmeta.engine.backends import torch_ops as backends
+from fastmeta.engine.backends.workers import side_by_side
 
 pytestmark = pytest.mark.usefixtures("three_threads")
 

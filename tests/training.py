@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 import fastmeta
 from fastmeta.tasks import Episodes, Sinusoid
-from fastmeta.train import TrainConfig, Trainer
+from fastmeta.train.run_config import TrainConfig
+from fastmeta.train.trainer import Trainer
 
 PROGRAM = Path(__file__).with_name("kill_and_resume.py")
 

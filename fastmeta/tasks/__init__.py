@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from fastmeta.tasks.datasets.cifar import load_cifar10
+from fastmeta.tasks.datasets.class_table import ClassTable
+from fastmeta.tasks.datasets.images import Images, as_images, load_images
+from fastmeta.tasks.datasets.omniglot import Characters, load_omniglot
+from fastmeta.tasks.datasets.one_shot_runs import Run, load_runs, stack_runs
+from fastmeta.tasks.datasets.series import Series, as_series, draw_waves, load_series
+from fastmeta.tasks.datasets.text import Text, as_text, load_text
+
 from .base import Episodes, TaskFamily
 from .cactus import CACTUs, partition
-from .cifar import load_cifar10
-from .class_table import ClassEpisodes, ClassTable
+from .class_episodes import ClassEpisodes
 from .few_shot import FewShot
 from .glyphs import Glyphs, draw_glyphs
-from .images import Images, as_images, load_images
-from .omniglot import Characters, load_omniglot
-from .one_shot_runs import Run, load_runs, stack_runs
 from .pretexts import PRETEXTS, Pretext, SelfSupervised
-from .series import Forecast, Series, as_series, draw_waves, load_series
+from .series import Forecast
 from .sinusoid import Sinusoid
-from .text import MaskedText, Text, as_text, load_text
+from .text import MaskedText
 from .umtra import UMTRA
 
 __all__ = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sized
 from typing import NamedTuple, Protocol
 
 import torch
@@ -68,3 +69,34 @@ def sampler_speed(family: TaskFamily, meta_batch: int, *, seconds: float = 0.2) 
         drawn += meta_batch
         elapsed = time.perf_counter() - start
     return drawn / elapsed
+
+
+def check_enough(images: Sized, ways: int, described: str) -> None:
+    """Raise ValueError where there are fewer images than a task needs."""
+    if len(images) < ways:
+        raise ValueError(
+            f"{ways} ways need at least {ways} images, got {len(images)} ({described}); ask for fewer ways or "
+            "give more images"
+        )
+
+
+def distinct_rows(count: int, tasks: int, wanted: int, generator: torch.Generator) -> torch.Tensor:
+    """[tasks, wanted] numbers below `count`, no two alike in a task, uniformly.
+
+    Random numbers are drawn until none repeats, instead of ordering all `count` for every task: a million images cost
+    no more than a thousand. Where most are wanted, ordering them is cheaper.
+    """
+    device = generator.device
+    if wanted**2 > count:
+        return torch.rand(tasks, count, generator=generator, device=device).topk(wanted, dim=1).indices
+    rows = torch.randint(count, (tasks, wanted), generator=generator, device=device)
+    while bool((repeated := _repeats(rows)).any()):
+        fresh = torch.randint(count, (tasks, wanted), generator=generator, device=device)
+        rows = torch.where(repeated[:, None], fresh, rows)
+    return rows
+
+
+def _repeats(rows: torch.Tensor) -> torch.Tensor:
+    """Which tasks hold a number twice, [tasks]."""
+    ordered = rows.sort(dim=1).values
+    return (ordered[:, 1:] == ordered[:, :-1]).any(dim=1)

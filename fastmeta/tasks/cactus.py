@@ -10,9 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastmeta.tasks.datasets.class_table import ClassTable, pad
+from fastmeta.tasks.datasets.images import Images
+
 from .base import check_count
-from .class_table import ClassEpisodes, ClassTable, pad
-from .images import Images
+from .class_episodes import ClassEpisodes
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastmeta.tasks.datasets.class_table import ClassTable, pad
+from fastmeta.tasks.datasets.omniglot import Characters
+
 from .base import check_count
-from .class_table import ClassEpisodes, ClassTable, pad
-from .omniglot import Characters
+from .class_episodes import ClassEpisodes
 
 
 class FewShot(ClassEpisodes):

@@ -5,9 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from fastmeta.tasks.datasets.images import Images
+
 from .augment import random_affine
 from .base import Episodes, check_count, check_generator, check_strength
-from .images import Images
 
 _STROKES = 4
 """Most strokes of a glyph; each is there with probability 3/4, the first always."""

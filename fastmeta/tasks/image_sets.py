@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import torch
 
-from .base import Episodes, TaskFamily, check_count, check_generator
-from .images import Images
-from .umtra import check_enough, distinct_rows
+from fastmeta.tasks.datasets.images import Images
+
+from .base import Episodes, TaskFamily, check_count, check_enough, check_generator, distinct_rows
 
 
 class ImageSets:
@@ -23,7 +23,7 @@ class ImageSets:
 
     def __init__(self, images: Images, *, samples: int = 32, device: torch.device | str = "cpu") -> None:
         check_count("samples", samples)
-        check_enough(images, samples)
+        check_enough(images, samples, images.describe())
         self.samples, self.device = samples, torch.device(device)
         self._pixels = images.pixels.to(self.device)
 

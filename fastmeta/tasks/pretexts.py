@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastmeta.tasks.datasets.images import Images
+
 from .augment import views
-from .base import Episodes, check_count, check_generator, check_strength
-from .images import Images
-from .umtra import check_enough, distinct_rows
+from .base import Episodes, check_count, check_enough, check_generator, check_strength, distinct_rows
 
 _GRID = 3
 """Patches lie in a grid of 3 × 3: the middle one, and one of its eight neighbours."""
@@ -91,7 +91,7 @@ class SelfSupervised:
             raise ValueError(f"pretexts must be a sequence of names out of {', '.join(PRETEXTS)}, got {pretexts!r}")
         for name in pretexts:
             _check_pretext(name, ways, images.shape)
-        check_enough(images, ways * (shots + queries))
+        check_enough(images, ways * (shots + queries), images.describe())
         self.ways, self.shots, self.queries = ways, shots, queries
         self.pretexts, self.shuffle, self.augment = tuple(pretexts), shuffle, augment
         self.device = torch.device(device)

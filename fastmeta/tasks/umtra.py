@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from fastmeta.tasks.datasets.images import Images
+
 from .augment import views
-from .base import Episodes, check_count, check_generator, check_strength
-from .images import Images
+from .base import Episodes, check_count, check_enough, check_generator, check_strength, distinct_rows
 
 
 class UMTRA:
@@ -40,7 +41,7 @@ class UMTRA:
         check_strength("augment", augment)
         if augment == 0:
             raise ValueError("augment must be positive: without it a query is the support image itself, got 0")
-        check_enough(images, ways)
+        check_enough(images, ways, images.describe())
         self.ways, self.queries, self.augment = ways, queries, augment
         self.device = torch.device(device)
         self._pixels = images.pixels.to(self.device)
@@ -55,34 +56,3 @@ class UMTRA:
         query = views(copies, strength=self.augment, generator=generator).flatten(1, 2)
         y = torch.arange(self.ways, device=self.device)
         return Episodes(x, y.expand(tasks, -1), query, y.repeat(self.queries).expand(tasks, -1))
-
-
-def check_enough(images: Images, ways: int) -> None:
-    """Raise ValueError where there are fewer images than a task needs."""
-    if len(images) < ways:
-        raise ValueError(
-            f"{ways} ways need at least {ways} images, got {len(images)} ({images.describe()}); ask for fewer ways or "
-            "give more images"
-        )
-
-
-def distinct_rows(count: int, tasks: int, wanted: int, generator: torch.Generator) -> torch.Tensor:
-    """[tasks, wanted] numbers below `count`, no two alike in a task, uniformly.
-
-    Random numbers are drawn until none repeats, instead of ordering all `count` for every task: a million images cost
-    no more than a thousand. Where most are wanted, ordering them is cheaper.
-    """
-    device = generator.device
-    if wanted**2 > count:
-        return torch.rand(tasks, count, generator=generator, device=device).topk(wanted, dim=1).indices
-    rows = torch.randint(count, (tasks, wanted), generator=generator, device=device)
-    while bool((repeated := _repeats(rows)).any()):
-        fresh = torch.randint(count, (tasks, wanted), generator=generator, device=device)
-        rows = torch.where(repeated[:, None], fresh, rows)
-    return rows
-
-
-def _repeats(rows: torch.Tensor) -> torch.Tensor:
-    """Which tasks hold a number twice, [tasks]."""
-    ordered = rows.sort(dim=1).values
-    return (ordered[:, 1:] == ordered[:, :-1]).any(dim=1)

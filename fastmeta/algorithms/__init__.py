@@ -1,0 +1,8 @@
+"""What you call: one file an algorithm."""
+
+from .base import MetaLearner
+from .maml import FOMAML, MAML
+from .outputs import Learners, MetaOutput
+from .reptile import Reptile
+
+__all__ = ["FOMAML", "MAML", "Learners", "MetaLearner", "MetaOutput", "Reptile"]

@@ -1,0 +1,176 @@
+"""Meta-steps as CUDA graphs: recorded once, replayed whole, so that no launch waits for Python.
+
+A graph works on memory that stays in its place. θ, frozen parameters and buffers are read where they lie, as
+optimisers update them in place; a meta-batch is copied in, and what the user keeps is copied out. All tasks' λ_0, which
+only the gradients of single tasks' losses need, stays inside until the next replay.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from fastmeta.engine.meta_step import Engine, MetaGradient, TaskResults
+from fastmeta.engine.objective import Context, Data
+from fastmeta.program.messages import first_line
+from fastmeta.program.plan import seeded_in_python
+
+Params = Sequence[Tensor]
+Step = Callable[[Params, Data, Data, Context], MetaGradient]
+
+DEVICES = ("cuda",)
+"""Where there are graphs."""
+
+REFERENCE = "the reference runs one task at a time, by autograd"
+
+_MOST_GRAPHS = 4  # of one backend: with and without the meta-gradient, for θ in two places
+
+_SPOILED: list[torch.cuda.CUDAGraph] = []  # PyTorch's allocator goes on asking a graph whose capture broke off
+
+
+def obstacle(device: torch.device, engine: Engine | None = None) -> str:
+    """Why a meta-step cannot be a graph, as far as that is known before its first; "" where nothing is."""
+    if device.type not in DEVICES:
+        return f"the module is on {device}, and CUDA graphs are for GPUs"
+    drawn = [] if engine is None else seeded_in_python(engine.loop.objective.plan, engine.outer.plan)
+    if drawn:
+        return f"Python seeds the random numbers drawn inside {', '.join(drawn)}, which has no op of its own"
+    return ""
+
+
+def record(step: Callable[[], MetaGradient], device: torch.device) -> tuple[Callable[[], None], MetaGradient]:
+    """Captures `step`; what replays it, and the tensors that every replay writes.
+
+    Raises:
+        RuntimeError: `step` does what a graph cannot hold.
+    """
+    with torch.cuda.device(device):
+        here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+        aside.wait_stream(here)
+        with torch.cuda.stream(aside):
+            step()  # compiles what is left to compile, makes libraries' handles and workspaces
+            _without_waiting(step)
+        here.wait_stream(aside)
+        graph = torch.cuda.CUDAGraph()
+        try:
+            # the outer one leads back where a broken capture does not; other threads may go on using the GPU
+            with torch.cuda.stream(here), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                results = step()
+        except Exception:
+            _SPOILED.append(graph)
+            raise
+    return graph.replay, results
+
+
+def _without_waiting(step: Callable[[], MetaGradient]) -> None:
+    """Runs `step` on the watch for what makes the host wait, since a capture that breaks off leaves PyTorch's allocator
+    and generators in disorder."""
+    before = torch.cuda.get_sync_debug_mode()
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        torch.cuda.set_sync_debug_mode("warn")  # not "error", which would reach other threads
+        try:
+            step()
+        finally:
+            torch.cuda.set_sync_debug_mode(before)
+    for warning in caught:
+        if "called a synchronizing CUDA operation" in str(warning.message):
+            raise RuntimeError(f"{warning.filename}:{warning.lineno} makes the host wait for the GPU")
+
+
+class Recording:
+    """One graph. Calling it replays it and copies the results out, but for λ_0, which is lent."""
+
+    def __init__(self, step: Callable[[], MetaGradient], device: torch.device) -> None:
+        self._replay, self._results = record(step, device)
+        self._replays = 0
+
+    def __call__(self) -> MetaGradient:
+        self._replay()
+        self._replays += 1
+        loss, gradient, (losses, outputs, finite, lam), _ = self._results
+        tasks = TaskResults(losses.clone(), [y.clone() for y in outputs], finite.clone(), None)
+        if gradient is None or lam is None:
+            return MetaGradient(loss.clone(), None, tasks)
+        return MetaGradient(loss.clone(), gradient.clone(), tasks, partial(self._lent, lam, self._replays))
+
+    def _lent(self, lam: Tensor, replay: int) -> Tensor:
+        if replay != self._replays:
+            raise RuntimeError(
+                "a later meta-step has overwritten the single tasks' gradients, which cuda_graph=True keeps for the "
+                "last one only: differentiate task_losses before the next call, or use cuda_graph=False. "
+                "loss.backward() is not affected"
+            )
+        return lam
+
+
+class MetaStepGraphs:
+    """The graphs of one backend's meta-step, each recorded at the second call of its kind.
+
+    Args:
+        engine: the backend's.
+        tell: takes the reason why there are none.
+    """
+
+    def __init__(self, engine: Engine, tell: Callable[[str], None]) -> None:
+        self._device = engine.outer.layout.device
+        self._random = engine.random
+        self._tell = tell
+        self._buffers: list[Tensor] = []
+        self._graphs: dict[Hashable, Recording | None] = {}  # by what they are for; None: seen once
+        self.why_not = obstacle(self._device, engine)
+
+    @property
+    def how(self) -> str:
+        """What `explain()` says."""
+        recorded = sum(graph is not None for graph in self._graphs.values())
+        return f"none: {self.why_not}" if self.why_not else f"{recorded} recorded, each at the second call of its kind"
+
+    def run(
+        self, step: Step, params: Params, support: Data, query: Data, context: Context, *, keep: bool
+    ) -> MetaGradient:
+        """`step` on what follows it: replayed where it can be. `keep` says whether it computes the meta-gradient."""
+        given = params, support, query, context
+        if self.why_not:
+            self._tell(self.why_not)
+            return step(*given)
+        if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
+            return step(*given)  # into a graph of the user's own
+        key = keep, *((t.data_ptr(), t.stride()) for t in (*params, *context.constants))
+        if key not in self._graphs:
+            if len(self._graphs) == _MOST_GRAPHS:
+                del self._graphs[next(iter(self._graphs))]
+            self._graphs[key] = None
+            return step(*given)
+        held = self._copied_in(support, query, context)
+        graph = self._graphs.pop(key)  # and in again, behind those that were not called for longer
+        if graph is None:
+            try:
+                graph = Recording(partial(step, [p.detach() for p in params], *held), self._device)
+            except Exception as error:  # whatever the user's own functions do
+                self.why_not = first_line(error)
+                self._tell(self.why_not)
+                self._graphs.clear()
+                self._buffers.clear()
+                return step(*given)
+        self._graphs[key] = graph
+        return graph()
+
+    def _copied_in(self, support: Data, query: Data, context: Context) -> tuple[Data, Data, Context]:
+        """The data where the graphs read it."""
+        keys = [context.keys] if self._random else []
+        data = [*support.inputs, *support.targets, *query.inputs, *query.targets, *keys]
+        if not self._buffers:
+            with torch.inference_mode(False):  # a tensor made in it could not be written outside of it
+                self._buffers = [torch.empty_like(x) for x in data]
+        torch._foreach_copy_(self._buffers, data)  # pyright: ignore[reportPrivateImportUsage]  # one launch, not four
+        rest = iter(self._buffers)
+        return _like(support, rest), _like(query, rest), context._replace(keys=next(rest, context.keys))
+
+
+def _like(data: Data, rest: Iterator[Tensor]) -> Data:
+    return Data(tuple(next(rest) for _ in data.inputs), tuple(next(rest) for _ in data.targets))

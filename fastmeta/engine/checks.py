@@ -1,0 +1,275 @@
+"""Everything that is checked about what the user hands over, before the module has run.
+
+A message names the argument, what was expected, what came and what to do. No check waits for a GPU.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.parameter import is_lazy
+from torch.utils import _pytree as pytree
+
+from fastmeta.optim import InnerOptimizer
+from fastmeta.program.messages import dtype_of, shape_of
+
+from .batch import TaskBatch, Tree
+from .notices import warn_user
+
+BACKENDS = ("auto", "torch", "triton", "reference")
+MEMORY = ("save", "recompute")
+BN_STATISTICS = ("batch", "support")
+PRECISIONS = ("float32", "tf32", "bfloat16")
+
+
+def check_batch(
+    batch: TaskBatch,
+    *,
+    module: nn.Module,
+    inner_loss: Callable[..., Any],
+    outer_loss: Callable[..., Any] | None,
+    inner_batch_size: int | None,
+    query_required: bool,
+) -> None:
+    """Everything that can be said about a meta-batch before the module has run.
+
+    `check_class_targets` and `check_labels` hold labels against logits afterwards; `finite_tasks` looks for NaN.
+
+    Args:
+        outer_loss: None stands for the inner loss.
+        query_required: whether the algorithm reads a query set.
+
+    Raises:
+        TypeError: a leaf is no tensor, or an argument is missing.
+        ValueError: shapes, dtypes or devices do not fit each other or the module, or an input requires grad.
+    """
+    _check_trainable(module)  # they may have been frozen since the meta-learner was made
+    if batch.support_x is None:
+        raise TypeError("support_x must hold tensors [T, N, ...], got None")
+    if batch.query_x is None and (query_required or batch.query_y is not None):
+        raise TypeError("query_x must hold tensors [T, M, ...], got None; pass the query set")
+    support_x, support_y = _leaves("support_x", batch.support_x), _leaves("support_y", batch.support_y)
+    query_x, query_y = _leaves("query_x", batch.query_x), _leaves("query_y", batch.query_y)
+    _check_leaves([*support_x, *support_y, *query_x, *query_y], module)
+    _check_equal([*support_x, *support_y, *query_x, *query_y], 0, "tasks")
+    _check_equal([*support_x, *support_y], 1, "samples")
+    _check_equal([*query_x, *query_y], 1, "samples")
+    _check_known_targets("support_y", batch.support_y, "inner_loss", inner_loss)
+    if batch.query_x is not None:
+        name, loss = ("inner_loss", inner_loss) if outer_loss is None else ("outer_loss", outer_loss)
+        _check_known_targets("query_y", batch.query_y, name, loss)
+    if inner_batch_size is not None and inner_batch_size > batch.support_samples:
+        raise ValueError(
+            f"inner_batch_size must be at most the number of support samples, {batch.support_samples}, got "
+            f"{inner_batch_size}; lower it, or pass more support samples"
+        )
+
+
+def check_query(query_x: Tree, *, tasks: int, module: nn.Module) -> None:
+    """The inputs handed to learners that were adapted on `tasks` tasks. Raises as `check_batch`."""
+    if query_x is None:
+        raise TypeError("query_x must hold tensors [T, M, ...], got None")
+    leaves = _leaves("query_x", query_x)
+    _check_leaves(leaves, module)
+    _check_equal(leaves, 1, "samples")
+    for name, leaf in leaves:
+        if leaf.shape[0] != tasks:
+            raise ValueError(
+                f"{name} must hold the {tasks} tasks that the learners were adapted to, got {leaf.shape[0]} "
+                f"(shape {shape_of(leaf)}); pass the query samples of the same tasks, in the same order"
+            )
+
+
+def check_options(
+    *,
+    module: Any,
+    inner_loss: Any,
+    outer_loss: Any,
+    inner_optimizer: Any,
+    inner_steps: Any,
+    inner_batch_size: Any,
+    backend: Any,
+    compile: Any,
+    cuda_graph: Any,
+    memory: Any,
+    task_chunk: Any,
+    bn_statistics: Any,
+    precision: Any,
+) -> None:
+    """The constructor's arguments. Rates are checked by the inner optimiser itself.
+
+    Raises:
+        TypeError: an argument of a wrong kind.
+        ValueError: a number or a choice out of range, or a module without a trainable parameter.
+    """
+    _check_module(module)
+    _check_callable("inner_loss", inner_loss)
+    if outer_loss is not None:
+        _check_callable("outer_loss", outer_loss)
+    if not isinstance(inner_optimizer, InnerOptimizer):
+        kind = inner_optimizer if isinstance(inner_optimizer, type) else type(inner_optimizer)
+        raise TypeError(
+            "inner_optimizer must be fastmeta.SGD(lr=...) or fastmeta.Adam(lr=...), got "
+            f"{kind.__module__}.{kind.__name__}; torch.optim cannot step the fast weights of many tasks"
+        )
+    _check_count("inner_steps", inner_steps, least=0)
+    _check_count("inner_batch_size", inner_batch_size, least=1, optional="all support samples")
+    _check_count("task_chunk", task_chunk, least=1, optional="all tasks at once")
+    _check_choice("backend", backend, BACKENDS)
+    _check_choice("memory", memory, MEMORY)
+    _check_choice("bn_statistics", bn_statistics, BN_STATISTICS)
+    _check_choice("precision", precision, PRECISIONS)
+    for name, flag in (("compile", compile), ("cuda_graph", cuda_graph)):
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name} must be True or False, got {flag!r}")
+
+
+_warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
+
+
+def warn_running_statistics(module: nn.Module) -> None:
+    """One UserWarning for each module with a training-mode batch norm that tracks running statistics."""
+    if module in _warned:
+        return
+    for name, layer in module.named_modules():
+        if isinstance(layer, _NormBase) and layer.training and layer.running_mean is not None:
+            _warned.add(module)
+            warn_user(
+                f"{type(layer).__name__} {name!r} tracks running statistics: fastmeta reads them in "
+                "eval mode and never writes them; in training mode each task is normalised by its own batch. "
+                "Build the layer with track_running_stats=False to have that in eval mode as well.",
+                UserWarning,
+            )
+            return
+
+
+def _check_module(module: Any) -> None:
+    if not isinstance(module, nn.Module):
+        raise TypeError(f"model must be a torch.nn.Module, got {type(module).__name__}")
+    lazy = [name for name, p in module.named_parameters() if is_lazy(p)]
+    if lazy:
+        raise ValueError(f"model has parameters without a shape ({lazy[0]!r}); run it once on one sample")
+    _check_trainable(module)
+
+
+def _check_trainable(module: nn.Module) -> None:
+    if not any(p.requires_grad for p in module.parameters()):
+        raise ValueError("model must have a trainable parameter, got none; set requires_grad=True on some")
+
+
+def _check_callable(name: str, loss: Any) -> None:
+    if isinstance(loss, type):
+        raise TypeError(f"{name} must be an instance, got the class {loss.__name__}; pass {loss.__name__}()")
+    if not callable(loss):
+        raise TypeError(f"{name} must be callable as (outputs, targets) → scalar, got {loss!r}")
+
+
+def _check_count(name: str, value: Any, *, least: int, optional: str = "") -> None:
+    if value is None and optional:
+        return
+    other = f", or None ({optional})" if optional else ""
+    expected = f"{name} must be an integer of at least {least}{other}, got {value!r}"
+    if type(value) is not int:  # True is no count
+        raise TypeError(expected)
+    if value < least:
+        raise ValueError(expected)
+
+
+def _check_choice(name: str, value: Any, legal: Sequence[str]) -> None:
+    if value not in legal:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, legal))}, got {value!r}")
+
+
+def _leaves(name: str, tree: Tree) -> list[tuple[str, Tensor]]:
+    """The tensors of a tree under names such as support_x['image']; none for None."""
+    if isinstance(tree, Tensor):
+        return [(name, tree)]
+    if tree is None:
+        return []
+    leaves = [(name + pytree.keystr(path), leaf) for path, leaf in pytree.tree_flatten_with_path(tree)[0]]
+    if not leaves:
+        raise TypeError(f"{name} must hold at least one tensor, got {tree!r}")
+    for path, leaf in leaves:
+        if not isinstance(leaf, Tensor):
+            kind = type(leaf).__name__
+            raise TypeError(f"{path} must be a tensor, got {kind}; convert it, say with torch.as_tensor")
+    return leaves
+
+
+def _check_leaves(leaves: Sequence[tuple[str, Tensor]], module: nn.Module) -> None:
+    parameter = next(p for p in module.parameters() if p.requires_grad)
+    for name, leaf in leaves:
+        samples = "N" if name.startswith("support") else "M"
+        if leaf.dim() < 2:
+            raise ValueError(
+                f"{name} must have shape [T, {samples}, ...], got {shape_of(leaf)}: its task dimension is "
+                "missing; stack the tasks, or add the dimension of a single one with unsqueeze(0)"
+            )
+        if 0 in leaf.shape[:2]:
+            raise ValueError(
+                f"{name} must hold at least one task of one sample, got T = {leaf.shape[0]}, "
+                f"{samples} = {leaf.shape[1]} (shape {shape_of(leaf)}); skip such a batch"
+            )
+        if leaf.device != parameter.device:
+            raise ValueError(
+                f"{name} must be on the module's device, {parameter.device}, got {leaf.device}; move one of "
+                "them with .to(device)"
+            )
+        if leaf.is_floating_point() and leaf.dtype != parameter.dtype:
+            _check_dtype(name, leaf, module)
+        if leaf.requires_grad and torch.is_grad_enabled():
+            raise ValueError(
+                f"{name} must not require grad, as meta-gradients are taken with respect to the module's "
+                "parameters only; pass it detached, or put the encoder that computes it inside the module"
+            )
+
+
+def _check_dtype(name: str, leaf: Tensor, module: nn.Module) -> None:
+    dtypes = sorted({dtype_of(p) for p in module.parameters() if p.requires_grad})
+    if dtype_of(leaf) not in dtypes:
+        raise ValueError(
+            f"{name} must have the dtype of the module's parameters, {' or '.join(dtypes)}, got "
+            f"{dtype_of(leaf)}; convert one of them with .to(dtype)"
+        )
+
+
+def _check_equal(leaves: Sequence[tuple[str, Tensor]], dim: int, what: str) -> None:
+    """All leaves agree in dimension `dim`."""
+    for name, leaf in leaves[1:]:
+        first, reference = leaves[0]
+        if leaf.shape[dim] != reference.shape[dim]:
+            shapes = ", ".join(f"{n} {shape_of(x)}" for n, x in leaves)
+            raise ValueError(
+                f"{name} must hold as many {what} as {first}, {reference.shape[dim]}, got {leaf.shape[dim]}; "
+                f"every tensor starts with [tasks, samples]: {shapes}"
+            )
+
+
+def _check_known_targets(name: str, targets: Tree, loss_name: str, loss: Any) -> None:
+    """Targets of cross_entropy and mse_loss, as far as they can be judged without the outputs."""
+    entropy = _is(loss, F.cross_entropy, nn.CrossEntropyLoss)
+    if not entropy and not _is(loss, F.mse_loss, nn.MSELoss):
+        return
+    if not isinstance(targets, Tensor):
+        kind = "cross_entropy" if entropy else "mse_loss"
+        raise TypeError(f"{name} must be one tensor, as {loss_name} is {kind}, got {type(targets).__name__}")
+    probabilities = targets.is_floating_point() and targets.dim() > 2
+    if entropy and targets.dtype != torch.int64 and not probabilities:
+        raise ValueError(
+            f"{name}: labels must be int64, as {loss_name} is cross_entropy, got {dtype_of(targets)} of shape "
+            f"{shape_of(targets)}; convert them with .long(), or pass class probabilities [T, N, C]"
+        )
+
+
+def _is(loss: Any, function: Any, module: type[nn.Module]) -> bool:
+    """Whether a loss is a known one: the function, a partial of it, or its module."""
+    while isinstance(loss, functools.partial):
+        loss = loss.func
+    return loss is function or isinstance(loss, module)

@@ -1,0 +1,1 @@
+"""nn.Module → plan of ops: trace, lowering, fuse, plan, layout."""

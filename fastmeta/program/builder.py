@@ -1,0 +1,299 @@
+"""A plan under construction: every call of a trace becomes an op of its own (lowering) or an opaque one."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
+from torch.utils import _pytree as pytree
+
+from fastmeta.ops.base import Op
+from fastmeta.ops.opaque import Opaque
+
+from .fuse import group
+from .lowering import FUNCTIONS, INPLACE_FUNCTIONS, METHODS, MODULES, NotKnown, Slot
+from .plan import Node, Plan
+from .trace import Untraceable, has_hooks
+
+if TYPE_CHECKING:
+    from .program import Program
+
+# Calls without a tensor input whose result is the same every time: evaluated once, when the plan is made.
+_CREATORS = frozenset(
+    {
+        torch.arange,
+        torch.zeros,
+        torch.ones,
+        torch.full,
+        torch.eye,
+        torch.linspace,
+        torch.tensor,
+        torch.tril,
+        torch.triu,
+    }
+)
+_MUTATING_FUNCTIONS = frozenset({operator.setitem, operator.delitem})
+
+
+def call_with(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A user's input tree as call arguments: a tuple or list is unpacked, a dict becomes keywords."""
+    if isinstance(inputs, dict):
+        return (), dict(inputs)
+    if isinstance(inputs, tuple | list):
+        return tuple(inputs), {}
+    return (inputs,), {}
+
+
+class Builder:
+    """A plan under construction; what the rules of lowering.py are given as `to`."""
+
+    def __init__(self, program: Program, one_task: Any, state: dict[str, Tensor], rows: int | None) -> None:
+        self.program = program
+        self.rows = rows
+        self.nodes: list[Node] = []
+        self.count = 0
+        self.active: list[bool] = []
+        self.sizes: list[int] = []
+        self.stored: dict[int, Tensor] = {}
+        self.values: dict[fx.Node, Any] = {}  # of the trace's nodes, without data
+        self.random: set[fx.Node] = set()  # the nodes that draw random numbers
+        self.label = ""
+        self._layers = 0
+        self._paths = {id(m): path for path, m in program.module.named_modules()}
+        leaves, spec = pytree.tree_flatten(one_task)
+        self.inputs = [self._slot(x, False) for x in leaves]
+        self.args, self.kwargs = call_with(pytree.tree_unflatten(self.inputs, spec))
+        self._keys = self._slot(torch.empty((), dtype=torch.int64, device=program.layout.device), False)
+        self.params = [self._slot(state[n], True) for n in program.layout.names]
+        self.constants = [self._slot(state[n], False) for n in program.constant_names]
+        names = (*program.layout.names, *program.constant_names)
+        self.named = dict(zip(names, (*self.params, *self.constants), strict=True))
+
+    def _slot(self, like: Tensor, active: bool) -> Slot:
+        self.active.append(active)
+        self.sizes.append(like.numel() * like.element_size())
+        self.count += 1
+        return Slot(self.count - 1, like)
+
+    # what rules use -------------------------------------------------------------------------------------------------
+
+    def emit(self, op: Op, *inputs: Slot) -> Slot:
+        with torch.no_grad():
+            like = self._like(op, inputs)
+        needs = self._needs(inputs)
+        out = self._slot(like, any(needs))
+        self.nodes.append(Node(op, tuple(s.index for s in inputs), (out.index,), needs, self.label))
+        return out
+
+    def tensor(self, module: nn.Module, name: str) -> Slot | None:
+        if getattr(module, name) is None:
+            return None
+        path = self._paths[id(module)]
+        return self.named[self.program.canonical[f"{path}.{name}" if path else name]]
+
+    def keys(self) -> Slot:
+        return self._keys
+
+    def next_layer(self) -> int:
+        self._layers += 1
+        return self._layers - 1
+
+    # --------------------------------------------------------------------------------------------------------------
+
+    def _needs(self, inputs: Sequence[Slot]) -> tuple[bool, ...]:
+        return tuple(self.active[s.index] and _has_derivative(s.like) for s in inputs)
+
+    @staticmethod
+    def _like(op: Op, inputs: Sequence[Slot]) -> Tensor:
+        """The op's output for one task, on data-free tensors."""
+        with FakeTensorMode(allow_non_fake_inputs=True):
+            one = [torch.empty((1, *s.shape), dtype=s.like.dtype, device=s.like.device) for s in inputs]
+            y, _ = op.forward(*one)
+            return y[0]
+
+    def emit_opaque(
+        self, fn: Any, inputs: list[Slot], ys: Sequence[Tensor], label: str, why: str, *, random: bool
+    ) -> list[Slot]:
+        op = Opaque(fn, label, random)
+        needs = self._needs(inputs)
+        outs = [self._slot(y, any(needs) and _has_derivative(y)) for y in ys]
+        if not any(self.active[s.index] for s in outs):  # a comparison, an index
+            needs = (False,) * len(needs)
+        slots = [*inputs, self._keys] if random else inputs
+        needs = (*needs, False) if random else needs
+        node = Node(op, tuple(s.index for s in slots), tuple(s.index for s in outs), needs, self.label or label, why)
+        self.nodes.append(node)
+        return outs
+
+    def lower(self, graph: fx.GraphModule, values: dict[fx.Node, Any], random: set[fx.Node]) -> Plan:
+        self.values, self.random = values, random
+        env: dict[fx.Node, Any] = {}
+        modules = dict(graph.named_modules())
+        given = iter(self.args)
+        for node in graph.graph.nodes:
+            if node.op == "output":
+                leaves, spec = pytree.tree_flatten(fx.map_arg(node.args[0], env.__getitem__))
+                if not all(leaf is None or isinstance(leaf, Slot) for leaf in leaves):
+                    raise Untraceable("it returns something that is not a tensor")
+                return self.finish(leaves, spec)
+            if not any(isinstance(v, Tensor) for v in pytree.tree_leaves(values[node])):
+                env[node] = values[node]  # a size, a flag: the same for every task
+            elif node.op == "placeholder":
+                slot = next(given, None)
+                env[node] = self.kwargs[str(node.target)] if slot is None else slot
+            elif node.op == "get_attr":
+                env[node] = self._attribute(graph, node)
+            else:
+                env[node] = self._call(node, env, modules, values[node])
+        raise AssertionError("an fx graph ends in an output node")
+
+    def _attribute(self, graph: fx.GraphModule, node: fx.Node) -> Slot:
+        name = str(node.target)
+        if name in self.program.canonical:
+            return self.named[self.program.canonical[name]]
+        owner, _, leaf = name.rpartition(".")
+        value = getattr(graph.get_submodule(owner), leaf)
+        return self._store(value)
+
+    def _store(self, value: Tensor) -> Slot:
+        slot = self._slot(value, False)
+        self.stored[slot.index] = value
+        return slot
+
+    def _call(self, node: fx.Node, env: dict[fx.Node, Any], modules: Mapping[str, nn.Module], value: Any) -> Any:
+        args = fx.map_arg(node.args, env.__getitem__)
+        kwargs = fx.map_arg(node.kwargs, env.__getitem__)
+        target: Any = node.target
+        inplace = target in INPLACE_FUNCTIONS or kwargs.get("inplace", False)
+        if node.op == "call_module":
+            module = modules[target]
+            rule, first, self.label = MODULES.get(type(module)), (self._original(module, target),), target
+            if rule is not None and has_hooks(module):
+                rule = None
+            inplace = getattr(module, "inplace", False)
+        else:
+            table: Any = FUNCTIONS if node.op == "call_function" else METHODS
+            rule, first, self.label = table.get(target), (), getattr(target, "__name__", str(target))
+            inplace = inplace or (node.op == "call_method" and target.endswith("_") and not target.endswith("__"))
+        try:
+            if rule is None:
+                raise NotKnown("no op of its own")
+            if any(isinstance(leaf, Slot) and leaf.like.is_complex() for leaf in pytree.tree_leaves((args, kwargs))):
+                raise NotKnown("complex numbers")  # whose cotangents are conjugated
+            out = rule(self, *first, *args, **kwargs)
+        except NotKnown as reason:
+            if inplace or target in _MUTATING_FUNCTIONS:
+                raise Untraceable(f"{self.label} changes a value in place and has no op of its own") from reason
+            out = self._opaque(node, args, kwargs, modules, value, str(reason))
+        except TypeError as error:  # arguments that the rule does not have
+            out = self._opaque(node, args, kwargs, modules, value, f"called with unusual arguments ({error})")
+        if inplace and isinstance(node.args[0], fx.Node):
+            self._write(node, node.args[0], out, env)
+        return out
+
+    def _write(self, node: fx.Node, changed: fx.Node, out: Any, env: dict[fx.Node, Any]) -> None:
+        """Whoever reads what `node` changed in place from here on, under any name, sees what was written into it."""
+        tensor = self.values[changed]
+        storage = tensor.untyped_storage()._cdata
+        for other in env:
+            value = self.values[other]
+            if value is tensor:
+                env[other] = out
+                continue
+            leaves = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+            is_view = any(leaf.untyped_storage()._cdata == storage for leaf in leaves)
+            if is_view and any(user not in env and user is not node for user in other.users):
+                raise Untraceable(f"{self.label} changes in place what is read elsewhere through a view")
+
+    def _original(self, module: nn.Module, path: str) -> nn.Module:
+        """The user's own submodule behind one of the trace's, for looking up its parameters."""
+        original = self.program.module.get_submodule(path)
+        assert type(original) is type(module)
+        return original
+
+    def _opaque(
+        self, node: fx.Node, args: Any, kwargs: Any, modules: Mapping[str, nn.Module], value: Any, why: str
+    ) -> Any:
+        target: Any = node.target
+        leaves, spec = pytree.tree_flatten((args, kwargs))
+        inputs = [leaf for leaf in leaves if isinstance(leaf, Slot)]
+        where = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Slot)]
+        ys, out_spec = pytree.tree_flatten(value)
+        if not all(isinstance(y, Tensor) for y in ys):
+            raise Untraceable(f"{self.label} returns something that is not a tensor")
+        names: list[str] = []
+        module = None
+        if node.op == "call_module":
+            module = self._original(modules[target], target)
+            names = [name for name, _ in (*module.named_parameters(), *module.named_buffers())]
+            inputs = [*inputs, *(self._owned(target, name) for name in names)]
+        elif not inputs:
+            if target not in _CREATORS:
+                raise Untraceable(f"{self.label} makes a tensor from nothing, perhaps another one every time")
+            return pytree.tree_unflatten(
+                [self._store(y) for y in pytree.tree_leaves(target(*args, **kwargs))], out_spec
+            )
+        buffers = set() if module is None else {name for name, _ in module.named_buffers()}
+
+        def run(*tensors: Tensor) -> tuple[Tensor, ...]:
+            filled = list(leaves)
+            for i, x in zip(where, tensors, strict=False):
+                filled[i] = x
+            a, k = pytree.tree_unflatten(filled, spec)
+            if module is not None:
+                state = dict(zip(names, tensors[len(where) :], strict=True))
+                state = {n: v.clone() if n in buffers else v for n, v in state.items()}
+                out = functional_call(module, state, a, k)
+            elif node.op == "call_method":
+                out = getattr(a[0], target)(*a[1:], **k)
+            else:
+                out = target(*a, **k)
+            return tuple(pytree.tree_leaves(out))
+
+        title = type(module).__name__ if module is not None else self.label
+        outs = self.emit_opaque(run, inputs, ys, title, why, random=node in self.random)
+        return pytree.tree_unflatten(outs, out_spec)
+
+    def _owned(self, path: str, name: str) -> Slot:
+        return self.named[self.program.canonical[f"{path}.{name}" if path else name]]
+
+    def finish(self, leaves: Sequence[Slot | None], spec: pytree.TreeSpec) -> Plan:
+        outputs = [leaf for leaf in leaves if leaf is not None]
+        nodes = group(self.nodes, {s.index for s in outputs})
+        pinned = {s.index for s in (*outputs, *self.params, *self.constants)} | set(self.stored)
+        return Plan(
+            nodes=_with_last_use(nodes, pinned),
+            slots=self.count,
+            input_slots=[s.index for s in self.inputs],
+            keys_slot=self._keys.index,
+            param_slots=[s.index for s in self.params],
+            constant_slots=[s.index for s in self.constants],
+            output_slots=[s.index for s in outputs],
+            output_spec=spec,
+            output_given=tuple(leaf is not None for leaf in leaves),
+            output_active=tuple(self.active[s.index] for s in outputs),
+            input_shapes=[s.shape for s in self.inputs],
+            output_shapes=[s.shape for s in outputs],
+            stored=self.stored,
+            bytes_per_task=sum(self.sizes),
+        )
+
+
+def _with_last_use(nodes: list[Node], pinned: set[int]) -> list[Node]:
+    """Marks after which node each intermediate value may be released."""
+    seen: set[int] = set(pinned)
+    marked: list[Node] = []
+    for node in reversed(nodes):
+        last = tuple({*node.inputs, *node.outputs} - seen)
+        seen.update(last)
+        marked.append(Node(node.op, node.inputs, node.outputs, node.needs, node.label, node.why, last))
+    return marked[::-1]
+
+
+def _has_derivative(x: Tensor) -> bool:
+    return x.is_floating_point() or x.is_complex()

@@ -1,0 +1,193 @@
+"""A plan: a module as a straight line of ops over numbered slots, and the four sweeps through it.
+
+Values live in slots: the module's inputs, the step's random keys, parameters, constants, then one slot per op
+output. A value that is used twice simply receives two cotangents, so branches (residual networks) need no care.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from fastmeta.ops.base import MaybeTensors, Op, Saved, total
+from fastmeta.ops.opaque import Opaque
+
+Tape = list[Saved]  # one entry per node
+
+
+@dataclass(frozen=True)
+class Node:
+    """One op of a plan. `needs` marks the inputs that depend on a trainable parameter."""
+
+    op: Op
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    needs: tuple[bool, ...]
+    label: str  # the path of the submodule, or the name of the function, that it stands for
+    why: str = ""  # for an opaque op: why it is one
+    last_use: tuple[int, ...] = ()  # slots that nobody reads after this node
+
+    @cached_property
+    def active(self) -> bool:
+        return any(self.needs)
+
+    def pick(self, slots: Sequence[Any]) -> Any:
+        """The node's output value(s) out of per-slot storage: a tensor, or a tuple for an op with several."""
+        if len(self.outputs) == 1:
+            return slots[self.outputs[0]]
+        values = tuple(slots[i] for i in self.outputs)
+        return None if all(v is None for v in values) else values
+
+    def put(self, slots: list[Any], value: Any) -> None:
+        if len(self.outputs) == 1:
+            slots[self.outputs[0]] = value
+        else:
+            for slot, v in zip(self.outputs, value, strict=True):
+                slots[slot] = v
+
+
+@dataclass
+class Plan:
+    """Sweeps of a module for one set of input shapes. Slots: inputs, keys, parameters, constants, op outputs."""
+
+    nodes: list[Node]
+    slots: int
+    input_slots: list[int]
+    keys_slot: int
+    param_slots: list[int]
+    constant_slots: list[int]
+    output_slots: list[int]
+    output_spec: pytree.TreeSpec
+    output_given: tuple[bool, ...]  # the leaves of that tree: a tensor, or None
+    output_active: tuple[bool, ...]  # which outputs depend on a trainable parameter
+    input_shapes: list[tuple[int, ...]]  # per task
+    output_shapes: list[tuple[int, ...]]  # per task
+    stored: dict[int, Tensor] = field(default_factory=dict)  # constants made by the module's own code, such as arange
+    bytes_per_task: int = 0  # of all values, an estimate for slicing the tasks
+
+    @property
+    def random(self) -> bool:
+        return any(self.keys_slot in node.inputs for node in self.nodes)
+
+    @cached_property
+    def _one_tensor(self) -> bool:
+        """Whether the module returns a tensor and no tree: telling that takes a tenth of pytree's time."""
+        leaf = object()
+        return self.output_given == (True,) and pytree.tree_unflatten([leaf], self.output_spec) is leaf
+
+    def output_tree(self, values: Sequence[Any]) -> Any:
+        """One value per output slot in the structure that the module returns."""
+        if self._one_tensor:
+            return values[0]
+        rest = iter(values)
+        return pytree.tree_unflatten([next(rest) if given else None for given in self.output_given], self.output_spec)
+
+    def sample_shapes(self, skip: int) -> list[tuple[int, ...]]:
+        """One task's output shapes without `skip` rows in front."""
+        return [(shape[0] - skip, *shape[1:]) if skip else shape for shape in self.output_shapes]
+
+    def forward(
+        self,
+        params: Sequence[Tensor],
+        inputs: Sequence[Tensor],
+        constants: Sequence[Tensor],
+        keys: Tensor,
+        *,
+        keep: bool = True,
+    ) -> tuple[list[Tensor], Tape]:
+        """Outputs of all tasks, and the tape for the other sweeps (empty entries where `keep` is false)."""
+        tasks = keys.shape[0]
+        env: list[Any] = [None] * self.slots
+        env[self.keys_slot] = keys
+        for slots, values in ((self.input_slots, inputs), (self.param_slots, params)):
+            for slot, value in zip(slots, values, strict=True):
+                env[slot] = value
+        for slot, value in zip(self.constant_slots, constants, strict=True):
+            env[slot] = value.expand(tasks, *value.shape)
+        for slot, value in self.stored.items():
+            env[slot] = value.expand(tasks, *value.shape)
+        tape: Tape = []
+        for node in self.nodes:
+            y, saved = node.op.forward(*[env[i] for i in node.inputs])
+            tape.append(saved if keep and node.active else None)
+            node.put(env, y)
+            for slot in node.last_use:
+                env[slot] = None
+        return [env[i] for i in self.output_slots], tape
+
+    def backward(
+        self, tape: Tape, d_outputs: Sequence[Tensor | None], *, keep: bool = False
+    ) -> tuple[list[Tensor | None], list[Any]]:
+        """Cotangents of the parameters, and of every node's output where `keep` asks for them.
+
+        Without `keep` the tape is consumed: an entry is released as soon as it has been used.
+        """
+        d = self._seed(d_outputs)
+        cotangents: list[Any] = [None] * len(self.nodes)
+        for i in range(len(self.nodes) - 1, -1, -1):
+            node = self.nodes[i]
+            dy = node.pick(d)
+            if dy is None or not node.active:
+                continue
+            self._accumulate(d, node, node.op.backward(tape[i], dy, node.needs))
+            if keep:
+                cotangents[i] = dy
+            else:
+                tape[i] = None
+        return [d[s] for s in self.param_slots], cotangents
+
+    def forward_dot(self, tape: Tape, params_dot: Sequence[Tensor]) -> tuple[list[Tensor | None], Tape]:
+        """Tangents of the outputs along `params_dot`."""
+        dot: list[Any] = [None] * self.slots
+        for slot, value in zip(self.param_slots, params_dot, strict=True):
+            dot[slot] = value
+        tape_dot: Tape = []
+        for node, saved in zip(self.nodes, tape, strict=True):
+            if not node.active:
+                tape_dot.append(None)
+                continue
+            y_dot, saved_dot = node.op.forward_dot(saved, tuple([dot[i] for i in node.inputs]))
+            tape_dot.append(saved_dot)
+            node.put(dot, y_dot)
+            for slot in node.last_use:
+                dot[slot] = None
+        return [dot[i] for i in self.output_slots], tape_dot
+
+    def backward_dot(
+        self, tape: Tape, tape_dot: Tape, cotangents: list[Any], d_outputs_dot: Sequence[Tensor | None]
+    ) -> list[Tensor | None]:
+        """Tangents of the parameters' cotangents: the Hessian-vector product. Consumes all three tapes."""
+        d = self._seed(d_outputs_dot)
+        for i in range(len(self.nodes) - 1, -1, -1):
+            node = self.nodes[i]
+            dy_dot = node.pick(d)
+            if cotangents[i] is None or not node.active:
+                continue
+            self._accumulate(d, node, node.op.backward_dot(tape[i], tape_dot[i], cotangents[i], dy_dot, node.needs))
+            tape[i] = tape_dot[i] = cotangents[i] = None
+        return [d[s] for s in self.param_slots]
+
+    def _seed(self, d_outputs: Sequence[Tensor | None]) -> list[Any]:
+        d: list[Any] = [None] * self.slots
+        for slot, value in zip(self.output_slots, d_outputs, strict=True):
+            d[slot] = total(d[slot], value)
+        return d
+
+    @staticmethod
+    def _accumulate(d: list[Any], node: Node, d_inputs: MaybeTensors) -> None:
+        for slot in node.outputs:
+            d[slot] = None
+        for slot, need, value in zip(node.inputs, node.needs, d_inputs, strict=True):
+            if need:
+                d[slot] = total(d[slot], value)
+
+
+def seeded_in_python(*plans: Plan) -> list[str]:
+    """The opaque ops that draw random numbers: Python seeds the generator for each task, in every sweep anew."""
+    nodes = [node for plan in plans for node in plan.nodes]
+    return sorted({node.label for node in nodes if isinstance(node.op, Opaque) and node.op.random})

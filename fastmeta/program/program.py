@@ -1,0 +1,150 @@
+"""nn.Module → Program: a torch.fx trace, made into a plan of ops for each set of input shapes.
+
+Known calls become ops (builder.py, lowering), chains that have a fused op are grouped (grouping.py), everything else
+becomes an opaque op whose sweeps come from torch.func, and a module that cannot be traced becomes one opaque op as a
+whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.func import functional_call
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils import _pytree as pytree
+
+from .builder import Builder, call_with
+from .layout import Layout
+from .messages import first_line
+from .plan import Plan
+from .trace import Draws, Recorded, Untraceable, has_hooks, trace
+
+
+def leaves_of(tree: Any) -> tuple[Tensor, ...]:
+    """The tensors of a user's tree."""
+    if isinstance(tree, Tensor):
+        return (tree,)
+    return tuple(leaf for leaf in pytree.tree_leaves(tree) if leaf is not None)
+
+
+class Program:
+    """A user's module, traced once per train/eval mode and planned once per set of input shapes.
+
+    Args:
+        module: any module that `torch.func.functional_call` can run on one task.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+        self.layout = Layout.of(module)
+        trainable = set(self.layout.names)
+        named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        self.constant_names = tuple(name for name in named if name not in trainable)
+        # every name of a tied tensor leads to the one slot of its first name
+        first = {id(t): name for name, t in reversed(list(named.items()))}
+        every = [
+            *module.named_parameters(remove_duplicate=False),
+            *module.named_buffers(remove_duplicate=False),
+        ]
+        self.canonical = {name: first[id(t)] for name, t in every}
+        self.graph: fx.GraphModule | None = None
+        self.untraceable = ""
+        try:
+            if has_hooks(module):
+                raise Untraceable("a trace would lose the hooks on it")
+            self.graph = trace(module)
+        except Untraceable as reason:
+            self.untraceable = str(reason)
+        except Exception as error:
+            self.untraceable = f"torch.fx cannot trace it: {first_line(error)}"
+
+    def constants(self) -> tuple[Tensor, ...]:
+        """Frozen parameters and buffers as they are now."""
+        if not self.constant_names:
+            return ()
+        named = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
+        return tuple(named[name].detach() for name in self.constant_names)
+
+    def plan(self, inputs: Any, *, rows: int | None = None) -> Plan:
+        """The plan for inputs like these: a tree of [T, N, ...] tensors, of which only shapes and dtypes are read.
+
+        With `rows` batch norm takes its statistics from the first so many samples of a task, the support set.
+        """
+        mode = FakeTensorMode(allow_non_fake_inputs=True)
+        with mode, torch.no_grad():
+            one_task = pytree.tree_map(lambda x: torch.empty(x.shape[1:], dtype=x.dtype, device=x.device), inputs)
+            named = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
+            state = {
+                n: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device) for n, t in named.items()
+            }
+        if self.graph is not None:
+            try:
+                return self._lower_graph(self.graph, one_task, state, mode, rows)
+            except Untraceable as error:
+                self.untraceable = str(error)
+        return self._lower_whole(one_task, state, mode, rows)
+
+    def _lower_graph(
+        self,
+        graph: fx.GraphModule,
+        one_task: Any,
+        state: dict[str, Tensor],
+        mode: FakeTensorMode,
+        rows: int | None,
+    ) -> Plan:
+        args, kwargs = call_with(one_task)
+        recorded = Recorded(graph)
+        traced = {**dict(graph.named_parameters()), **dict(graph.named_buffers())}
+        fakes = {f"module.{name}": state[self.canonical[name]] for name in traced if name in self.canonical}
+        with mode, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            try:
+                functional_call(recorded, fakes, args, kwargs, tie_weights=True)
+            except TypeError:
+                raise
+            except Exception as error:
+                raise Untraceable(f"its trace does not run on data-free tensors: {first_line(error)}") from error
+        builder = Builder(self, one_task, state, rows)
+        return builder.lower(graph, recorded.values, recorded.random)
+
+    def _lower_whole(self, one_task: Any, state: dict[str, Tensor], mode: FakeTensorMode, rows: int | None) -> Plan:
+        if rows is not None:
+            raise ValueError(
+                'bn_statistics="support" needs a module that torch.fx can trace, so that its batch norms are known; '
+                f'{self.untraceable}. Use bn_statistics="batch", or backend="reference"'
+            )
+        builder = Builder(self, one_task, state, rows)
+        names = [*self.layout.names, *self.constant_names]
+        slots = [builder.named[name] for name in names]
+        leaves, spec = pytree.tree_flatten(one_task)
+        buffers = {name for name, _ in self.module.named_buffers()}
+
+        def run(*tensors: Tensor) -> tuple[tuple[Tensor | None, ...], pytree.TreeSpec]:
+            values = dict(zip(names, tensors[len(leaves) :], strict=True))
+            # a buffer that the module updates (running statistics) is a copy, thrown away after the step
+            values = {n: v.clone() if n in buffers else v for n, v in values.items()}
+            args, kwargs = call_with(pytree.tree_unflatten(list(tensors[: len(leaves)]), spec))
+            out, out_spec = pytree.tree_flatten(functional_call(self.module, values, args, kwargs))
+            for leaf in out:
+                if leaf is not None and not isinstance(leaf, Tensor):
+                    raise TypeError(
+                        f"model must return tensors, or tuples or dicts of them, got a {type(leaf).__name__}"
+                    )
+            return tuple(out), out_spec
+
+        with mode, torch.no_grad(), sdpa_kernel(SDPBackend.MATH), Draws() as draws:
+            ys, out_spec = run(*leaves, *(state[name] for name in names))
+        op_inputs = [*builder.inputs, *slots]
+        outputs = builder.emit_opaque(
+            lambda *tensors: _given(run(*tensors)[0]), op_inputs, _given(ys), type(self.module).__name__,
+            self.untraceable, random=draws.any,
+        )  # fmt: skip
+        rest = iter(outputs)
+        return builder.finish([None if y is None else next(rest) for y in ys], out_spec)
+
+
+def _given(leaves: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+    return tuple(leaf for leaf in leaves if leaf is not None)

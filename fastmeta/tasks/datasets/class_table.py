@@ -1,0 +1,39 @@
+"""Which images are of which class."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+
+@dataclass(frozen=True)
+class ClassTable:
+    """Which images make which classes, and which classes a task may mix.
+
+    Attributes:
+        images: uint8 [n, channels, H, W].
+        members: int64 [classes, most], the rows of `images` that a class holds, in front; −1 behind them.
+        groups: int64 [groups, longest], the classes of each group, in front; −1 behind them.
+    """
+
+    images: Tensor
+    members: Tensor
+    groups: Tensor
+
+    @classmethod
+    def of_labels(cls, images: Tensor, labels: Tensor) -> ClassTable:
+        """One class for each value of `labels` [n], all in one group."""
+        rows = [(labels == value).nonzero().squeeze(1) for value in labels.unique().tolist()]
+        return cls(images, pad(rows), torch.arange(len(rows))[None])
+
+    def sizes(self) -> Tensor:
+        """Images of each class, [classes]."""
+        return (self.members >= 0).sum(1)
+
+
+def pad(rows: list[Tensor]) -> Tensor:
+    """Rows of different lengths as one matrix, padded with −1."""
+    return pad_sequence(rows, batch_first=True, padding_value=-1)

@@ -1,0 +1,111 @@
+"""What settings stand for: data, networks, algorithms and task families."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from fastmeta.algorithms.base import MetaLearner
+from fastmeta.models import build_model
+from fastmeta.optim.adam import Adam
+from fastmeta.optim.sgd import SGD
+from fastmeta.tasks import TaskFamily, Text
+from fastmeta.train.families.builders import Source
+
+from .config import ALGORITHMS, Execution, RunConfig
+
+
+def load_source(config: RunConfig, paths: Sequence[str]) -> Source | None:
+    """The run's data; None for a family that needs none.
+
+    Raises:
+        FileNotFoundError, ValueError: for missing, damaged or unfit data; or none, where some is needed.
+        RuntimeError: without a library that reads it; the message names the extra.
+    """
+    family = config.family
+    if paths and not family.data:
+        raise ValueError(f"--data has no meaning for task {config.tasks.task}, which makes its own; leave it out")
+    if not paths and family.data and not family.optional:
+        raise ValueError(f"task {config.tasks.task} needs data: name with --data {family.data}")
+    return family.load(config.tasks, paths)
+
+
+def fitted(config: RunConfig, source: Source | None) -> RunConfig:
+    """The run with what its network must know of the data: shape and vocabulary."""
+    changes: dict[str, Any] = {"shape": config.family.shape(config.tasks, source)}
+    if isinstance(source, Text):
+        changes["vocabulary"] = source.vocabulary
+    return config.replace(changes)
+
+
+def make_model(config: RunConfig) -> nn.Module:
+    """The run's network, initialised from its seed."""
+    torch.manual_seed(config.train.seed)
+    part = config.tasks
+    return build_model(
+        part.model,
+        shape=part.shape or (1, 28, 28),
+        ways=part.ways,
+        channels=part.channels,
+        width=part.width,
+        latent=part.latent,
+        zero_head=part.zero_head,
+    )
+
+
+def make_algorithm(
+    config: RunConfig,
+    model: nn.Module,
+    execution: Execution,
+    *,
+    evaluation: bool = False,
+    bn_statistics: Literal["batch", "support"] | None = None,
+) -> MetaLearner:
+    """The run's meta-learner around `model`.
+
+    Args:
+        evaluation: adapt to the whole support set in every step, whatever `inner_batch_size` says.
+        bn_statistics: in place of the run's.
+
+    Raises:
+        ValueError: for a step size, a number of steps or a chunk out of range.
+    """
+    part = config.algorithm
+    optimizer = (
+        SGD(lr=part.inner_lr, momentum=part.inner_momentum)
+        if part.inner_optimizer == "sgd"
+        else Adam(lr=part.inner_lr, betas=(part.inner_momentum, 0.999))
+    )
+    return ALGORITHMS[part.algorithm](
+        model,
+        inner_loss=config.family.loss,
+        inner_optimizer=optimizer,
+        inner_steps=part.inner_steps,
+        inner_batch_size=None if evaluation else part.inner_batch_size or None,
+        backend=execution.backend,
+        compile=execution.compile,
+        cuda_graph=execution.cuda_graph,
+        memory=execution.memory,
+        task_chunk=execution.task_chunk or None,
+        bn_statistics=bn_statistics or part.bn_statistics,
+        precision=part.precision,
+    )
+
+
+def make_family(
+    config: RunConfig, source: Source | None, device: torch.device, *, evaluation: bool = False
+) -> TaskFamily:
+    """The run's tasks; for evaluation those of its first test, without the distortions that training uses.
+
+    Args:
+        source: what `load_source` gave; None for a task without data.
+    """
+    family = config.family
+    if source is None and not family.optional:
+        raise ValueError(f"task {config.tasks.task} needs data: name with --data {family.data}")
+    if evaluation:
+        return next(iter(family.tests(config.tasks, source, device).values()))
+    return family.train(config.tasks, source, device)

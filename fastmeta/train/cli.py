@@ -1,0 +1,325 @@
+"""The command `fastmeta`: train, evaluate, explain, list."""
+
+from __future__ import annotations
+
+import argparse
+import shlex
+import sys
+import textwrap
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from fastmeta import __version__
+from fastmeta.models import MODELS
+from fastmeta.tasks import PRETEXTS, Episodes, load_runs, stack_runs
+from fastmeta.train.families.registry import FAMILIES
+from fastmeta.train.families.settings import TaskConfig
+from fastmeta.train.scores.evaluate import draw, evaluate_episodes
+
+from .build import load_source, make_algorithm, make_family, make_model
+from .checkpoint import load_checkpoint
+from .config import ALGORITHMS, PARTS, AlgorithmConfig, EvaluationConfig, Execution, RunConfig, from_flat
+from .flags import add_options, given
+from .pipeline import TEST_SEED, Pipeline, prepare
+from .presets import PRESETS
+from .report import describe, metric, print_scores, report
+
+_EPILOG = """examples:
+  fastmeta train
+  fastmeta train omniglot --data images_background.zip --preset maml-5w1s
+  fastmeta train umtra --data my_images/
+  fastmeta list
+  fastmeta evaluate runs/maml-5w1s/checkpoint.pt --data images_evaluation.zip
+  fastmeta evaluate runs/within/checkpoint.pt --runs all_runs.zip
+  fastmeta explain conv4
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command; 0 is success, 2 an error of the user's, 128 + n a stop by signal n."""
+    argv = sys.argv[1:] if argv is None else list(argv)
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.function(arguments, argv)
+    except (ValueError, TypeError, RuntimeError, OSError) as error:
+        if arguments.traceback:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fastmeta",
+        description="Meta-learning over all tasks at once: MAML, first-order MAML, Reptile.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"fastmeta {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    helps = {
+        "train": ("meta-train a network", _train, _add_train),
+        "evaluate": ("score a checkpoint on new tasks", _evaluate, _add_evaluate),
+        "list": ("name all task families, networks, presets and algorithms", _list, lambda _: None),
+        "explain": ("say how a network runs, and why", _explain, _add_explain),
+    }
+    for name, (text, function, add) in helps.items():
+        command = commands.add_parser(
+            name,
+            help=text,
+            description=function.__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        add(command)
+        if name != "list":
+            add_options(command, "execution", Execution)
+        command.add_argument("--traceback", action="store_true", help="show where an error comes from")
+        command.set_defaults(function=function)
+    return parser
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("task", nargs="?", choices=tuple(FAMILIES), help="default: sinusoid; see fastmeta list")
+    parser.add_argument("--preset", choices=tuple(PRESETS), help="settings to start from, see below")
+    parser.add_argument("--data", nargs="+", metavar="PATH", default=(), help="what the task reads, see fastmeta list")
+    parser.add_argument("--out", metavar="FOLDER", help="default: runs/PRESET")
+    parser.add_argument(
+        "--resume",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="go on from the folder's checkpoint where there is one (default), or start over",
+    )
+    parser.add_argument("--time-limit", type=float, metavar="MINUTES", help="stop then, with a checkpoint")
+    parser.add_argument(
+        "--checkpoint-seconds", type=float, default=30.0, metavar="X", help="between checkpoints; default: 30"
+    )
+    titles = ("tasks", "adaptation", "outer loop", "pre-training", "evaluation")
+    for title, config in zip(titles, PARTS.values(), strict=True):
+        add_options(parser, title, config)
+    sources = (
+        textwrap.fill(f"{name}: {preset.source}", 100, initial_indent="  ", subsequent_indent="      ")
+        for name, preset in PRESETS.items()
+    )
+    parser.epilog = "\n".join(["presets:", *sources])
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--data", nargs="+", metavar="PATH", default=(), help="what the task reads, see fastmeta list")
+    parser.add_argument("--runs", metavar="PATH", help="official one-shot runs: all_runs.zip or its folder")
+    parser.add_argument("--steps", type=int, nargs="+", metavar="N", help="inner steps; default: the run's")
+    parser.add_argument(
+        "--bn-statistics",
+        choices=("batch", "support", "both"),
+        default="both",
+        help="whose statistics normalise query samples; default: both",
+    )
+    parser.add_argument("--seed", type=int, default=TEST_SEED, metavar="N", help="of the episodes")
+    only = ("shots", "queries", "within_alphabet", "alphabets", "exclude_alphabets", "new_pretext", "group")
+    add_options(parser, "tasks (default: all alphabets, otherwise as in training)", TaskConfig, only)
+    add_options(parser, "evaluation", EvaluationConfig, ("episodes",))
+
+
+def _add_explain(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", help=f"a checkpoint, a preset, or one of {', '.join(MODELS)}")
+    add_options(parser, "adaptation", AlgorithmConfig)
+
+
+def _train(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
+    """Meta-train a network. Without arguments: exact MAML on sinusoids, in under a minute."""
+    config, source = prepare(_run_config(arguments), arguments.data)
+    pipeline = Pipeline(
+        config,
+        source,
+        folder=Path(arguments.out or f"runs/{arguments.preset or config.tasks.task}"),
+        execution=Execution(**given(arguments, Execution)),
+        checkpoint_seconds=arguments.checkpoint_seconds,
+        time_limit=arguments.time_limit,
+        say=partial(print, flush=True),
+    )
+    print(describe(config, source))
+    outcome = pipeline.train(resume=arguments.resume)
+    print(f"{outcome.reason} at iteration {outcome.iterations:,}; checkpoint: {pipeline.folder / 'checkpoint.pt'}")
+    if outcome.signal:
+        print(f"resume with: {shlex.join(['fastmeta', *argv])}")
+        return 128 + outcome.signal
+    if not (pipeline.folder / "checkpoint.pt").exists():
+        return 0  # the time was up in an earlier stage
+    report(pipeline, steps=None, seed=TEST_SEED, picture=None)
+    return 0
+
+
+def _run_config(arguments: argparse.Namespace) -> RunConfig:
+    """Preset, then options, checked against each other."""
+    preset = arguments.preset or arguments.task or "sinusoid"
+    base = PRESETS[preset].config
+    if arguments.task not in (None, base.tasks.task):
+        raise ValueError(f"--preset {preset} is for task {base.tasks.task}, got task {arguments.task}")
+    changes = {name: value for config in PARTS.values() for name, value in given(arguments, config).items()}
+    changes.pop("task", None)
+    for name in sorted(changes):
+        families = [title for title, family in FAMILIES.items() if name in family.settings]
+        if families and base.tasks.task not in families:
+            raise ValueError(
+                f"--{name.replace('_', '-')} has no meaning for task {base.tasks.task}; it belongs to "
+                f"{', '.join(families)}"
+            )
+    return base.replace(changes)
+
+
+def _list(_: argparse.Namespace, __: Sequence[str]) -> int:
+    """Name every task family, network, preset and algorithm with one line each."""
+    sections = {
+        "task families (fastmeta train NAME)": {name: family.summary for name, family in FAMILIES.items()},
+        "what --data takes": {name: family.data or "nothing" for name, family in FAMILIES.items()},
+        "pretexts of ssl-images (--pretexts, --new-pretext)": {n: p.summary for n, p in PRETEXTS.items()},
+        "networks (--model)": MODELS,
+        "presets (--preset)": {name: f"{p.config.summary()}; {p.source.split(':')[0]}" for name, p in PRESETS.items()},
+        "algorithms (--algorithm)": {n: (kind.__doc__ or "").split("\n\n")[0] for n, kind in ALGORITHMS.items()},
+    }
+    for title, entries in sections.items():
+        print(title)
+        for name, text in entries.items():
+            print(f"  {name:<13} {' '.join(text.split())}")
+    return 0
+
+
+def _evaluate(arguments: argparse.Namespace, _: Sequence[str]) -> int:
+    """Score a checkpoint on new tasks: mean and 95 % confidence interval."""
+    state = load_checkpoint(arguments.checkpoint)
+    trained = _trained_config(state, arguments.checkpoint)
+    changes = {"alphabets": (), "exclude_alphabets": ()} | given(arguments, TaskConfig)
+    config = trained.replace(changes | given(arguments, EvaluationConfig))
+    execution = Execution(**given(arguments, Execution))
+    print(f"{arguments.checkpoint}, iteration {state['iteration']:,}")
+    if config.family.report != "scores":
+        _compare(arguments, config, execution, state)
+        return 0
+    steps = sorted(set(arguments.steps or [config.eval_steps]))
+    model = make_model(config)
+    model.load_state_dict(state["model"])
+    model.to(execution.torch_device())
+    for title, batches in _test_sets(arguments, config, execution.torch_device()):
+        print(title)
+        for statistics in _statistics(arguments, config):
+            algorithm = make_algorithm(config, model, execution, evaluation=True, bn_statistics=statistics)
+            prefix = "  " if config.tasks.task == "sinusoid" else f"  bn_statistics={statistics:<8} "
+            print_scores(config, evaluate_episodes(algorithm, batches(), steps=steps), prefix=prefix)
+    return 0
+
+
+def _compare(arguments: argparse.Namespace, config: RunConfig, execution: Execution, state: dict[str, Any]) -> None:
+    """On the data that the run kept from training; on all of other data."""
+    if arguments.runs:
+        raise ValueError(f"--runs has no meaning for task {config.tasks.task}; leave it out")
+    source = load_source(config, arguments.data)
+    if source is not None and source.fingerprint() != state["configuration"].get("data"):
+        config = config.replace({"held_out": 0.0})
+    shape = config.family.shape(config.tasks, source)
+    if shape != config.tasks.shape:
+        raise ValueError(f"the checkpoint's network takes data of shape {config.tasks.shape}, these have {shape}")
+    print(describe(config, source))
+    pipeline = Pipeline(config, source, folder=arguments.checkpoint.parent, execution=execution)
+    report(pipeline, steps=arguments.steps, seed=arguments.seed, picture="evaluation")
+
+
+def _trained_config(state: dict[str, Any], path: Path) -> RunConfig:
+    if "task" not in state["configuration"]:
+        raise ValueError(
+            f"{path} does not say which network it holds: it was not written by 'fastmeta train'. "
+            f'Build the network in Python and load the checkpoint\'s "model" into it'
+        )
+    return from_flat(state["configuration"])
+
+
+def _test_sets(
+    arguments: argparse.Namespace, config: RunConfig, device: torch.device
+) -> Iterator[tuple[str, Callable[[], Iterable[Episodes]]]]:
+    """What to score: a title, and the episodes, which every setting of `bn_statistics` draws anew."""
+    sinusoid = config.tasks.task == "sinusoid"
+    if sinusoid and (arguments.data or arguments.runs):
+        raise ValueError("--data and --runs have no meaning for sinusoids; leave them out")
+    if arguments.runs:
+        runs = stack_runs(load_runs(arguments.runs), device)
+        classes = runs.support_x.shape[1]
+        if classes != config.tasks.ways:
+            raise ValueError(f"the runs have {classes} classes, the checkpoint's network {config.tasks.ways}")
+        count = len(runs.support_x)
+        yield (
+            f"{count} official runs, {classes}-way 1-shot: accuracy over runs, 95 % confidence",
+            lambda: [runs],
+        )
+    if sinusoid or arguments.data or not arguments.runs:
+        source = load_source(config, arguments.data)
+        family = make_family(config, source, device, evaluation=True)
+        episodes = config.evaluation.episodes
+        what = f"{metric(config)} over {episodes} episodes, 95 % confidence"
+        yield (
+            f"{describe(config, source)}\n{what}",
+            partial(draw, family, episodes=episodes, meta_batch=25, seed=arguments.seed),
+        )
+
+
+def _statistics(arguments: argparse.Namespace, config: RunConfig) -> Sequence[Literal["batch", "support"]]:
+    """The settings of `bn_statistics` to score; one where the network has no batch norm."""
+    if config.tasks.task == "sinusoid":
+        return ("batch",)
+    return ("batch", "support") if arguments.bn_statistics == "both" else (arguments.bn_statistics,)
+
+
+def _explain(arguments: argparse.Namespace, _: Sequence[str]) -> int:
+    """Say op by op how a network runs, and why: for a meta-step of its usual shapes."""
+    config = _explained_config(arguments.target).replace(given(arguments, AlgorithmConfig))
+    execution = Execution(**given(arguments, Execution))
+    device = execution.torch_device()
+    if not config.tasks.shape:
+        config = config.replace({"shape": _usual_shape(config)})
+    algorithm = make_algorithm(config, make_model(config).to(device), execution)
+    algorithm(*_stand_in(config, device))
+    print(algorithm.explain())
+    return 0
+
+
+def _usual_shape(config: RunConfig) -> tuple[int, ...]:
+    """Of the data that the family makes up; of Omniglot's images, or of English text."""
+    family, part = config.family, config.tasks
+    if not family.optional:
+        return (66, part.length) if part.task == "ssl-text" else (1, 28, 28)
+    return family.shape(part, family.load(part, ()))
+
+
+def _stand_in(config: RunConfig, device: torch.device) -> Episodes:
+    """Two tasks of the run's shapes, of random numbers."""
+    part, shape = config.tasks, config.tasks.shape
+    shots, queries = part.train_shots or part.shots, part.queries
+    if part.task == "sinusoid":
+        return make_family(config, None, device).sample(2, torch.Generator(device))
+    if part.task == "ssl-series":
+        window, horizon, features = shape
+        x, y = (torch.rand(2, shots + queries, steps, features, device=device) for steps in (window, horizon))
+    elif part.task == "ssl-text":
+        x, y = (torch.randint(shape[0], (2, shots + queries, shape[1]), device=device) for _ in range(2))
+    elif part.task == "cluster":
+        x = y = torch.rand(2, part.ways * (shots + queries), *shape, device=device)
+        shots *= part.ways
+    else:
+        shots, queries = part.ways * shots, part.ways * queries
+        x = torch.rand(2, shots + queries, *shape, device=device)
+        y = torch.arange(shots + queries, device=device).remainder(part.ways).expand(2, -1)
+    return Episodes(x[:, :shots], y[:, :shots], x[:, shots:], y[:, shots:])
+
+
+def _explained_config(target: str) -> RunConfig:
+    if target in PRESETS:
+        return PRESETS[target].config
+    if target in MODELS:
+        task = next(name for name, family in FAMILIES.items() if target in family.models)
+        return PRESETS[task].config.replace({"model": target})
+    if not Path(target).exists():
+        names = ", ".join([*PRESETS, *MODELS])
+        raise ValueError(f"target must be a checkpoint or one of {names}, got {target!r}")
+    return _trained_config(load_checkpoint(Path(target)), Path(target))

@@ -1,0 +1,1 @@
+"""Families of tasks, as the commands see them: one file each."""

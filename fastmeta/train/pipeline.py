@@ -1,0 +1,286 @@
+"""A whole run, stage by stage: clusters, plain pre-training, meta-training; every stage survives a kill.
+
+A script calls it as the command line does:
+
+    config, source = prepare(PRESETS["ssl-series"].config, ["strokes.zip"])
+    pipeline = Pipeline(config, source, folder="runs/strokes")
+    pipeline.train()
+    print(pipeline.compare()[0].table())
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fastmeta.algorithms.base import MetaLearner
+from fastmeta.algorithms.maml import MAML
+from fastmeta.models import ClusteringAutoencoder, head_of
+from fastmeta.tasks import ClassEpisodes, Images, TaskFamily
+from fastmeta.tasks.base import sampler_speed
+from fastmeta.tasks.cactus import Clustered, partition
+from fastmeta.tasks.image_sets import Unlabelled
+from fastmeta.tasks.pooled import Pooled
+from fastmeta.train.families.builders import Source, training_images
+from fastmeta.train.scores.clusters import compare_clusters
+from fastmeta.train.scores.compare import LR_FACTORS, Comparison, compare, curve_steps
+from fastmeta.train.scores.probe import compare_probes
+
+from .build import fitted, load_source, make_algorithm, make_family, make_model
+from .checkpoint import load_checkpoint
+from .config import Execution, RunConfig
+from .embedding import ITERATIONS, autoencoder, encode
+from .progress import Progress
+from .trainer import Outcome, Trainer
+
+TEST_SEED = 1729
+"""Of evaluation episodes: not a seed one trains with, so that they are new."""
+
+
+def prepare(config: RunConfig, paths: Sequence[str] = ()) -> tuple[RunConfig, Source | None]:
+    """Read the data, and fit the run's network to them. Raises as `load_source`."""
+    source = load_source(config, paths)
+    return fitted(config, source), source
+
+
+@dataclass
+class Pipeline:
+    """A run in a folder.
+
+    Attributes:
+        config: all that decides its numbers, fitted to the source (`prepare`).
+        source: its data.
+        folder: holds `checkpoint.pt` and `log.jsonl`, and a folder for each earlier stage.
+        execution: where it runs.
+        checkpoint_seconds: least time between two checkpoints.
+        time_limit: minutes for all stages together; None for none.
+        say: takes one line at the beginning of a stage.
+    """
+
+    config: RunConfig
+    source: Source | None
+    folder: Path
+    execution: Execution = field(default_factory=Execution)
+    checkpoint_seconds: float = 30.0
+    time_limit: float | None = None
+    say: Callable[[str], None] = lambda line: None
+
+    def __post_init__(self) -> None:
+        if self.time_limit is not None and not self.time_limit > 0:
+            raise ValueError(f"time_limit must be a positive number of minutes or None, got {self.time_limit!r}")
+        self.folder = Path(self.folder)
+        self.device = self.execution.torch_device()
+        self.fingerprint = None if self.source is None else self.source.fingerprint()
+
+    # Training. --------------------------------------------------------------------------------------------------------
+
+    def train(self, *, resume: bool = True) -> Outcome:
+        """Do what is left of all stages. Raises as `Trainer.run`."""
+        begin = time.monotonic()
+        outcome = self._cluster(resume, begin)
+        if outcome is None and self.config.pretraining.pretrain_iterations:
+            outcome = self._stopped(self.pretrainer(begin).run(resume=resume))
+        if outcome is not None:
+            return outcome
+        trainer = self.trainer(begin)
+        self.say(
+            f"{self.config.algorithm.algorithm}, {self.config.train.iterations:,} iterations: {trainer.checkpoint}"
+        )
+        return trainer.run(resume=resume)
+
+    def trainer(self, begin: float | None = None) -> Trainer:
+        """Of the meta-training, from the start that the run asks for."""
+        model = make_model(self.config).to(self.device)
+        if self.config.pretraining.from_pretrained:
+            self._load(model, self.folder / "pretrained", new_head=True)
+        family = make_family(self.config, self.source, self.device)
+        speed = sampler_speed(family, self.config.train.meta_batch)
+        self.say(f"on {self.device}, which samples {speed:,.0f} episodes a second")
+        return self._trainer(make_algorithm(self.config, model, self.execution), family, self.folder, begin=begin)
+
+    def pretrainer(self, begin: float | None = None) -> Trainer:
+        """Of plain training: the outer loop on whole tasks, without an inner one.
+
+        Raises:
+            ValueError: for tasks that number their classes anew each time, which leave nothing to learn in common.
+        """
+        build = self.config.family.pretrain
+        if build is None:
+            raise ValueError(
+                f"task {self.config.tasks.task} has no plain pre-training: its tasks number their classes anew each "
+                "time; set pretrain_iterations to 0"
+            )
+        model = make_model(self.config).to(self.device)
+        if self.config.tasks.zero_head:
+            head_of(model).reset_parameters()  # a layer of zeros passes no gradient on to the others
+        iterations = self.config.pretraining.pretrain_iterations
+        self.say(f"plain pre-training, {iterations:,} iterations: {self.folder / 'pretrained'}")
+        family = Pooled(build(self.config.tasks, self.source, self.device))
+        loss = self.config.family.pretrain_loss or self.config.family.loss
+        learner = MAML(model, inner_loss=loss, inner_steps=0, backend=self.execution.backend)
+        return self._trainer(learner, family, self.folder / "pretrained", iterations=iterations, begin=begin)
+
+    def _trainer(
+        self,
+        learner: MetaLearner,
+        family: TaskFamily,
+        folder: Path,
+        *,
+        iterations: int | None = None,
+        begin: float | None = None,
+    ) -> Trainer:
+        settings = self.config.settings()
+        if self.fingerprint is not None:
+            settings["data"] = self.fingerprint
+        config = self.config.train if iterations is None else replace(self.config.train, iterations=iterations)
+        spent = 0.0 if begin is None else (time.monotonic() - begin) / 60
+        return Trainer(
+            learner,
+            family,
+            config=config,
+            folder=folder,
+            settings=settings,
+            checkpoint_seconds=self.checkpoint_seconds,
+            time_limit=None if self.time_limit is None else max(self.time_limit - spent, 1e-9),
+        )
+
+    @staticmethod
+    def _stopped(outcome: Outcome) -> Outcome | None:
+        return None if outcome.reason == "finished" else outcome
+
+    def _load(self, model: nn.Module, folder: Path, *, new_head: bool) -> None:
+        """Put a stage's network into `model`; with a linear predictor that starts anew, where the run wants it zero."""
+        model.load_state_dict(load_checkpoint(folder / "checkpoint.pt")["model"])
+        if new_head and self.config.tasks.zero_head:
+            for p in head_of(model).parameters():
+                nn.init.zeros_(p)
+
+    # CACTUs. ----------------------------------------------------------------------------------------------------------
+
+    def _cluster(self, resume: bool, begin: float) -> Outcome | None:
+        """Where the run needs clusters and has none: make them, or read those it made. An outcome: it was stopped."""
+        part = self.config.tasks
+        if part.task != "cactus" or isinstance(self.source, Clustered):
+            return None
+        images = training_images(part, self.source)
+        path = self.folder / f"partitions-{self._digest()}.npy"
+        if not (resume and path.exists()):
+            codes = self._codes(images, resume, begin)
+            if isinstance(codes, Outcome):
+                return codes
+            clusters = part.clusters or max(len(images) // 20, part.ways)
+            self.say(f"{part.partitions} partitions into {clusters} clusters: {path}")
+            found = partition(codes, clusters=clusters, partitions=part.partitions, seed=self.config.train.seed)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            temporary = path.with_name("new-partitions.npy")
+            np.save(temporary, found.numpy())
+            temporary.replace(path)
+        assert isinstance(self.source, Images)
+        self.source = Clustered(self.source, torch.from_numpy(np.load(path)))
+        return None
+
+    def _digest(self) -> str:
+        """Of all that decides the clusters: a run of other settings makes its own."""
+        part = self.config.tasks
+        decides = (part.clusters, part.partitions, part.latent, part.embedding, part.held_out, part.ways)
+        return hashlib.sha256(repr((self.fingerprint, self.config.train.seed, *decides)).encode()).hexdigest()[:12]
+
+    def _codes(self, images: Images, resume: bool, begin: float) -> Tensor | Outcome:
+        """The embedding to cluster: a given one, or the codes of an autoencoder trained on the images."""
+        part = self.config.tasks
+        if part.embedding:
+            codes = torch.from_numpy(np.load(part.embedding, allow_pickle=False)).float()
+            if len(codes) != len(images):
+                raise ValueError(
+                    f"{part.embedding} must hold a row for each of the {len(images)} images to learn from, got "
+                    f"{len(codes)} (with --held-out 0 they are all images)"
+                )
+            return codes
+        torch.manual_seed(self.config.train.seed)
+        learner, family = autoencoder(images, latent=part.latent, device=self.device)
+        self.say(f"autoencoder, {ITERATIONS:,} iterations: {self.folder / 'autoencoder'}")
+        trainer = self._trainer(learner, family, self.folder / "autoencoder", iterations=ITERATIONS, begin=begin)
+        outcome = self._stopped(trainer.run(resume=resume))
+        assert isinstance(learner.module, ClusteringAutoencoder)
+        return outcome or encode(learner.module, images, self.device)
+
+    def trained(self) -> dict[str, Any]:
+        """The checkpoint of the meta-training."""
+        return load_checkpoint(self.folder / "checkpoint.pt")
+
+    # What it bought. --------------------------------------------------------------------------------------------------
+
+    def starts(self) -> dict[str, nn.Module]:
+        """The networks to compare: freshly initialised, pre-trained where the run does that, meta-learned."""
+        fresh = self.config.replace({"seed": self.config.train.seed + 1})
+        starts = {"from scratch": make_model(fresh)}
+        if (self.folder / "pretrained" / "checkpoint.pt").exists():
+            starts["pre-trained"] = make_model(self.config)
+            self._load(starts["pre-trained"], self.folder / "pretrained", new_head=True)
+        starts["meta-learned"] = make_model(self.config)
+        self._load(starts["meta-learned"], self.folder, new_head=False)
+        return {name: model.to(self.device) for name, model in starts.items()}
+
+    def labelled_sets(self) -> ClassEpisodes:
+        """Episodes that clusters are scored on: of one class more than there are clusters, which is the anomaly."""
+        (family,) = self.config.family.tests(self.config.tasks, self.source, self.device).values()
+        assert isinstance(family, ClassEpisodes)
+        return family
+
+    def compare(self, *, steps: Sequence[int] | None = None, seed: int = TEST_SEED) -> list[Comparison]:
+        """Adapt all starts to the tasks of unseen data, with the step size that each does best with on training tasks.
+
+        Self-supervised learners of labelled images are probed too (`probe.compare_probes`).
+
+        Args:
+            steps: numbers of inner steps; None: from 0 to the run's `eval_steps`.
+            seed: of the episodes.
+        """
+        config, starts = self.config, self.starts()
+        steps = curve_steps(config.eval_steps) if steps is None else sorted(set(steps))
+        tests = config.family.tests(config.tasks, self.source, self.device)
+        tuning = make_family(config, self.source, self.device)
+        inner_lr, episodes = config.algorithm.inner_lr, config.evaluation.episodes
+        progress = Progress(len(starts) * (len(LR_FACTORS) + len(tests)))
+        begun = itertools.count()
+
+        def learner(model: nn.Module, lr: float) -> MetaLearner:
+            progress.advance(next(begun))  # one for every set of tasks that is scored
+            progress.status(f"adapting with step size {lr:g}")
+            return make_algorithm(config.replace({"inner_lr": lr}), model, self.execution, evaluation=True)
+
+        try:
+            if config.family.report == "clusters":
+                assert isinstance(tuning, Unlabelled)
+                return compare_clusters(
+                    starts, learner, self.labelled_sets(), tuning=tuning.family, inner_lr=inner_lr, steps=steps,
+                    episodes=episodes, seed=seed,
+                )  # fmt: skip
+            comparisons = compare(
+                starts, learner, tests, tuning=tuning, inner_lr=inner_lr, percent=config.family.percent, steps=steps,
+                episodes=episodes, seed=seed,
+            )  # fmt: skip
+        finally:
+            progress.close()
+        return [*comparisons, *self._probes(starts)]
+
+    def _probes(self, starts: Mapping[str, nn.Module]) -> list[Comparison]:
+        """How much of the labels the features tell, where the family asks for it and the images have some."""
+        probe = self.config.family.probe
+        images = None if probe is None else probe(self.config.tasks, self.source)
+        if images is None:
+            return []
+        try:
+            return [compare_probes(starts, *images, device=self.device)]
+        except RuntimeError as error:  # a library is missing: no reason to lose the other scores
+            self.say(f"no linear probe: {error}")
+            return []

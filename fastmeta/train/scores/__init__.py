@@ -1,0 +1,1 @@
+"""What a learner is worth: evaluation, comparison of starts, probes, clusters, plots."""
