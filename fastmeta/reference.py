@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import inspect
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -38,6 +38,7 @@ def adapt(
     support_y: Tree,
     inner_batch_size: int | None = None,
     first_order: bool = False,
+    variant: Variant | None = None,
 ) -> dict[str, Tensor]:
     """Fast weights φ_K of every task, after `steps` steps of the inner optimiser on the task's support set.
 
@@ -50,6 +51,7 @@ def adapt(
         support_y: targets [T, N, ...], or None.
         inner_batch_size: B; step k then sees the samples (k B + i) mod N, i < B. None: all N.
         first_order: treat φ_K - θ as a constant, so that ∂φ_K/∂θ is the identity (first-order MAML).
+        variant: what differs from plain MAML.
 
     Returns:
         {name: [T, *shape]} for each trainable parameter, tied ones once, under their first name.
@@ -60,20 +62,78 @@ def adapt(
         TypeError: the inner optimiser is of another kind, or the loss returns no tensor.
         ValueError: the loss is no scalar, or depends on no trainable parameter.
     """
-    theta = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    path = trajectory(
+        module, inner_loss=inner_loss, inner_optimizer=inner_optimizer, steps=steps, support_x=support_x,
+        support_y=support_y, inner_batch_size=inner_batch_size, first_order=first_order, variant=variant,
+    )  # fmt: skip
+    return path.phis[-1]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """What an inner loop may have beyond plain MAML's; every default is MAML.
+
+    Attributes:
+        start: φ_0 by name, [*shape] for all tasks or with `own_start` [T, *shape]; what it does not name is shared by
+            all tasks and moved by none. None: all trainable parameters as they are.
+        rate: (name, k) → step size of step k, a tensor that broadcasts to the parameter. None: the optimiser's `lr`.
+        update: another rule than SGD and Adam, on all parameters of a task: (φ, g, state, k) → (φ, state), the state
+            None at first.
+        clip_norm: largest norm of a task's gradient, as `torch.nn.utils.clip_grad_norm_` has it.
+        proximal: c of c/2 ‖φ − φ_0‖², added to the support loss.
+        constant_gradients: differentiate through the update, but not through inner gradients.
+        first: steps that the loop went already, which count for `rate`, Adam and inner batches.
+        states: the optimiser's after them, one a task.
+    """
+
+    start: Mapping[str, Tensor] | None = None
+    own_start: bool = False
+    rate: Callable[[str, int], Tensor] | None = None
+    update: Callable[[Mapping[str, Tensor], Mapping[str, Tensor], Any, int], tuple[dict[str, Tensor], Any]] | None = (
+        None
+    )
+    clip_norm: float | None = None
+    proximal: float = 0.0
+    constant_gradients: bool = False
+    first: int = 0
+    states: Sequence[Any] | None = None
+
+
+class Path(NamedTuple):
+    """φ_0 … φ_K of all tasks, {name: [T, *shape]} each, and the optimiser's last state of every task."""
+
+    phis: list[dict[str, Tensor]]
+    states: list[Any]
+
+
+def trajectory(
+    module: nn.Module, *, inner_loss: Loss, inner_optimizer: Any, steps: int, support_x: Tree, support_y: Tree,
+    inner_batch_size: int | None = None, first_order: bool = False, variant: Variant | None = None,
+) -> Path:  # fmt: skip
+    """As `adapt`, with the fast weights before and after every step."""
+    variant = Variant() if variant is None else variant
+    theta = variant.start
+    if theta is None:
+        theta = {name: p for name, p in module.named_parameters() if p.requires_grad}
     differentiable = torch.is_grad_enabled()
-    exact = differentiable and not first_order
-    descend = _Descent(module, inner_loss, _update_rule(inner_optimizer), steps, inner_batch_size, exact)
+    descend = _Descent(
+        module, inner_loss, variant.update or _update_rule(inner_optimizer, variant.rate), steps, inner_batch_size,
+        differentiable, first_order, variant,
+    )  # fmt: skip
     with torch.inference_mode(False), torch.enable_grad():
         support_x, support_y = _for_autograd(support_x), _for_autograd(support_y)
-        tasks = _shape(support_x)[0]
-        learners = [descend(theta, _select(support_x, t), _select(support_y, t)) for t in range(tasks)]
-        stacked = {name: torch.stack([phi[name] for phi in learners]) for name in theta}
-        if exact:
-            return stacked
-        if differentiable:  # p - p.detach() is zero, with the identity as its derivative
-            return {name: stacked[name].detach() + (p - p.detach()) for name, p in theta.items()}
-        return {name: phi.detach() for name, phi in stacked.items()}
+        tasks = range(_shape(support_x)[0])
+        paths, states = [], []
+        for t in tasks:
+            start = {name: p[t] for name, p in theta.items()} if variant.own_start else dict(theta)
+            state = None if variant.states is None else variant.states[t]
+            path, state = descend(start, state, _select(support_x, t), _select(support_y, t))
+            paths.append(path)
+            states.append(state)
+        phis = [{name: torch.stack([path[k][name] for path in paths]) for name in theta} for k in range(steps + 1)]
+    if not differentiable:
+        phis = [{name: p.detach() for name, p in phi.items()} for phi in phis]
+    return Path(phis, states)
 
 
 def apply(
@@ -107,7 +167,7 @@ def apply(
         raise ValueError(f'bn_statistics must be "batch" or "support", got {bn_statistics!r}')
     if bn_statistics == "support" and support_x is None:
         raise ValueError('bn_statistics="support" needs support_x, got None; pass the support inputs [T, N, ...]')
-    tasks = next(iter(params.values())).shape[0]
+    tasks = _shape(x)[0]
     outputs = []
     for t in range(tasks):
         phi = {name: p[t] for name, p in params.items()}
@@ -129,34 +189,43 @@ def task_losses(loss: Loss, outputs: Tree, targets: Tree) -> Tensor:
     return torch.stack([_scalar("loss", loss(_select(outputs, t), _select(targets, t))) for t in range(tasks)])
 
 
-# The inner loop of one task. An update rule takes and gives one parameter: (φ, g, state, k) → (φ, state).
+# The inner loop of one task. An update takes and gives all parameters: (φ, g, state, k) → (φ, state).
 
 State = tuple[Tensor, ...]
-Update = Callable[[Tensor, Tensor, State, int], tuple[Tensor, State]]
+Named = Mapping[str, Tensor]
+Update = Callable[[Named, Named, Any, int], tuple[dict[str, Tensor], Any]]
 
 
 @dataclass(frozen=True)
 class _Descent:
-    """θ, support set → φ_K; with `exact` the result keeps its graph back to θ."""
+    """φ_0, support set → φ_0 … φ_K; where `differentiable`, with their graph back to θ, rates and data."""
 
     module: nn.Module
     loss: Loss
     update: Update
     steps: int
     batch: int | None
-    exact: bool
+    differentiable: bool
+    first_order: bool
+    variant: Variant
 
-    def __call__(self, theta: Mapping[str, Tensor], x: Tree, y: Tree) -> Mapping[str, Tensor]:
-        phi = theta
-        state: dict[str, State] = dict.fromkeys(theta, ())
-        for k in range(self.steps):
-            if not self.exact:
-                phi = {name: p.detach().requires_grad_() for name, p in phi.items()}
-            grads = self.gradients(phi, *self.samples(k, x, y))
-            moved = {name: self.update(p, grads[name], state[name], k) for name, p in phi.items()}
-            phi = {name: p for name, (p, _) in moved.items()}
-            state = {name: s for name, (_, s) in moved.items()}
-        return phi
+    def __call__(self, start: Named, state: Any, x: Tree, y: Tree) -> tuple[list[Named], Any]:
+        exact = self.differentiable and not self.first_order and not self.variant.constant_gradients
+        phi, path = start, [start]
+        for k in range(self.variant.first, self.variant.first + self.steps):
+            here = phi if exact else {name: p.detach().requires_grad_() for name, p in phi.items()}
+            grads = self.gradients(here, start, *self.samples(k, x, y), keep=exact)
+            if self.first_order or not self.differentiable:
+                # ∂φ_{k+1}/∂φ_k is the identity; what the update itself learns keeps its derivative
+                fixed = {name: p.detach() for name, p in phi.items()}
+                moved, state = self.update(fixed, grads, state, k)
+                phi = {name: p + (moved[name] - fixed[name]) for name, p in phi.items()}
+                if not self.differentiable:
+                    phi = {name: p.detach() for name, p in phi.items()}
+            else:
+                phi, state = self.update(phi, grads, state, k)
+            path.append(phi)
+        return path, state
 
     def samples(self, k: int, x: Tree, y: Tree) -> tuple[Tree, Tree]:
         if self.batch is None:
@@ -164,37 +233,55 @@ class _Descent:
         index = (k * self.batch + torch.arange(self.batch)) % _shape(x)[0]
         return _select(x, index), _select(y, index)
 
-    def gradients(self, phi: Mapping[str, Tensor], x: Tree, y: Tree) -> dict[str, Tensor]:
+    def gradients(self, phi: Named, start: Named, x: Tree, y: Tree, *, keep: bool) -> dict[str, Tensor]:
         loss = _scalar("inner_loss", self.loss(_call(self.module, phi, x), y))
         if not loss.requires_grad:
             raise ValueError(
                 "inner_loss depends on no trainable parameter, so there is nothing to adapt; check that "
                 "neither the module nor the loss detaches its result"
             )
-        grads = torch.autograd.grad(loss, list(phi.values()), create_graph=self.exact, materialize_grads=True)
+        if self.variant.proximal:
+            loss = loss + self.variant.proximal / 2 * sum((p - start[name]).square().sum() for name, p in phi.items())
+        grads = torch.autograd.grad(loss, list(phi.values()), create_graph=keep, materialize_grads=True)
+        if self.variant.clip_norm is not None:
+            # a norm of exactly zero has no derivative; such a gradient is not clipped either
+            square = torch.stack([g.square().sum() for g in grads]).sum()
+            norm = torch.where(square > 0, torch.where(square > 0, square, 1.0).sqrt(), 0.0)
+            scale = (self.variant.clip_norm / (norm + 1e-6)).clamp(max=1.0)
+            grads = [g * scale for g in grads]
         return dict(zip(phi, grads, strict=True))
 
 
-def _update_rule(optimizer: Any) -> Update:
+def _update_rule(optimizer: Any, rate: Callable[[str, int], Tensor] | None) -> Update:
     kind = type(optimizer).__name__
-    if kind == "SGD":
-        return lambda p, g, state, _: _sgd(optimizer, p, g, state)
-    if kind == "Adam":
-        return lambda p, g, state, k: _adam(optimizer, p, g, state, k)
-    raise TypeError(f"inner_optimizer must be fastmeta.SGD or fastmeta.Adam, got {kind}")
+    rules = {"SGD": _sgd, "Adam": _adam}
+    if kind not in rules:
+        raise TypeError(f"inner_optimizer must be fastmeta.SGD or fastmeta.Adam, got {kind}")
+
+    def update(phi: Named, grads: Named, state: Any, k: int) -> tuple[dict[str, Tensor], Any]:
+        state = dict.fromkeys(phi, ()) if state is None else state
+        moved = {
+            name: rules[kind](
+                optimizer, optimizer.lr if rate is None else rate(name, k), p, grads[name], state[name], k
+            )
+            for name, p in phi.items()
+        }
+        return {name: p for name, (p, _) in moved.items()}, {name: s for name, (_, s) in moved.items()}
+
+    return update
 
 
-def _sgd(opt: Any, p: Tensor, g: Tensor, state: State) -> tuple[Tensor, State]:
+def _sgd(opt: Any, lr: Any, p: Tensor, g: Tensor, state: State, _: int) -> tuple[Tensor, State]:
     """torch.optim.SGD with dampening 0: b ← μ b + d, then along d + μ b (Nesterov) or b."""
     d = g + opt.weight_decay * p if opt.weight_decay else g
     if not opt.momentum:
-        return p - opt.lr * d, ()
+        return p - lr * d, ()
     b = opt.momentum * state[0] + d if state else d
     direction = d + opt.momentum * b if opt.nesterov else b
-    return p - opt.lr * direction, (b,)
+    return p - lr * direction, (b,)
 
 
-def _adam(opt: Any, p: Tensor, g: Tensor, state: State, k: int) -> tuple[Tensor, State]:
+def _adam(opt: Any, lr: Any, p: Tensor, g: Tensor, state: State, k: int) -> tuple[Tensor, State]:
     """Kingma & Ba 2015, algorithm 1: eps stands outside the root of the bias-corrected second moment."""
     beta1, beta2 = opt.betas
     m, v = state or (torch.zeros_like(p), torch.zeros_like(p))
@@ -204,7 +291,7 @@ def _adam(opt: Any, p: Tensor, g: Tensor, state: State, k: int) -> tuple[Tensor,
     # The root's slope at 0 is infinite and would turn a zero cotangent into NaN: keep 0 away from it, twice.
     positive = v_hat > 0
     root = torch.where(positive, torch.where(positive, v_hat, 1.0).sqrt(), 0.0)
-    return p - opt.lr * m_hat / (root + opt.eps), (m, v)
+    return p - lr * m_hat / (root + opt.eps), (m, v)
 
 
 # Data of one task.

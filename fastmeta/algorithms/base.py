@@ -1,42 +1,73 @@
-"""MAML, first-order MAML and Reptile over all tasks of a meta-batch at once: thin modules over the engine."""
+"""What every meta-learner has, and what an algorithm may say of its own."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import ClassVar, Literal
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from fastmeta import reference
-from fastmeta.engine.autograd import Adapt, Apply, MetaStep, no_autocast
-from fastmeta.engine.backends.cuda_graph import REFERENCE
-from fastmeta.engine.batch import TaskBatch, Tree, finite_tasks
-from fastmeta.engine.checks import check_batch, check_options, warn_running_statistics
+from fastmeta.engine.adjoint import Adjoint, Displacement, Unrolled
+from fastmeta.engine.batch import TaskBatch, Tree
+from fastmeta.engine.boundary import outside_of_compile
+from fastmeta.engine.checks import check_module
 from fastmeta.engine.explain import explain
-from fastmeta.engine.meta_step import mean_finite
 from fastmeta.engine.notices import warn_user
-from fastmeta.engine.session import Session, Sessions
-from fastmeta.optim import InnerOptimizer
+from fastmeta.engine.objective import Data
+from fastmeta.engine.options import Loss, Options
+from fastmeta.engine.prior import Prior
+from fastmeta.engine.session import Call, Session, Sessions, check_batch_of
+from fastmeta.optim.base import InnerRule, State
+from fastmeta.optim.rates import Rates
 from fastmeta.optim.sgd import SGD
-from fastmeta.program.losses import Loss
 
 from .outputs import Learners, MetaOutput
 
+T = TypeVar("T")
+_LOSSES = ("inner_loss", "outer_loss")
+
+
+class _Option(Generic[T]):
+    """One of a learner's options as an attribute: read from the frozen set, checked when it is set."""
+
+    def __init__(self, option: str = "") -> None:
+        self._option = option
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._option = self._option or name
+
+    def __get__(self, learner: MetaLearner | None, owner: type) -> T:
+        # without a learner the class is looked at, for documentation
+        return self if learner is None else getattr(learner._options, self._option)  # pyright: ignore[reportReturnType]
+
+    def __set__(self, learner: MetaLearner, value: T) -> None:
+        learner._change(self._option, value)
+
 
 class MetaLearner(nn.Module):
-    """Common part of MAML, FOMAML and Reptile.
+    """Common part of all algorithms; `MAML`, `FOMAML` and `Reptile` are made alike.
+
+    An algorithm of your own is a subclass that says how it differs: `adapts` (which parameters the inner loop moves),
+    `start` (where it begins), `weights` (at which steps the query loss counts), `episodes` (what it adds to the data),
+    `adjoint` and `prior`. Everything else is inherited. ANIL (Raghu et al. 2020) moves the head alone:
+
+        >>> class ANIL(fastmeta.MAML):
+        ...     def adapts(self, name):
+        ...         return name.startswith("head.")
 
     Args:
         model: the network θ; its own parameters receive the gradients. Inputs may be a tensor, a tuple (positional
             arguments) or a dict (keyword arguments) of tensors; so may outputs.
         inner_loss: (outputs, targets) of one task → scalar, a mean over the task's samples.
-        inner_optimizer: `fastmeta.SGD` or `fastmeta.Adam`.
+        inner_optimizer: `fastmeta.SGD` or `fastmeta.Adam`, with a fixed, scheduled or learned step size, or a rule of
+            your own on `fastmeta.optim.Rule`. What it learns is `learned`, an `nn.Module`.
         inner_steps: K ≥ 0.
         outer_loss: the query loss; None takes the inner loss.
         inner_batch_size: step k sees the k-th slice of so many support samples, cyclically. None: all of them.
+        inner_clip_norm: largest L2 norm of a task's inner gradient, all fast weights together, as
+            `torch.nn.utils.clip_grad_norm_` has it; differentiated through. None: no clipping.
         backend: "torch" (plain ops, any device), "triton" (kernels, or an error), "reference" (one task at a time by
             autograd), or "auto", which chooses and says why in `explain()`.
         compile: send the whole meta-step, second order included, through `torch.compile(fullgraph=True)`.
@@ -52,21 +83,31 @@ class MetaLearner(nn.Module):
         precision: of matrix products. "float32" is IEEE single (and float64 in a float64 module); "tf32" lets a GPU's
             tensor cores round operands to 10 bits; "bfloat16" to 7. Sums and fast weights stay in float32.
 
+    Every option can be read and set later under its name (`compile` as `compile_step`), and is checked then too.
+
     Raises:
         TypeError, ValueError: an option out of range; the message lists what is legal.
     """
 
-    order: ClassVar[Literal["exact", "first", "reptile"]]
+    adjoint: Adjoint = Unrolled()
+    """How what the query set says of φ_K reaches φ_0: `fastmeta.engine.adjoint`."""
+
+    prior: Prior | None = None
+    """What is added to the support loss, a function of φ and φ_0: `fastmeta.engine.prior`."""
+
+    learned: nn.Module | None
+    """What the inner rule learns, such as rates, for a parameter group of its own; None where it learns nothing."""
 
     def __init__(
         self,
         model: nn.Module,
         *,
         inner_loss: Loss = F.cross_entropy,
-        inner_optimizer: InnerOptimizer = SGD(lr=0.01),  # noqa: B008  frozen
+        inner_optimizer: InnerRule = SGD(lr=0.01),  # noqa: B008  frozen
         inner_steps: int = 1,
         outer_loss: Loss | None = None,
         inner_batch_size: int | None = None,
+        inner_clip_norm: float | None = None,
         backend: Literal["auto", "torch", "triton", "reference"] = "auto",
         compile: bool = False,
         cuda_graph: bool = False,
@@ -75,28 +116,107 @@ class MetaLearner(nn.Module):
         bn_statistics: Literal["batch", "support"] = "batch",
         precision: Literal["float32", "tf32", "bfloat16"] = "float32",
     ) -> None:
-        check_options(
-            module=model, inner_loss=inner_loss, outer_loss=outer_loss, inner_optimizer=inner_optimizer,
-            inner_steps=inner_steps, inner_batch_size=inner_batch_size, backend=backend, compile=compile,
-            cuda_graph=cuda_graph, memory=memory, task_chunk=task_chunk, bn_statistics=bn_statistics,
-            precision=precision,
+        check_module(model)
+        options = Options(
+            inner_loss=inner_loss, inner_optimizer=inner_optimizer, inner_steps=inner_steps,
+            outer_loss=inner_loss if outer_loss is None else outer_loss, inner_batch_size=inner_batch_size,
+            inner_clip_norm=inner_clip_norm, backend=backend, compile=compile, cuda_graph=cuda_graph, memory=memory,
+            task_chunk=task_chunk, bn_statistics=bn_statistics, precision=precision, adjoint=self.adjoint,
+            prior=self.prior,
         )  # fmt: skip
         super().__init__()
-        self.module = model
-        self.inner_loss = inner_loss
-        self.inner_optimizer = inner_optimizer
-        self.inner_steps = inner_steps
-        self.outer_loss = inner_loss if outer_loss is None else outer_loss
-        self.inner_batch_size = inner_batch_size
-        self.backend = backend
-        self.compile_step = compile
-        self.cuda_graph = cuda_graph
-        self.memory = memory
-        self.task_chunk = task_chunk
-        self.bn_statistics = bn_statistics
-        self.precision = precision
         self._sessions = Sessions()
+        self._options = options
+        self.module = model
+        for name in _LOSSES:
+            self._show_loss(name, getattr(options, name))
+        self._take_rule(options)
 
+    # Options: one frozen set, whose members are read and set as attributes. ------------------------------------------
+
+    @property
+    def options(self) -> Options:
+        """All options; a new set of them where one has changed."""
+        options = self._options
+        if options.adjoint is not self.adjoint or options.prior is not self.prior:
+            options = self._options = replace(options, adjoint=self.adjoint, prior=self.prior)
+        return options
+
+    inner_loss: _Option[Loss] = _Option()
+    inner_optimizer: _Option[InnerRule] = _Option()
+    inner_steps: _Option[int] = _Option()
+    outer_loss: _Option[Loss] = _Option()
+    inner_batch_size: _Option[int | None] = _Option()
+    inner_clip_norm: _Option[float | None] = _Option()
+    backend: _Option[str] = _Option()
+    compile_step: _Option[bool] = _Option("compile")
+    cuda_graph: _Option[bool] = _Option()
+    memory: _Option[str] = _Option()
+    task_chunk: _Option[int | None] = _Option()
+    bn_statistics: _Option[str] = _Option()
+    precision: _Option[str] = _Option()
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(getattr(type(self), name, None), _Option):
+            object.__setattr__(
+                self, name, value
+            )  # nn.Module would register a loss's module and leave the option as it is
+        else:
+            super().__setattr__(name, value)
+
+    def _change(self, option: str, value: Any) -> None:
+        """Sets an option, checked."""
+        self._options = options = replace(self._options, **{option: value})
+        if option == "inner_optimizer":
+            self._take_rule(options)
+        if option in _LOSSES:
+            self._show_loss(option, value)
+
+    def _show_loss(self, name: str, loss: Loss) -> None:
+        """A loss that is a module is a submodule, so that it moves and is saved with the learner."""
+        self._modules.pop(name, None)
+        if isinstance(loss, nn.Module):
+            self._modules[name] = loss
+
+    def _take_rule(self, options: Options) -> None:
+        """What the inner rule learns becomes a submodule, its parameters made for this network."""
+        learned = options.inner_optimizer.learned
+        if isinstance(learned, Rates):
+            program = self._sessions.program(self.module, adapts=self._moves)
+            learned.build(program.layout, options.inner_steps)
+        self.learned = learned
+
+    # What an algorithm may say of its own. ----------------------------------------------------------------------------
+
+    def adapts(self, name: str) -> bool:
+        """Whether the inner loop moves the parameter of this name; else all tasks share it, and it gets its gradient
+        from the query loss and, exactly, from every inner step that reads it."""
+        return True
+
+    def start(self, theta: Tensor, support: Data) -> Tensor:
+        """φ_0 out of θ, the fast weights as a row [P]: another row, or one for each task [T, P], by plain autograd."""
+        return theta
+
+    def weights(self, steps: int) -> Tensor | Sequence[float] | None:
+        """Of the query losses at φ_0 … φ_K, K + 1 numbers; None: one for the last alone. Only which of them are zero is
+        part of a plan, so that annealing them plans nothing anew."""
+        return None
+
+    def episodes(self, batch: TaskBatch) -> TaskBatch:
+        """The meta-batch that is adapted to and scored on."""
+        return batch
+
+    # Calls. -----------------------------------------------------------------------------------------------------------
+
+    if TYPE_CHECKING:
+
+        def __call__(
+            self, support_x: Tree, support_y: Tree = None, query_x: Tree = None, query_y: Tree = None
+        ) -> MetaOutput:
+            """As `forward`."""
+            ...
+
+    @outside_of_compile
     def forward(
         self, support_x: Tree, support_y: Tree = None, query_x: Tree = None, query_y: Tree = None
     ) -> MetaOutput:
@@ -106,28 +226,23 @@ class MetaLearner(nn.Module):
             support_x, support_y: inputs and targets [T, N, ...]; targets may be None.
             query_x, query_y: inputs and targets [T, M, ...]. Reptile runs without them, on the support set.
 
+        Inputs and targets that require grad get one, as parameters do.
+
         Raises:
             TypeError, ValueError: shapes, dtypes, devices or labels that do not fit; the message names the argument.
         """
-        if query_x is None and query_y is None and self.order == "reptile":
+        if query_x is None and query_y is None and isinstance(self.adjoint, Displacement):
             query_x, query_y = support_x, support_y
         batch = TaskBatch(support_x, support_y, query_x, query_y)
         if query_x is None:
-            self._check(batch)  # raises
-        if self.backend == "reference":
-            self._check(batch)
-            if self.cuda_graph:
-                self._sessions.tell_no_graph(REFERENCE)
-            return self._reference_step(batch)
-        session = self._session(batch)
-        differentiate = torch.is_grad_enabled()
-        step = session.meta_step(keep=differentiate)
-        loss, (losses, outputs, finite, _) = step.loss, step.tasks
-        if differentiate:
-            loss, losses = MetaStep.apply(step, session.layout, *session.params)  # pyright: ignore[reportGeneralTypeIssues]
+            check_batch_of(batch, self.module, self.options, query_required=True)  # raises
+        session = self.session(batch)
+        loss, losses, step = session.differentiable_step()
+        finite = step.tasks.finite
         self._warn(finite)
-        return MetaOutput(loss, losses, session.output_tree(outputs), finite)
+        return MetaOutput(loss, losses, session.backend.output_tree(step.tasks.outputs), finite)
 
+    @outside_of_compile
     def adapt(self, support_x: Tree, support_y: Tree = None, *, steps: int | None = None) -> Learners:
         """Adapts the network to every task's support set; the learners can be called, differentiably in θ.
 
@@ -137,60 +252,57 @@ class MetaLearner(nn.Module):
 
         First-order MAML's and Reptile's learners pass gradients on to θ as they are: ∂φ_K/∂θ is the identity.
         """
+        return self._adapted(support_x, support_y, steps, None)
+
+    def _adapted(
+        self, support_x: Tree, support_y: Tree, steps: int | None, going_on: tuple[Tensor, State, int] | None
+    ) -> Learners:
         if steps is not None and (not isinstance(steps, int) or steps < 0):
             raise ValueError(f"steps must be an integer of at least 0 or None (inner_steps), got {steps!r}")
         steps = self.inner_steps if steps is None else steps
-        batch = TaskBatch(support_x, support_y)
-        if self.backend == "reference":
-            self._check(batch, query_required=False)
-            learners = self._reference_learners(batch, steps)
-            self._warn(learners.finite)
-            return learners
-        session = self._session(batch, steps=steps)
-        differentiable = torch.is_grad_enabled()
-        finite: list[Tensor] = []
+        session = self.session(TaskBatch(support_x, support_y), steps=steps, going_on=going_on)
+        phi, state, finite = session.adapt()
+        if going_on is not None:
+            steps += going_on[2]
+        self._warn(finite)
+        return Learners(session, phi, state, finite, steps, self._adapted)
 
-        def run() -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-            phi, adjoint = session.adapt(keep=differentiable)
-            finite.append(kept := finite_tasks(batch.support_x, phi))
-            # a task that diverged has no gradient to give: its 0 · NaN must not reach the others'
-            return phi, lambda lam: torch.where(kept.unsqueeze(1), adjoint(lam), 0.0)
+    def session(
+        self, batch: TaskBatch, *, steps: int | None = None, going_on: tuple[Tensor, State, int] | None = None
+    ) -> Session:
+        """A meta-batch bound to what runs it: programs, plans, kernels. For tests and benchmarks of the parts.
 
-        phi = Adapt.apply(run, session.layout, *session.params) if differentiable else run()[0]
-        assert isinstance(phi, Tensor)
-        self._warn(finite[0])
-        return Learners(lambda x: self._run(session, phi, x), session.layout.named(phi), finite[0], self.module)
-
-    def _run(self, session: Session, phi: Tensor, query_x: Tree) -> Tree:
-        session = session.on(query_x)
-        if torch.is_grad_enabled() and phi.requires_grad:
-            outputs = Apply.apply(lambda: session.apply(phi.detach()), phi)
-        else:
-            outputs, _ = session.apply(phi)
-        return session.output_tree(outputs)
+        Args:
+            batch: without a query set only `adapt` may be called on the session.
+            steps: inner steps; None takes `inner_steps`.
+            going_on: fast weights [T, P] and state to go on from, and how many steps they went.
+        """
+        options = self.options
+        steps = options.inner_steps if steps is None else steps
+        mine = type(self)
+        if mine.episodes is not MetaLearner.episodes:
+            batch = self.episodes(batch)
+        weights = None if mine.weights is MetaLearner.weights or batch.query_x is None else self.weights(steps)
+        start = None if mine.start is MetaLearner.start else self.start
+        return self._sessions.open(self.module, options, batch, Call(steps, self._moves, start, weights, going_on))
 
     def explain(self) -> str:
         """How the model runs and why: the backend, then op by op what has its own sweeps and what is opaque."""
-        return explain(self)
+        program = self._sessions.program(self.module, adapts=self._moves)
+        return explain(type(self).__name__, program, self.options, self._sessions)
 
     # ----------------------------------------------------------------------------------------------------------------
 
-    def _check(self, batch: TaskBatch, *, query_required: bool = True) -> None:
-        """Raises what is wrong with a batch: `check_batch` with this learner's options."""
-        if batch.query_x is not None and batch.query_x is batch.support_x:  # lent, see `forward`: first in its own name
-            self._check(TaskBatch(batch.support_x, batch.support_y), query_required=False)
-        check_batch(
-            batch, module=self.module, inner_loss=self.inner_loss, outer_loss=self.outer_loss,
-            inner_batch_size=self.inner_batch_size, query_required=query_required,
-        )  # fmt: skip
-
-    def _session(self, batch: TaskBatch, *, steps: int | None = None) -> Session:
-        return self._sessions.open(self, batch, self.inner_steps if steps is None else steps)
+    @property
+    def _moves(self) -> Callable[[str], bool] | None:
+        return None if type(self).adapts is MetaLearner.adapts else self.adapts
 
     @staticmethod
     def _warn(finite: Tensor) -> None:
         """Names the tasks that diverged, where looking does not make a device wait."""
-        if finite.device.type == "cpu" and not all(finite.tolist()):  # finite.all() of 25 tasks takes 2.3 µs for 0.7
+        if finite.device.type == "cpu" and not all(
+            finite.tolist()
+        ):  # finite.all() of 25 tasks takes three times as long
             tasks = (~finite).nonzero().flatten().tolist()
             warn_user(
                 f"non-finite values in task(s) {tasks}: their support data holds NaN or infinity, or their inner loop "
@@ -198,64 +310,3 @@ class MetaLearner(nn.Module):
                 "learning rate, or check the data",
                 RuntimeWarning,
             )
-
-    # The reference: the same results by autograd, one task at a time. ---------------------------------------------
-
-    def _reference_learners(self, batch: TaskBatch, steps: int) -> Learners:
-        params = self._reference_adapt(batch, steps)
-        finite = finite_tasks(batch.support_x, params)
-        if torch.is_grad_enabled() and bool(finite.any()) and not bool(finite.all()):
-            # a task that diverged stays out of the graph: its 0 · NaN would reach the others' gradients
-            kept = finite.nonzero().flatten()
-            again = self._reference_adapt(_take(batch, kept), steps)
-            params = {name: p.detach().index_copy(0, kept, again[name]) for name, p in params.items()}
-
-        def run(query_x: Tree) -> Tree:
-            with no_autocast(finite.device.type):
-                return reference.apply(
-                    self.module, params, query_x, support_x=batch.support_x, bn_statistics=self.bn_statistics
-                )
-
-        return Learners(run, params, finite, self.module)
-
-    def _reference_adapt(self, batch: TaskBatch, steps: int) -> dict[str, Tensor]:
-        warn_running_statistics(self.module)
-        with no_autocast(_device(self.module).type):
-            return reference.adapt(
-                self.module, inner_loss=self.inner_loss, inner_optimizer=self.inner_optimizer, steps=steps,
-                support_x=batch.support_x, support_y=batch.support_y, inner_batch_size=self.inner_batch_size,
-                first_order=self.order != "exact",
-            )  # fmt: skip
-
-    def _reference_step(self, batch: TaskBatch) -> MetaOutput:
-        learners = self._reference_learners(batch, self.inner_steps)
-        outputs = learners(batch.query_x)
-        with no_autocast(_device(self.module).type):
-            losses = reference.task_losses(self.outer_loss, outputs, batch.query_y)
-        if self.order == "reptile" and torch.is_grad_enabled():
-            losses = losses.detach() + _pull(dict(self.module.named_parameters()), learners.parameters())
-        outputs = pytree.tree_map_only(Tensor, Tensor.detach, outputs)
-        finite = learners.finite & finite_tasks(losses)
-        if torch.is_grad_enabled() and bool(finite.any()) and not bool(finite.all()):
-            kept = finite.nonzero().flatten()
-            losses = losses.detach().index_copy(0, kept, self._reference_step(_take(batch, kept)).task_losses)
-        self._warn(finite)
-        return MetaOutput(mean_finite(losses, finite), losses, outputs, finite)
-
-
-def _take(batch: TaskBatch, tasks: Tensor) -> TaskBatch:
-    trees = (batch.support_x, batch.support_y, batch.query_x, batch.query_y)
-    return TaskBatch(*pytree.tree_map_only(Tensor, lambda x: x[tasks], trees))
-
-
-def _device(module: nn.Module) -> torch.device:
-    return next(module.parameters()).device
-
-
-def _pull(theta: dict[str, nn.Parameter], phi: dict[str, Tensor]) -> Tensor:
-    """Zero [T] whose gradient with respect to θ is θ − φ_K of each task."""
-    terms = []
-    for name, fast in phi.items():
-        distance = (theta[name] - fast).detach()
-        terms.append(((theta[name] - theta[name].detach()) * distance).flatten(1).sum(1))
-    return torch.stack(terms).sum(0)

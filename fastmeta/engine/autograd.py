@@ -1,23 +1,25 @@
 """The engine as differentiable PyTorch operations: adapt, apply, and the two with a loss between them in one.
 
-Gradients reach `.grad` of the module's own parameters, so optimisers, gradient clipping, schedulers, DDP and loggers
-need no change. The meta-gradient itself cannot be differentiated again, which raises.
+Each is one autograd.Function over all that it is differentiated by, `Sources`. Gradients reach `.grad` of the module's
+own parameters, of learned rates and of data, so optimisers, gradient clipping, schedulers, DDP and loggers need no
+change. The meta-gradient itself cannot be differentiated again, which raises.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from fastmeta.ops.base import total
 from fastmeta.program.layout import Layout
 
-from .meta_step import MetaGradient
+from .adjoint import Cotangents
+from .meta_step import MetaGradient, MetaInputs, flattened, over_tasks, rebuilt
+from .objective import Data
 
 _ONCE = (
     "fastmeta's meta-gradient is computed, not recorded, and cannot be differentiated again. "
@@ -51,69 +53,163 @@ class _OnlyOnce(Function):
         raise RuntimeError(_ONCE)
 
 
-def _only_once(values: tuple[Tensor, ...], *sources: Tensor | None) -> tuple[Tensor, ...]:
+def _only_once(values: tuple[Tensor | None, ...], *sources: Tensor | None) -> tuple[Tensor | None, ...]:
     """`values`, where create_graph=True asks for a graph, with one to `sources` that raises."""
     if not torch.is_grad_enabled():
         return values
-    given = [x for x in sources if x is not None]
-    return _OnlyOnce.apply(*values, *given)[: len(values)]  # pyright: ignore[reportReturnType, reportOptionalSubscript]
+    given = [x for x in (*values, *sources) if x is not None]
+    marked = iter(_OnlyOnce.apply(*given))  # pyright: ignore[reportArgumentType]
+    return tuple(None if x is None else next(marked) for x in values)
+
+
+class Sources(NamedTuple):
+    """All that an operation is differentiated by, and how its cotangents lie in them.
+
+    Attributes:
+        at: φ_0, ψ, η, weights and state.
+        layout: of φ_0, where `at.start` is the module's own parameters.
+        shared: of ψ.
+        support, query: the data, of which those that require grad get one.
+    """
+
+    at: MetaInputs
+    layout: Layout
+    shared: Layout
+    support: Data
+    query: Data
+
+    def tensors(self) -> list[Tensor]:
+        """What autograd is shown, in the order of `gradients`."""
+        start = [self.at.start] if isinstance(self.at.start, Tensor) else self.at.start
+        return [*start, *self.at.shared, *self.at.meta, *(self.at.state or ()), *self._data()]
+
+    def _data(self) -> list[Tensor]:
+        if not _any_wanted(self.support) and not _any_wanted(self.query):
+            return []
+        return [*self.support.inputs, *self.support.targets, *self.query.inputs, *self.query.targets]
+
+    def gradients(self, found: Cotangents) -> tuple[Tensor | None, ...]:
+        """Gradients of `tensors()` out of cotangents that are summed over tasks as `MetaGradient.gradient` is."""
+        if isinstance(self.at.start, Tensor):
+            start: tuple[Tensor | None, ...] = (found.start,)
+        else:
+            start = self.layout.split(found.start)
+        shared: tuple[Tensor | None, ...] = (None,) * len(self.at.shared)
+        if found.shared is not None:
+            shared = self.shared.split(found.shared)
+        meta = found.meta or (None,) * len(self.at.meta)
+        state = (found.state or (None,) * len(self.at.state)) if self.at.state else ()
+        data: tuple[Tensor | None, ...] = ()
+        if self._data():
+            sizes = [
+                len(self.support.inputs) + len(self.support.targets),
+                len(self.query.inputs) + len(self.query.targets),
+            ]
+            parts = zip((found.support, found.query), sizes, strict=True)
+            data = tuple(d for part, size in parts for d in (*part, *(None,) * (size - len(part))))
+        return (*start, *shared, *meta, *state, *data)
+
+    def summed(self, found: Cotangents, weights: Tensor | None) -> Cotangents:
+        """Per-task cotangents as `gradients` takes them: each task's times its weight [T], None for one."""
+
+        def scaled(x: Tensor) -> Tensor:
+            return x if weights is None else x * weights.view(-1, *(1,) * (x.dim() - 1))
+
+        def total(x: Tensor) -> Tensor:
+            return x.sum(0) if weights is None else (weights @ x.flatten(1)).view(x.shape[1:])
+
+        def each(xs: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+            return tuple(None if x is None else scaled(x) for x in xs)
+
+        return Cotangents(
+            total(found.start) if self.at.one_start else scaled(found.start),
+            None if found.shared is None else total(found.shared),
+            tuple(total(x) for x in found.meta),
+            each(found.support),
+            each(found.query),
+            tuple(scaled(x) for x in found.state),
+        )
+
+
+def _any_wanted(data: Data) -> bool:
+    return any(x.requires_grad for x in data.inputs) or any(x.requires_grad for x in data.targets)
 
 
 class MetaStep(Function):
-    """(θ) → mean loss, task losses [T] of a meta-step that has run, so that all tasks' λ_0 are there."""
+    """Sources → mean loss, task losses [T] of a meta-step that has run, so that all tasks' cotangents are there."""
 
     @staticmethod
-    def forward(ctx: Any, step: MetaGradient, layout: Layout, *params: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, step: MetaGradient, sources: Sources, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         assert step.gradient is not None, "a meta-step without its gradient"
-        ctx.layout, ctx.params, ctx.lent = layout, params, step.lent
-        ctx.save_for_backward(step.gradient, step.tasks.lam)
+        ctx.sources, ctx.tensors, ctx.lent = sources, tensors, step.lent
+        # through `save_for_backward`, which frees them with the graph and refuses a second backward
+        saved, ctx.shape = flattened(step.gradient)
+        if step.tasks.cotangents is not None:
+            of_tasks, ctx.shape_of_tasks = flattened(step.tasks.cotangents)
+            saved = [*saved, *of_tasks]
+        ctx.save_for_backward(*saved)
         ctx.set_materialize_grads(False)
         return step.loss, step.tasks.losses
 
     @staticmethod
     def backward(ctx: Any, d_loss: Tensor | None, d_losses: Tensor | None) -> Any:
+        sources: Sources = ctx.sources
         if d_loss is None and d_losses is None:
-            return (None,) * (2 + len(ctx.params))
-        gradient, lam = ctx.saved_tensors
-        with no_grad(), no_autocast(gradient.device.type):
-            flat = None if d_loss is None else gradient * d_loss
+            return (None,) * (2 + len(ctx.tensors))
+        saved = iter(ctx.saved_tensors)
+        gradient = rebuilt(ctx.shape, saved)
+        with no_grad(), no_autocast(gradient.start.device.type):
+            parts: list[Cotangents] = []
+            if d_loss is not None:
+                parts.append(over_tasks(lambda xs: xs[0] * d_loss, [gradient]))
             if d_losses is not None:
-                flat = total(flat, d_losses @ (ctx.lent() if ctx.lent else lam))
-            assert flat is not None
-            grads = ctx.layout.split(flat)
-        return (None, None, *_only_once(grads, d_loss, d_losses, *ctx.params))
+                tasks = ctx.lent() if ctx.lent else rebuilt(ctx.shape_of_tasks, saved)
+                parts.append(sources.summed(tasks, d_losses))
+            found = parts[0] if len(parts) == 1 else over_tasks(lambda xs: xs[0] + xs[1], parts)
+            grads = sources.gradients(found)
+        return (None, None, *_only_once(grads, d_loss, d_losses, *ctx.tensors))
 
 
 class Adapt(Function):
-    """(θ) → φ_K [T, P]; the backward is the adjoint recursion. `run` gives φ_K and a function λ_K → λ_0."""
+    """Sources → φ_K [T, P] and the inner rule's state; the backward is the adjoint recursion.
+
+    `run` gives φ_K, the state, and a function (λ_K, σ_K) → cotangents of each task.
+    """
 
     @staticmethod
-    def forward(ctx: Any, run: Callable[[], Any], layout: Layout, *params: Tensor) -> Tensor:
-        phi, ctx.adjoint = run()
-        ctx.layout = layout
-        ctx.save_for_backward(*params)
-        return phi
+    def forward(ctx: Any, run: Callable[[], Any], sources: Sources, *tensors: Tensor) -> tuple[Tensor, ...]:
+        phi, state, ctx.adjoint = run()
+        ctx.sources = sources
+        ctx.save_for_backward(*tensors)  # an update of a parameter before the backward raises, as everywhere in PyTorch
+        return (phi, *state)
 
     @staticmethod
-    def backward(ctx: Any, lam: Tensor) -> Any:
+    def backward(ctx: Any, lam: Tensor, *sigma: Tensor) -> Any:
+        sources: Sources = ctx.sources
+        tensors = ctx.saved_tensors
         with no_grad():
-            grads = ctx.layout.split(ctx.adjoint(lam).sum(0))
-        return (None, None, *_only_once(grads, lam, *ctx.saved_tensors))
+            grads = sources.gradients(sources.summed(ctx.adjoint(lam, sigma), None))
+        return (None, None, *_only_once(grads, lam, *tensors))
 
 
 class Apply(Function):
-    """(φ [T, P]) → outputs [T, M, ...]; the backward is one sweep. `run` gives outputs and a map d outputs → dφ."""
+    """(φ [T, P], ψ, data) → outputs [T, M, ...]; the backward is one sweep.
+
+    `run` gives the outputs and a map of their cotangents to those of each task; `sources.at.start` is φ.
+    """
 
     @staticmethod
-    def forward(ctx: Any, run: Callable[[], Any], phi: Tensor) -> tuple[Tensor, ...]:
+    def forward(ctx: Any, run: Callable[[], Any], sources: Sources, *tensors: Tensor) -> tuple[Tensor, ...]:
         outputs, ctx.pullback = run()
-        ctx.save_for_backward(phi)
+        ctx.sources = sources
+        ctx.save_for_backward(*tensors)
         ctx.mark_non_differentiable(*(y for y in outputs if not (y.is_floating_point() or y.is_complex())))
         return tuple(outputs)
 
     @staticmethod
     def backward(ctx: Any, *d_outputs: Tensor) -> Any:
+        sources: Sources = ctx.sources
+        tensors = ctx.saved_tensors
         with no_grad():
-            d_phi = ctx.pullback(list(d_outputs))
-        (d_phi,) = _only_once((d_phi,), *d_outputs, *ctx.saved_tensors)
-        return None, d_phi
+            grads = sources.gradients(sources.summed(ctx.pullback(list(d_outputs)), None))
+        return (None, None, *_only_once(grads, *d_outputs, *tensors))

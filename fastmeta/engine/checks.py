@@ -17,16 +17,10 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 from torch.utils import _pytree as pytree
 
-from fastmeta.optim import InnerOptimizer
 from fastmeta.program.messages import dtype_of, shape_of
 
 from .batch import TaskBatch, Tree
 from .notices import warn_user
-
-BACKENDS = ("auto", "torch", "triton", "reference")
-MEMORY = ("save", "recompute")
-BN_STATISTICS = ("batch", "support")
-PRECISIONS = ("float32", "tf32", "bfloat16")
 
 
 def check_batch(
@@ -72,63 +66,20 @@ def check_batch(
         )
 
 
-def check_query(query_x: Tree, *, tasks: int, module: nn.Module) -> None:
+def check_query(query_x: Tree, *, tasks: int, module: nn.Module, name: str = "query_x") -> None:
     """The inputs handed to learners that were adapted on `tasks` tasks. Raises as `check_batch`."""
+    samples = "N" if name.startswith("support") else "M"
     if query_x is None:
-        raise TypeError("query_x must hold tensors [T, M, ...], got None")
-    leaves = _leaves("query_x", query_x)
+        raise TypeError(f"{name} must hold tensors [T, {samples}, ...], got None")
+    leaves = _leaves(name, query_x)
     _check_leaves(leaves, module)
     _check_equal(leaves, 1, "samples")
-    for name, leaf in leaves:
+    for path, leaf in leaves:
         if leaf.shape[0] != tasks:
             raise ValueError(
-                f"{name} must hold the {tasks} tasks that the learners were adapted to, got {leaf.shape[0]} "
-                f"(shape {shape_of(leaf)}); pass the query samples of the same tasks, in the same order"
+                f"{path} must hold the {tasks} tasks that the learners were adapted to, got {leaf.shape[0]} "
+                f"(shape {shape_of(leaf)}); pass the samples of the same tasks, in the same order"
             )
-
-
-def check_options(
-    *,
-    module: Any,
-    inner_loss: Any,
-    outer_loss: Any,
-    inner_optimizer: Any,
-    inner_steps: Any,
-    inner_batch_size: Any,
-    backend: Any,
-    compile: Any,
-    cuda_graph: Any,
-    memory: Any,
-    task_chunk: Any,
-    bn_statistics: Any,
-    precision: Any,
-) -> None:
-    """The constructor's arguments. Rates are checked by the inner optimiser itself.
-
-    Raises:
-        TypeError: an argument of a wrong kind.
-        ValueError: a number or a choice out of range, or a module without a trainable parameter.
-    """
-    _check_module(module)
-    _check_callable("inner_loss", inner_loss)
-    if outer_loss is not None:
-        _check_callable("outer_loss", outer_loss)
-    if not isinstance(inner_optimizer, InnerOptimizer):
-        kind = inner_optimizer if isinstance(inner_optimizer, type) else type(inner_optimizer)
-        raise TypeError(
-            "inner_optimizer must be fastmeta.SGD(lr=...) or fastmeta.Adam(lr=...), got "
-            f"{kind.__module__}.{kind.__name__}; torch.optim cannot step the fast weights of many tasks"
-        )
-    _check_count("inner_steps", inner_steps, least=0)
-    _check_count("inner_batch_size", inner_batch_size, least=1, optional="all support samples")
-    _check_count("task_chunk", task_chunk, least=1, optional="all tasks at once")
-    _check_choice("backend", backend, BACKENDS)
-    _check_choice("memory", memory, MEMORY)
-    _check_choice("bn_statistics", bn_statistics, BN_STATISTICS)
-    _check_choice("precision", precision, PRECISIONS)
-    for name, flag in (("compile", compile), ("cuda_graph", cuda_graph)):
-        if not isinstance(flag, bool):
-            raise TypeError(f"{name} must be True or False, got {flag!r}")
 
 
 _warned: weakref.WeakSet[nn.Module] = weakref.WeakSet()
@@ -150,7 +101,8 @@ def warn_running_statistics(module: nn.Module) -> None:
             return
 
 
-def _check_module(module: Any) -> None:
+def check_module(module: Any) -> None:
+    """Raises TypeError or ValueError unless `module` is a network with a trainable parameter."""
     if not isinstance(module, nn.Module):
         raise TypeError(f"model must be a torch.nn.Module, got {type(module).__name__}")
     lazy = [name for name, p in module.named_parameters() if is_lazy(p)]
@@ -162,29 +114,6 @@ def _check_module(module: Any) -> None:
 def _check_trainable(module: nn.Module) -> None:
     if not any(p.requires_grad for p in module.parameters()):
         raise ValueError("model must have a trainable parameter, got none; set requires_grad=True on some")
-
-
-def _check_callable(name: str, loss: Any) -> None:
-    if isinstance(loss, type):
-        raise TypeError(f"{name} must be an instance, got the class {loss.__name__}; pass {loss.__name__}()")
-    if not callable(loss):
-        raise TypeError(f"{name} must be callable as (outputs, targets) → scalar, got {loss!r}")
-
-
-def _check_count(name: str, value: Any, *, least: int, optional: str = "") -> None:
-    if value is None and optional:
-        return
-    other = f", or None ({optional})" if optional else ""
-    expected = f"{name} must be an integer of at least {least}{other}, got {value!r}"
-    if type(value) is not int:  # True is no count
-        raise TypeError(expected)
-    if value < least:
-        raise ValueError(expected)
-
-
-def _check_choice(name: str, value: Any, legal: Sequence[str]) -> None:
-    if value not in legal:
-        raise ValueError(f"{name} must be one of {', '.join(map(repr, legal))}, got {value!r}")
 
 
 def _leaves(name: str, tree: Tree) -> list[tuple[str, Tensor]]:
@@ -224,11 +153,6 @@ def _check_leaves(leaves: Sequence[tuple[str, Tensor]], module: nn.Module) -> No
             )
         if leaf.is_floating_point() and leaf.dtype != parameter.dtype:
             _check_dtype(name, leaf, module)
-        if leaf.requires_grad and torch.is_grad_enabled():
-            raise ValueError(
-                f"{name} must not require grad, as meta-gradients are taken with respect to the module's "
-                "parameters only; pass it detached, or put the encoder that computes it inside the module"
-            )
 
 
 def _check_dtype(name: str, leaf: Tensor, module: nn.Module) -> None:

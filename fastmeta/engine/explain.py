@@ -2,69 +2,75 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from fastmeta.engine.backends.choose import choose
-from fastmeta.engine.backends.cuda_graph import REFERENCE, obstacle
 from fastmeta.ops.opaque import Opaque, OpaqueLoss
-from fastmeta.program.plan import Plan
+from fastmeta.program.plan import Node, Plan
+from fastmeta.program.program import Program
 
-if TYPE_CHECKING:
-    from fastmeta.algorithms.base import MetaLearner
+from .backends.base import Planned
+from .backends.choose import choose
+from .backends.cuda_graph import REFERENCE, obstacle
+from .options import Options
+from .session import Sessions
 
 
-def explain(learner: MetaLearner) -> str:
+def explain(title: str, program: Program, options: Options, sessions: Sessions) -> str:
     """A report of a meta-learner: a line per op after the first call, a line on tracing before it."""
-    program = learner._sessions.program(learner)
-    last = learner._sessions.last
-    choice = choose(learner.backend, program.layout.device, None if last is None else last.engine)
+    latest = sessions.latest
+    engine = latest.engine if isinstance(latest, Planned) else None
+    choice = choose(options.backend, program.layout.device, engine)
+    values, shared = (sum(s.numel() for s in layout.shapes) for layout in (program.layout, program.shared))
     lines = [
-        f"{type(learner).__name__}, {learner.inner_steps} inner step(s), {learner.inner_optimizer}",
-        f"backend: {choice.backend} ({choice.why})" + (", compiled whole" if learner.compile_step else ""),
-        f"parameters: {sum(s.numel() for s in program.layout.shapes):,} trainable, in one buffer of "
-        f"{program.layout.size:,} a task",
+        f"{title}, {options.inner_steps} inner step(s), {options.inner_optimizer}",
+        f"backend: {choice.backend} ({choice.why})" + (", compiled whole" if options.compile else ""),
+        f"parameters: {values + shared:,} trainable, in one buffer of {program.layout.size:,} a task",
     ]
-    if learner.cuda_graph:
-        lines.append(f"CUDA graphs: {_graphs(learner)}")
+    if shared:
+        lines.append(f"of which {shared:,} are shared by all tasks: {', '.join(program.shared.names)}")
+    if options.inner_clip_norm is not None:
+        lines.append(f"inner gradients: clipped to a norm of {options.inner_clip_norm:g}")
+    if options.prior is not None:
+        lines.append(f"support loss: with the prior {options.prior}")
+    if options.cuda_graph:
+        lines.append(f"CUDA graphs: {_graphs(program, options, sessions)}")
     if choice.backend == "reference":
         return "\n".join([*lines, "one task at a time, autograd through the unrolled loop"])
     if program.untraceable:
         lines.append(f"the whole module is one opaque op: {program.untraceable}")
-    last = learner._sessions.last
-    if last is None:
+    if engine is None or not isinstance(latest, Planned):
         return "\n".join([*lines, "the plan is made for the shapes of the first batch: call explain() after it"])
-    lines += [f"memory: {learner.memory}" + ("" if last.chunk is None else f", {last.chunk} task(s) at a time")]
+    chunk = "" if latest.chunk is None else f", {latest.chunk} task(s) at a time"
+    lines += [f"memory: {options.memory}{chunk}"]
     lines += [
         "inner loop:",
-        *_table(last.engine.loop.objective.plan, last.how),
-        f"  loss: {_loss(last.engine.loop.objective.loss, last.how)}",
+        *_table(engine.loop.objective.plan, latest.runs_by),
+        f"  loss: {_loss(engine.loop.objective.loss, latest.runs_by)}",
     ]
-    if last.engine.outer.loss is not None:
-        lines += ["query pass:", *_table(last.engine.outer.plan, last.how)]
-        lines += [f"  loss: {_loss(last.engine.outer.loss, last.how)}"]
+    if engine.outer.loss is not None:
+        lines += ["query pass:", *_table(engine.outer.plan, latest.runs_by)]
+        lines += [f"  loss: {_loss(engine.outer.loss, latest.runs_by)}"]
     return "\n".join(lines)
 
 
-def _graphs(learner: MetaLearner) -> str:
-    if learner.backend == "reference":
+def _graphs(program: Program, options: Options, sessions: Sessions) -> str:
+    if options.backend == "reference":
         return f"none: {REFERENCE}"
-    last = learner._sessions.last_graphs
-    if last is not None:
-        return last.how
-    why_not = obstacle(learner._sessions.program(learner).layout.device)
+    if sessions.latest_graphs is not None:
+        return sessions.latest_graphs.state
+    why_not = obstacle(program.layout.device)
     return f"none: {why_not}" if why_not else "recorded at the second meta-step on data of a shape"
 
 
 def _table(plan: Plan, own: str) -> list[str]:
     width = max((len(node.label) for node in plan.nodes), default=0)
-    rows = []
-    for node in plan.nodes:
-        opaque = isinstance(node.op, Opaque)
-        how = f"opaque through torch.func: {node.why}" if opaque else own
-        if not node.active:
-            how += ", constant (no trainable parameter before it)"
-        rows.append(f"  {node.label:<{width}}  {node.op.name:<14} {how}")
-    return rows
+    return [f"  {node.label:<{width}}  {node.op.name:<14} {_means(node, own)}" for node in plan.nodes]
+
+
+def _means(node: Node, own: str) -> str:
+    """By what an op runs, and whether it takes part in the inner loop."""
+    means = f"opaque through torch.func: {node.why}" if isinstance(node.op, Opaque) else own
+    if not node.active:
+        return f"{means}, constant (no trainable parameter before it)"
+    return means if node.moving else f"{means}, the same for all tasks (only shared parameters before it)"
 
 
 def _loss(op: object, own: str) -> str:

@@ -1,10 +1,9 @@
-"""The inner loop of all tasks at once, and its exact adjoint by forward-over-reverse.
+"""The inner loop of all tasks at once, and one step of its exact adjoint by forward-over-reverse.
 
-Functions of tensors only: nothing here touches autograd, so `torch.compile(fullgraph=True)` takes a whole
-second-order meta-step, and memory is the trajectory φ_0 … φ_K plus what `memory` says is kept of a step.
+Memory is the trajectory φ_0 … φ_K plus what `memory` says is kept of a step.
 
 Notation (derivations: kernels/README.md): θ meta-parameters, φ [T, P] fast weights, λ [T, P] adjoint
-∂(outer loss)/∂φ, σ the adjoint of the inner optimiser's state.
+∂(outer loss)/∂φ, σ the adjoint of the inner rule's state, η what the rule learns.
 """
 
 from __future__ import annotations
@@ -15,78 +14,164 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastmeta.optim import InnerOptimizer
-from fastmeta.optim.base import State
+from fastmeta.optim.base import InnerRule, Meta, State
 
-from .objective import Context, Data, Evaluation, Objective
+from .clip import clipped, clipped_vjp
+from .objective import Context, Data, Evaluation, Objective, Slopes
+from .prior import Prior
 
 
 class Record(NamedTuple):
     """What an inner step computed on its way: its gradient, evaluation and the cotangents inside the plan."""
 
-    # None where the optimiser's vjp does not read it: kept, it takes the cache (25 sinusoids: 6.0 ms for 5.6)
-    g: Tensor | None
+    g: Tensor | None  # None where no vjp reads it
     at: Evaluation
     cotangents: list[Any]
 
 
 class Trajectory(NamedTuple):
-    """φ_k and the optimiser's state before every inner step; a step without a record is computed again from φ_k."""
+    """Where an inner loop went, as far as it was kept.
 
+    φ_k and the rule's state before every inner step; a step without a record is computed again from φ_k.
+    """
+
+    start: Tensor  # φ_0 [T, P]
+    last: Tensor  # φ_K [T, P]
+    state: State  # after the last step
     phis: list[Tensor]
     states: list[State]
     records: list[Record | None]
 
 
+class Step(NamedTuple):
+    """What an adjoint gives at one inner step."""
+
+    lam: Tensor  # λ_k
+    sigma: State
+    slopes: Slopes | None  # of everything else that gets a gradient; its `phi` is not meant
+    factor: float | Tensor  # of `slopes`
+    start: Tensor | None  # a prior's share of ∂/∂φ_0
+    meta: Meta  # ∂/∂η of this step
+
+
 @dataclass(frozen=True)
 class InnerLoop:
-    """K steps of the inner optimiser on the support set of every task."""
+    """K steps of the inner rule on the support set of every task, from step `first` on."""
 
     objective: Objective
-    optimizer: InnerOptimizer
+    rule: InnerRule  # its structure: step sizes and η come as `meta`
     steps: int
     batch: int | None  # samples a step, taken from the support set cyclically; None: all of them
     recompute: bool  # keep φ_k alone, not the step's activations
+    clip_norm: float | None = None  # largest norm of a task's inner gradient
+    prior: Prior | None = None  # added to the support loss
+    first: int = 0
 
-    def _batch(self, support: Data, k: int) -> Data:
+    def _rows(self, support: Data, k: int) -> slice | Tensor | None:
+        """Which support samples step k sees; None: all."""
         samples = (*support.inputs, *support.targets)[0].shape[1]
         if self.batch is None or self.batch == samples:
-            return support
+            return None
         start = k * self.batch % samples
         if start + self.batch <= samples:
-            return support.take(slice(start, start + self.batch), 1)
-        device = support.inputs[0].device
-        return support.take((torch.arange(self.batch, device=device) + start) % samples, 1)
+            return slice(start, start + self.batch)
+        return (torch.arange(self.batch, device=support.inputs[0].device) + start) % samples
 
-    def _gradient(self, phi: Tensor, k: int, support: Data, context: Context, *, keep: bool) -> tuple[Tensor, Record]:
+    def _batch(self, support: Data, k: int) -> Data:
+        rows = self._rows(support, k)
+        return support if rows is None else support.take(rows, 1)
+
+    def _meta(self, meta: Meta, k: int) -> Meta:
+        """What step k is handed of η."""
+        if not self.rule.meta_by_step:
+            return meta
+        return tuple([m[k] if m.shape[0] > 1 else m[0] for m in meta])
+
+    def gradient(
+        self, phi: Tensor, start: Tensor, k: int, support: Data, context: Context, *, keep: bool, read: bool
+    ) -> tuple[Tensor, Record]:
+        """The inner gradient of step k as the rule takes it, and its record; `read` keeps the raw one in that."""
         data = self._batch(support, k)
         at = self.objective.evaluate(phi, data, context.at(k, self.objective.plan))
-        g, cotangents = self.objective.gradient(at, data, keep=keep)
-        return g, Record(g if self.optimizer.vjp_reads_gradient else None, at, cotangents)
+        slopes, cotangents = self.objective.gradient(at, data, keep=keep)
+        g = slopes.phi if self.prior is None else slopes.phi + self.prior.gradient(phi, start)
+        read = read or self.rule.reads_gradient or self.clip_norm is not None
+        used = g if self.clip_norm is None else clipped(g, self.clip_norm)
+        return used, Record(g if read else None, at, cotangents)
 
-    def run(self, phi: Tensor, support: Data, context: Context, *, keep: bool) -> tuple[Tensor, Trajectory]:
-        """φ_0 → φ_K, and the trajectory where `keep` asks for it."""
-        state = self.optimizer.init(phi)
-        trajectory = Trajectory([], [], [])
-        for k in range(self.steps):
-            g, record = self._gradient(phi, k, support, context, keep=keep and not self.recompute)
-            if keep:
-                trajectory.phis.append(phi)
-                trajectory.states.append(state)
-                trajectory.records.append(None if self.recompute else record)
-            phi, state = self.optimizer.step(phi, g, state, k)
-        return phi, trajectory
+    def run(
+        self, start: Tensor, state: State | None, support: Data, context: Context, meta: Meta, *, keep: str,
+        wanted: bool,
+    ) -> Trajectory:  # fmt: skip
+        """φ_0 → φ_K.
 
-    def adjoint(self, trajectory: Trajectory, support: Data, context: Context, lam: Tensor) -> Tensor:
-        """λ_K → λ_0, exactly, by the optimiser's vjp and the loss's Hessian at every φ_k. Uses the records up."""
-        sigma = self.optimizer.init(lam)
-        phis, states, records = trajectory
-        for k in range(len(phis) - 1, -1, -1):
-            record, records[k] = records[k], None
-            if record is None:
-                _, record = self._gradient(phis[k], k, support, context, keep=True)
-            pulled = self.optimizer.vjp(phis[k], record.g, states[k], k, lam, sigma)
-            data = self._batch(support, k)
-            product = self.objective.hessian_product(record.at, data, record.cotangents, pulled.v)
-            lam, sigma = pulled.direct.add(product, alpha=pulled.factor), pulled.state
-        return lam
+        Args:
+            start: φ_0 [T, P].
+            state: the rule's at φ_0; None: that of new tasks.
+            keep: "nothing", "gradients" (φ_k and inner gradients, no activations) or "trajectory".
+            wanted: whether ∂/∂η is.
+        """
+        phi, state = start, self.rule.init(start) if state is None else state
+        phis: list[Tensor] = []
+        states: list[State] = []
+        records: list[Record | None] = []
+        whole = keep == "trajectory" and not self.recompute
+        for k in range(self.first, self.first + self.steps):
+            g, record = self.gradient(phi, start, k, support, context, keep=whole, read=wanted)
+            if keep != "nothing":
+                phis.append(phi)
+                states.append(state)
+                if keep == "gradients":
+                    record = record._replace(at=None, cotangents=[])
+                records.append(None if keep == "trajectory" and self.recompute else record)
+            phi, state = self.rule.step(phi, g, state, k, self._meta(meta, k))
+        return Trajectory(start, phi, state, phis, states, records)
+
+    def pull(
+        self, run: Trajectory, at: int, support: Data, context: Context, meta: Meta, lam: Tensor, sigma: State,
+        *, wanted: bool, hessian: bool,
+    ) -> Step:  # fmt: skip
+        """λ_{k+1}, σ_{k+1} → λ_k, σ_k at the `at`-th step that was run. Uses its record up.
+
+        Without `hessian` inner gradients count as constants.
+        """
+        k, phi = self.first + at, run.phis[at]
+        record, run.records[at] = run.records[at], None
+        if record is None:
+            _, record = self.gradient(phi, run.start, k, support, context, keep=hessian, read=wanted)
+        g = record.g if record.g is None or self.clip_norm is None else clipped(record.g, self.clip_norm)
+        pulled = self.rule.vjp(phi, g, run.states[at], k, self._meta(meta, k), lam, sigma, wanted=wanted)
+        if not hessian:
+            return Step(pulled.direct, pulled.state, None, 1.0, None, pulled.meta)
+        v = pulled.v
+        if self.clip_norm is not None:
+            assert record.g is not None, "clipping reads the gradient"
+            v = clipped_vjp(record.g, self.clip_norm, v)
+        slopes = self.objective.hessian_product(record.at, self._batch(support, k), record.cotangents, v)
+        product, of_start = slopes.phi, None
+        if self.prior is not None:
+            to_phi, to_start = self.prior.hessian_product(phi, run.start, v)
+            product, of_start = product + to_phi, to_start * pulled.factor
+        if isinstance(pulled.factor, Tensor):
+            lam = torch.addcmul(pulled.direct, product, pulled.factor)
+        else:
+            lam = pulled.direct.add(product, alpha=pulled.factor)
+        return Step(lam, pulled.state, self._spread(slopes, support, k), pulled.factor, of_start, pulled.meta)
+
+    def _spread(self, slopes: Slopes, support: Data, k: int) -> Slopes:
+        """Gradients of an inner batch's samples as those of the whole support set."""
+        rows = self._rows(support, k)
+        if rows is None or not slopes.data:
+            return slopes
+
+        def whole(d: Tensor | None, x: Tensor) -> Tensor | None:
+            if d is None:
+                return None
+            if isinstance(rows, slice):
+                zeros = d.new_zeros(x.shape)
+                zeros[:, rows] = d
+                return zeros
+            return d.new_zeros(x.shape).index_add(1, rows, d)
+
+        data = (*support.inputs, *support.targets)
+        return slopes._replace(data=tuple(whole(d, x) for d, x in zip(slopes.data, data, strict=True)))

@@ -1,4 +1,8 @@
-"""A plan with a loss at its end: value, gradient and Hessian-vector product of all tasks at once."""
+"""A plan with a loss at its end: value, gradient and Hessian-vector product of all tasks at once.
+
+Functions of tensors only: nothing here touches autograd, so `torch.compile(fullgraph=True)` takes a whole
+second-order meta-step.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +13,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastmeta.ops.base import Loss, Saved
+from fastmeta.ops.base import Loss, Saved, total
 from fastmeta.ops.dropout import step_keys
 from fastmeta.program.layout import Layout
-from fastmeta.program.plan import Plan, Tape
+from fastmeta.program.plan import Gradients, Plan, Tape
 
 
 class Data(NamedTuple):
@@ -22,6 +26,8 @@ class Data(NamedTuple):
     targets: tuple[Tensor, ...]
 
     def take(self, index: slice | Tensor, dim: int) -> Data:
+        """Some of the tasks (dimension 0) or of the samples (1)."""
+
         def pick(x: Tensor) -> Tensor:
             if isinstance(index, slice):
                 return x[index] if dim == 0 else x[:, index]
@@ -31,17 +37,19 @@ class Data(NamedTuple):
 
 
 class Context(NamedTuple):
-    """What a step reads beside data and fast weights: frozen parameters and buffers, and the tasks' random keys [T]."""
+    """What a step reads beside data and fast weights: what all tasks share, and the tasks' random keys [T]."""
 
-    constants: tuple[Tensor, ...]
+    shared: tuple[Tensor, ...]  # ψ, parameters that no task moves
+    constants: tuple[Tensor, ...]  # frozen parameters and buffers
     keys: Tensor
 
     def at(self, step: int, plan: Plan) -> Context:
         """The context of inner step `step` of a plan; the query pass counts as step K."""
-        return Context(self.constants, step_keys(self.keys, step)) if plan.random else self
+        return self._replace(keys=step_keys(self.keys, step)) if plan.random else self
 
     def take(self, tasks: slice) -> Context:
-        return Context(self.constants, self.keys[tasks])
+        """Of some of the tasks."""
+        return self._replace(keys=self.keys[tasks])
 
 
 class Evaluation(NamedTuple):
@@ -52,9 +60,17 @@ class Evaluation(NamedTuple):
     tape: Tape
 
 
+class Slopes(NamedTuple):
+    """Cotangents of all that an objective reads and that gets a gradient, each task's own."""
+
+    phi: Tensor  # [T, P]
+    shared: Tensor | None  # [T, P of ψ]; None: nothing is shared, or it was not asked for
+    data: tuple[Tensor | None, ...]  # of inputs, then targets; () where none of them gets a gradient
+
+
 @dataclass(frozen=True)
 class Objective:
-    """A plan with a per-task loss at its end: value, gradient and Hessian-vector product.
+    """A plan with a per-task loss at its end.
 
     `skip` rows in front of the samples are not seen by the loss: the support set, where it lends its batch-norm
     statistics to the query samples behind it.
@@ -63,21 +79,29 @@ class Objective:
     plan: Plan
     loss: Loss | None  # None: only the outputs are wanted
     layout: Layout
+    shared: Layout
     skip: int = 0
+    targets_wanted: tuple[bool, ...] = ()  # which targets get a gradient; (): none does
 
     @property
     def _loss(self) -> Loss:
         assert self.loss is not None, "this objective was made without a loss"
         return self.loss
 
-    def _needs(self, data: Data) -> tuple[bool, ...]:
-        return (*self.plan.output_active, *(False,) * len(data.targets))
+    @property
+    def data_wanted(self) -> bool:
+        """Whether any input or target gets a gradient."""
+        return any(self.plan.input_wanted) or any(self.targets_wanted)
+
+    def _needs(self, data: Data, active: tuple[bool, ...], *, targets: bool) -> tuple[bool, ...]:
+        wanted = self.targets_wanted if targets and self.targets_wanted else (False,) * len(data.targets)
+        return (*active, *wanted)
 
     def _forward(
         self, phi: Tensor, inputs: tuple[Tensor, ...], context: Context, keep: bool
     ) -> tuple[list[Tensor], Tape]:
         views = self.layout.views(phi)
-        outputs, tape = self.plan.forward(views, inputs, context.constants, context.keys, keep=keep)
+        outputs, tape = self.plan.forward(views, context.shared, inputs, context.constants, context.keys, keep=keep)
         return ([y[:, self.skip :] for y in outputs] if self.skip else outputs), tape
 
     def outputs(self, phi: Tensor, inputs: tuple[Tensor, ...], context: Context) -> list[Tensor]:
@@ -86,20 +110,28 @@ class Objective:
 
     def pullback(
         self, phi: Tensor, inputs: tuple[Tensor, ...], context: Context, d_outputs: Sequence[Tensor | None]
-    ) -> Tensor:
-        """∂(d_outputs · outputs)/∂φ [T, P]. Computes the outputs again, so nothing lives between the two."""
+    ) -> Slopes:
+        """Cotangents of d_outputs · outputs. Computes the outputs again, so nothing lives between the two."""
         _, tape = self._forward(phi, inputs, context, True)
-        return self._backward(tape, d_outputs, phi.shape[0], keep=False)[0]
+        gradients, _ = self._backward(tape, d_outputs, keep=False, whole=True)
+        return self._slopes(gradients, (), phi.shape[0], whole=True)
 
     def _backward(
-        self, tape: Tape, d_outputs: Sequence[Tensor | None], tasks: int, *, keep: bool
-    ) -> tuple[Tensor, list[Any]]:
+        self, tape: Tape, d_outputs: Sequence[Tensor | None], *, keep: bool, whole: bool
+    ) -> tuple[Gradients, list[Any]]:
         if self.skip:
             d_outputs = [None if d is None else _after_zeros(d, self.skip) for d in d_outputs]
-        grads, cotangents = self.plan.backward(tape, d_outputs, keep=keep)
-        return self.layout.pack(grads, tasks), cotangents
+        return self.plan.backward(tape, d_outputs, keep=keep, whole=whole)
+
+    def _slopes(self, gradients: Gradients, d_targets: Sequence[Tensor | None], tasks: int, *, whole: bool) -> Slopes:
+        phi = self.layout.pack(gradients.params, tasks)
+        if not whole:
+            return Slopes(phi, None, ())
+        shared = self.shared.pack(gradients.shared, tasks) if self.shared.size else None
+        return Slopes(phi, shared, (*gradients.inputs, *d_targets) if self.data_wanted else ())
 
     def evaluate(self, phi: Tensor, data: Data, context: Context, *, keep: bool = True) -> Evaluation:
+        """The module's outputs at φ, and what its loss leaves for the sweeps."""
         outputs, tape = self._forward(phi, data.inputs, context, keep)
         return Evaluation(outputs, self._loss.prepare(*outputs, *data.targets), tape)
 
@@ -107,21 +139,41 @@ class Objective:
         """[T]."""
         return self._loss.value(at.saved)
 
-    def gradient(self, at: Evaluation, data: Data, *, keep: bool = False) -> tuple[Tensor, list[Any]]:
-        """g [T, P] of each task's own loss; the cotangents inside the plan too where `keep` asks for them."""
+    def gradient(
+        self, at: Evaluation, data: Data, *, keep: bool = False, whole: bool = False
+    ) -> tuple[Slopes, list[Any]]:
+        """g [T, P] of each task's own loss, and with `whole` the gradients of all else that gets one; the cotangents
+        inside the plan too where `keep` asks for them."""
         outputs = len(self.plan.output_slots)
-        d_outputs = self._loss.backward(at.saved, None, self._needs(data))[:outputs]
-        return self._backward(at.tape, d_outputs, at.outputs[0].shape[0], keep=keep)
+        active = self.plan.output_active if whole else self.plan.output_moving
+        d = self._loss.backward(at.saved, None, self._needs(data, active, targets=whole))
+        gradients, cotangents = self._backward(at.tape, d[:outputs], keep=keep, whole=whole)
+        return self._slopes(gradients, d[outputs:], at.outputs[0].shape[0], whole=whole), cotangents
 
-    def hessian_product(self, at: Evaluation, data: Data, cotangents: list[Any], v: Tensor) -> Tensor:
-        """H v [T, P], H the Hessian of each task's loss: the gradient on dual numbers. Consumes the tapes."""
+    def hessian_product(self, at: Evaluation, data: Data, cotangents: list[Any], v: Tensor) -> Slopes:
+        """H v [T, P], H the Hessian of each task's loss, and the mixed second derivatives along v of all else that gets
+        a gradient: the gradient on dual numbers. Consumes the tapes."""
         outputs = len(self.plan.output_slots)
         outputs_dot, tape_dot = self.plan.forward_dot(at.tape, self.layout.views(v))
         no_tangent = (None,) * len(data.targets)
         _, saved_dot = self._loss.forward_dot(at.saved, (*outputs_dot, *no_tangent))
-        d_outputs_dot = self._loss.backward_dot(at.saved, saved_dot, None, None, self._needs(data))[:outputs]
-        grads = self.plan.backward_dot(at.tape, tape_dot, cotangents, d_outputs_dot)
-        return self.layout.pack(grads, v.shape[0])
+        needs = self._needs(data, self.plan.output_active, targets=True)
+        d_dot = self._loss.backward_dot(at.saved, saved_dot, None, None, needs)
+        gradients = self.plan.backward_dot(at.tape, tape_dot, cotangents, d_dot[:outputs])
+        return self._slopes(gradients, d_dot[outputs:], v.shape[0], whole=True)
+
+
+def add(a: Slopes, b: Slopes, alpha: float | Tensor = 1.0) -> Slopes:
+    """a + alpha · b."""
+
+    def plus(x: Tensor | None, y: Tensor | None) -> Tensor | None:
+        return x if y is None else total(x, y if isinstance(alpha, float) and alpha == 1.0 else y * alpha)
+
+    phi = plus(a.phi, b.phi)
+    assert phi is not None
+    data = a.data or (None,) * len(b.data)
+    data = tuple(plus(x, y) for x, y in zip(data, b.data or (None,) * len(data), strict=True))
+    return Slopes(phi, plus(a.shared, b.shared), data)
 
 
 def _after_zeros(d: Tensor, rows: int) -> Tensor:

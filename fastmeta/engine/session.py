@@ -1,7 +1,7 @@
 """One call on one meta-batch: the user's trees in, the backend's functions with everything they need out.
 
-A session binds a batch to the engine planned for its shapes. Plans are made once per (shapes, train/eval mode,
-trainable parameters) and kept.
+A session binds a batch to the backend planned for its shapes. Plans are made once per state of the module, options and
+shapes, and the ones used last are kept.
 """
 
 from __future__ import annotations
@@ -9,123 +9,163 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
-from weakref import WeakKeyDictionary
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fastmeta.engine.backends.base import Backend
-from fastmeta.engine.backends.choose import choose
-from fastmeta.engine.backends.cuda_graph import MetaStepGraphs
-from fastmeta.engine.backends.torch_ops import TorchBackend
+from fastmeta.optim.base import State
 from fastmeta.program.layout import Layout
-from fastmeta.program.losses import check_labels_of, check_targets_of, loss_op
-from fastmeta.program.plan import Plan, seeded_in_python
 from fastmeta.program.program import Program, leaves_of
 
-from .autograd import no_autocast
-from .batch import TaskBatch, Tree
-from .checks import warn_running_statistics
-from .loop import InnerLoop
-from .meta_step import Engine, MetaGradient
+from .adjoint import Cotangents, Displacement
+from .autograd import Adapt, Apply, MetaStep, Sources, no_autocast
+from .backends.base import Backend, Planned
+from .backends.cuda_graph import REFERENCE, MetaStepGraphs
+from .backends.one_by_one import OneByOne
+from .batch import TaskBatch, Tree, finite_tasks
+from .checks import check_batch, warn_running_statistics
+from .meta_step import MetaGradient, MetaInputs, only_finite
 from .notices import warn_user
-from .objective import Context, Data, Objective
+from .objective import Context, Data
+from .options import Kind, Options
+from .planning import make_backend
+from .recent import Recent
 from .watch import Survey, Watch
 
-if TYPE_CHECKING:
-    from fastmeta.algorithms.base import MetaLearner
 
-_Key = tuple[int, bool, Hashable, Hashable]  # what a plan is for: steps, with loss or not, options, the batch's kind
+class Call(NamedTuple):
+    """What a learner asks for beside its options.
 
-_MOST_PROGRAMS = 16  # kept of a module whose state goes on changing
-_MOST_GRAPHED = 16  # backends with CUDA graphs, each of which keeps a meta-step's memory
+    Attributes:
+        steps: of the inner loop.
+        adapts: says of a parameter's name whether the inner loop moves it; None: all are moved.
+        start: φ_0 out of θ, both rows [P], or [T, P]; None: φ_0 is θ.
+        weights: of the query losses at φ_0 … φ_K; None: the last alone counts.
+        going_on: fast weights and state to go on from, and the steps they went already.
+    """
+
+    steps: int
+    adapts: Callable[[str], bool] | None = None
+    start: Callable[[Tensor, Data], Tensor] | None = None
+    weights: Tensor | Sequence[float] | None = None
+    going_on: tuple[Tensor, State, int] | None = None
 
 
 class Session(NamedTuple):
     """A meta-batch on its way through a backend."""
 
-    learner: MetaLearner
-    state: Survey
+    options: Options
+    module: nn.Module
     program: Program
     backend: Backend
     batch: TaskBatch
+    at: MetaInputs
     context: Context
-    steps: int
+    kind: Kind
+    sessions: Sessions
     graphs: MetaStepGraphs | None  # where the meta-step is to be replayed
 
     @property
     def layout(self) -> Layout:
+        """Of a row of fast weights."""
         return self.program.layout
 
     @property
-    def params(self) -> list[nn.Parameter]:
-        """θ in the layout's order."""
-        return self.state.trainable
-
-    def _support(self) -> Data:
+    def support(self) -> Data:
+        """The support set's tensors."""
         return Data(leaves_of(self.batch.support_x), leaves_of(self.batch.support_y))
 
-    def _behind_support(self, support: tuple[Tensor, ...], query: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Query inputs, behind the support set where that lends its batch-norm statistics."""
-        if self.backend.engine.outer.skip:
-            return tuple(torch.cat(pair, 1) for pair in zip(support, query, strict=True))
-        return query
+    @property
+    def query(self) -> Data:
+        """The query set's tensors."""
+        return Data(leaves_of(self.batch.query_x), leaves_of(self.batch.query_y))
 
-    def _check_support_labels(self, targets: tuple[Tensor, ...]) -> None:
-        inner = self.backend.engine.loop.objective
-        check_labels_of("support_y", inner.loss, inner.plan, targets)
+    def _sources(self, at: MetaInputs, query: Data) -> Sources:
+        return Sources(at, self.program.layout, self.program.shared, self.support, query)
 
     def meta_step(self, *, keep: bool) -> MetaGradient:
-        support, query = self._support(), Data(leaves_of(self.batch.query_x), leaves_of(self.batch.query_y))
-        with torch.no_grad(), self.numerics():
+        """Losses, outputs and, where `keep` says so, the meta-gradient, without a graph of autograd's."""
+        with self._recording(), self.numerics():
             if self.graphs is None:
-                return self._on_device(self.params, support, query, self.context, keep=keep)
+                return self._on_device(self.at, self.support, self.query, self.context, keep=keep)
             step = partial(self._on_device, keep=keep)
-            return self.graphs.run(step, self.params, support, query, self.context, keep=keep)
+            return self.graphs.run(step, self.at, self.support, self.query, self.context, keep=keep)
 
-    def _on_device(
-        self, params: Sequence[Tensor], support: Data, query: Data, context: Context, *, keep: bool
-    ) -> MetaGradient:
+    def differentiable_step(self) -> tuple[Tensor, Tensor, MetaGradient]:
+        """The mean loss and the task losses [T] of a meta-step, differentiable where gradients are enabled."""
+        keep = torch.is_grad_enabled()
+        step = self.meta_step(keep=keep)
+        if not keep or self.backend.records:
+            return step.loss, step.tasks.losses, step
+        sources = self._sources(self.at, self.query)
+        loss, losses = MetaStep.apply(step, sources, *sources.tensors())  # pyright: ignore[reportGeneralTypeIssues]
+        return loss, losses, step
+
+    def _on_device(self, at: MetaInputs, support: Data, query: Data, context: Context, *, keep: bool) -> MetaGradient:
         """All of a meta-step that the device does: what a CUDA graph holds."""
-        outer = self.backend.engine.outer
-        self._check_support_labels(support.targets)
-        check_labels_of("query_y", outer.loss, outer.plan, query.targets)
-        query = Data(self._behind_support(support.inputs, query.inputs), query.targets)
-        return self.backend.meta_step(params, support, query, context, keep=keep)
+        self.backend.check_labels(support, query)
+        return self.backend.meta_step(at, support, query, context, keep=keep)
 
-    def adapt(self, *, keep: bool) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        support = self._support()
-        with torch.no_grad(), self.numerics():
-            self._check_support_labels(support.targets)
-            phi, adjoint = self.backend.adapt(self.params, support, self.context, keep=keep)
-        return phi, self._in_numerics(adjoint)
+    def adapt(self) -> tuple[Tensor, State, Tensor]:
+        """φ_K [T, P], the rule's state, differentiable where gradients are enabled, and which tasks stayed finite."""
+        support, keep = self.support, torch.is_grad_enabled()
+        finite: list[Tensor] = []
+
+        def run() -> tuple[Tensor, State, Callable[[Tensor, State], Cotangents]]:
+            with self._recording(), self.numerics():
+                self.backend.check_labels(support, None)
+                phi, state, pull = self.backend.adapt(self.at, support, self.context, keep=keep)
+            finite.append(kept := finite_tasks(support.inputs, phi))
+            # a task that diverged has no gradient to give: its 0 · NaN must not reach the others'
+            return phi, state, self._in_numerics(lambda lam, sigma: only_finite(pull(lam, sigma), kept))
+
+        if not keep or self.backend.records:
+            phi, state, _ = run()
+            return phi, state, finite[0]
+        sources = self._sources(self.at, Data((), ()))
+        phi, *rest = Adapt.apply(run, sources, *sources.tensors())  # pyright: ignore[reportGeneralTypeIssues]
+        return phi, tuple(rest), finite[0]
+
+    def apply(self, phi: Tensor, query_x: Tree) -> Tree:
+        """The module's outputs [T, M, ...] at φ [T, P], differentiable where gradients are enabled."""
+        here = self.on(query_x)
+        support, inputs = here.support, leaves_of(query_x)
+        context = self.context
+
+        def run() -> tuple[list[Tensor], Callable[[Sequence[Tensor | None]], Cotangents]]:
+            with here._recording(), self.numerics():
+                outputs, pull = here.backend.apply(
+                    phi if here.backend.records else phi.detach(), support, inputs, context
+                )
+            return outputs, self._in_numerics(pull)
+
+        at = MetaInputs(phi, self.at.shared)
+        sources = self._sources(at, Data(inputs, ()))
+        tensors = sources.tensors()
+        if torch.is_grad_enabled() and not here.backend.records and any(x.requires_grad for x in tensors):
+            outputs: Sequence[Tensor] = Apply.apply(run, sources, *tensors)  # pyright: ignore[reportAssignmentType]
+        else:
+            outputs, _ = run()
+        return here.backend.output_tree(outputs)
 
     def on(self, query_x: Tree) -> Session:
         """The same tasks with query inputs, planned for their shapes."""
         batch = TaskBatch(self.batch.support_x, self.batch.support_y, query_x)
-        sessions = self.learner._sessions
-        _, backend = sessions.planned(self.learner, self.state, batch, self.steps, with_loss=False)
+        backend = self.sessions.backend(self.program, self.module, self.options, batch, self.kind, with_loss=False)
         return self._replace(batch=batch, backend=backend)
 
-    def apply(self, phi: Tensor) -> tuple[list[Tensor], Callable[[Sequence[Tensor | None]], Tensor]]:
-        with torch.no_grad(), self.numerics():
-            inputs = self._behind_support(leaves_of(self.batch.support_x), leaves_of(self.batch.query_x))
-            outputs, pullback = self.backend.apply(
-                phi, inputs, self.context.at(self.steps, self.backend.engine.outer.plan)
-            )
-        return outputs, self._in_numerics(pullback)
+    def _recording(self) -> AbstractContextManager[Any]:
+        """Without autograd, but for a backend whose own results it is."""
+        return torch.set_grad_enabled(torch.is_grad_enabled() and self.backend.records)
 
-    def output_tree(self, outputs: Sequence[Tensor]) -> Tree:
-        return self.backend.engine.outer.plan.output_tree(outputs)
-
-    def _in_numerics(self, function: Callable[[Any], Tensor]) -> Callable[[Any], Tensor]:
+    def _in_numerics(self, function: Callable[..., Cotangents]) -> Callable[..., Cotangents]:
         """A sweep that autograd calls later, perhaps from under an autocast of the user's."""
 
-        def run(cotangent: Any) -> Tensor:
+        def run(*cotangents: Any) -> Cotangents:
             with self.numerics():
-                return function(cotangent)
+                return function(*cotangents)
 
         return run
 
@@ -139,7 +179,7 @@ class Session(NamedTuple):
         backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
         before = [backend.allow_tf32 for backend in backends]
         for backend in backends:
-            setattr(backend, "allow_tf32", self.learner.precision == "tf32")  # noqa: B010  typed as a plain module
+            setattr(backend, "allow_tf32", self.options.precision == "tf32")  # noqa: B010  typed as a plain module
         try:
             with no_autocast("cuda"):
                 yield
@@ -148,16 +188,20 @@ class Session(NamedTuple):
                 setattr(backend, "allow_tf32", value)  # noqa: B010
 
 
+_Moves = tuple[bool, ...] | None  # of the trainable parameters, in order; None: all
+_Latest = tuple[Program, Options, Hashable, Backend]
+
+
 class Sessions:
-    """Programs of one meta-learner, by the state of its module, each with its backends, by what they were made for."""
+    """Programs of one learner's module, by its state, and the backends planned for them."""
 
     def __init__(self) -> None:
-        self._programs: dict[Hashable, tuple[Program, dict[Hashable, Backend]]] = {}
-        self._graphs: WeakKeyDictionary[Backend, MetaStepGraphs] = WeakKeyDictionary()
-        self._told: set[str] = set()
+        self._programs: Recent[Hashable, Program] = Recent()
+        self._backends: Recent[Hashable, Backend] = Recent()
+        self._warned: set[str] = set()
         self._watch = Watch()
-        self._latest: tuple[Survey, _Key, Program, Backend] | None = None  # the latest plan, and for what it is
-        self.last_graphs: MetaStepGraphs | None = None
+        self._latest: _Latest | None = None
+        self.latest_graphs: MetaStepGraphs | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Sessions:
         return Sessions()  # a copied learner holds another module, and makes its own plans
@@ -165,124 +209,158 @@ class Sessions:
     def __reduce__(self) -> tuple[Any, ...]:
         return Sessions, ()
 
-    def open(self, learner: MetaLearner, batch: TaskBatch, steps: int) -> Session:
+    def open(self, module: nn.Module, options: Options, batch: TaskBatch, call: Call) -> Session:
         """A session on `batch`, which is checked; without a query set only `adapt` may be called on it."""
-        state = self._watch.look(learner.module)
+        state = self._watch.look(module)
+        program = self.program(module, state, call.adapts)
+        at, kind = self._inputs(state, program, options, batch, call)
         with_loss = batch.query_x is not None
-        program, backend = self.planned(learner, state, batch, steps, with_loss=with_loss)
-        graphs = self._graphs_of(backend) if learner.cuda_graph and with_loss else None
-        context = Context(program.constants(), backend.keys())
-        return Session(learner, state, program, backend, batch, context, steps, graphs)
+        backend = self.backend(program, module, options, batch, kind, with_loss=with_loss)
+        graphs = self._graphs_of(backend) if options.cuda_graph and with_loss else None
+        context = Context(at.shared, program.constants(), backend.keys())
+        return Session(options, module, program, backend, batch, at, context, kind, self, graphs)
 
-    def _graphs_of(self, backend: Backend) -> MetaStepGraphs:
-        if backend not in self._graphs:
-            if len(self._graphs) == _MOST_GRAPHED:
-                del self._graphs[next(iter(self._graphs))]
-            self._graphs[backend] = MetaStepGraphs(backend.engine, self.tell_no_graph)
-        self.last_graphs = self._graphs[backend]
-        return self.last_graphs
+    def _inputs(
+        self, state: Survey, program: Program, options: Options, batch: TaskBatch, call: Call
+    ) -> tuple[MetaInputs, Kind]:
+        """What the meta-step is differentiated by, and what of it makes another plan."""
+        if program.shared.size and isinstance(options.adjoint, Displacement):
+            raise ValueError(
+                f"Reptile trains what its inner loop moves, and adapts() keeps {list(program.shared.names)} out of it; "
+                "freeze them with requires_grad_(False), or use MAML or FOMAML"
+            )
+        first, rule_state = 0, None
+        start: tuple[Tensor, ...] | Tensor = tuple(program.fast_of(state.trainable))
+        if call.going_on is not None:
+            start, rule_state, first = call.going_on
+            rule_state = rule_state or None
+        elif call.start is not None:
+            support = Data(leaves_of(batch.support_x), leaves_of(batch.support_y))
+            start = _checked_start(call.start(program.layout.row(start), support), program.layout, batch.tasks)
+        meta = options.inner_optimizer.meta(program.layout, first + call.steps)
+        weights, asked = _checked_weights(call.weights, call.steps, program.layout)
+        at = MetaInputs(start, tuple(program.shared_of(state.trainable)), meta, weights, rule_state)
+        return at, Kind(call.steps, first, asked, _form_of(start), tuple(map(_form_of_meta, meta)))
 
-    def tell_no_graph(self, why: str) -> None:
+    def _graphs_of(self, backend: Backend) -> MetaStepGraphs | None:
+        if not isinstance(backend, Planned):
+            self.warn_no_graph(REFERENCE)
+            return None
+        if backend.graphs is None:
+            backend.graphs = MetaStepGraphs(backend.engine, self.warn_no_graph)
+        self.latest_graphs = backend.graphs
+        return self.latest_graphs
+
+    def warn_no_graph(self, why: str) -> None:
         """Warns, once for each reason, that `cuda_graph` does nothing."""
-        if why not in self._told:
-            self._told.add(why)
+        if why not in self._warned:
+            self._warned.add(why)
             warn_user(f"cuda_graph=True runs without a graph: {why}", UserWarning)
 
-    def program(self, learner: MetaLearner, state: Survey | None = None) -> Program:
+    def program(
+        self, module: nn.Module, state: Survey | None = None, adapts: Callable[[str], bool] | None = None
+    ) -> Program:
         """The program of the module in its present state."""
-        key = (self._watch.look(learner.module) if state is None else state).key
-        if key not in self._programs:
-            warn_running_statistics(learner.module)
-            if len(self._programs) == _MOST_PROGRAMS:
-                self._programs.pop(next(iter(self._programs)))
-            self._programs[key] = Program(learner.module), {}
-        return self._programs[key][0]
+        state = self._watch.look(module) if state is None else state
+        moves: _Moves = None if adapts is None else tuple([bool(adapts(name)) for name in state.names])
+
+        def make() -> Program:
+            warn_running_statistics(module)
+            if adapts is None:
+                return Program(module)
+            if not any(moves or ()):
+                raise ValueError(
+                    f"adapts() is true of none of the trainable parameters {list(state.names)}, so that there is "
+                    "nothing to adapt; let it be true of some"
+                )
+            return Program(module, adapts)
+
+        return self._programs.get((state.key, moves), make)
 
     @property
-    def last(self) -> Backend | None:
+    def latest(self) -> Backend | None:
         """The backend of the latest session."""
         return None if self._latest is None else self._latest[3]
 
-    def planned(
-        self, learner: MetaLearner, state: Survey, batch: TaskBatch, steps: int, *, with_loss: bool
-    ) -> tuple[Program, Backend]:
-        """Program and backend for a batch like this one, which is checked where there has been none like it."""
-        options = (
-            learner.inner_loss, learner.outer_loss, learner.inner_optimizer, learner.inner_batch_size, learner.memory,
-            learner.task_chunk, learner.bn_statistics, learner.compile_step, learner.backend, learner.precision,
-        )  # fmt: skip
-        key = (steps, with_loss, options, _signature(batch))
+    def backend(
+        self, program: Program, module: nn.Module, options: Options, batch: TaskBatch, kind: Kind, *, with_loss: bool
+    ) -> Backend:
+        """The backend for a batch like this one, which is checked where there has been none like it."""
+        key = (kind, with_loss, _signature(batch))
         latest = self._latest
-        # most calls are like the one before, and equality of the same objects is sooner told than their hash
-        if latest is None or latest[0] is not state or latest[1] != key:
-            latest = self._latest = (state, key, *self._look_up(learner, state, key, batch))
-        return latest[2:]
+        # most calls are like the one before, and equality of the same objects is sooner known than their hash
+        if (
+            latest is not None
+            and latest[0] is program
+            and (latest[1] is options or latest[1].key == options.key)
+            and latest[2] == key
+        ):
+            return latest[3]
 
-    def _look_up(self, learner: MetaLearner, state: Survey, key: _Key, batch: TaskBatch) -> tuple[Program, Backend]:
-        program, backends = self._programs.get(state.key, (None, {}))
-        if program is None or key not in backends:
-            steps, with_loss, *_ = key
+        def make() -> Backend:
             if with_loss or batch.query_x is None:  # the parts of any other were checked when they came
-                learner._check(batch, query_required=with_loss)
-            program = self.program(learner, state)
-            _, backends = self._programs[state.key]
-            backends[key] = _make(learner, program, batch, steps, with_loss)
-        return program, backends[key]
+                check_batch_of(batch, module, options, query_required=with_loss)
+            if options.backend == "reference":
+                return OneByOne(module, program, options, batch, kind)
+            return make_backend(program, options, batch, kind, with_loss=with_loss)
+
+        backend = self._backends.get((program, options.key, key), make)
+        self._latest = (program, options, key, backend)
+        return backend
 
 
-def _make(learner: MetaLearner, program: Program, batch: TaskBatch, steps: int, with_loss: bool) -> Backend:
-    size = learner.inner_batch_size
-    head_x, head_y = pytree.tree_map_only(Tensor, lambda x: x[:, :size], (batch.support_x, batch.support_y))
-    plan = program.plan(head_x)
-    layout = program.layout
-    check_targets_of("support_y", learner.inner_loss, plan, leaves_of(batch.support_y), batch=size)
-    inner = Objective(plan, loss_op("inner_loss", learner.inner_loss, plan, head_y), layout)
-    outer = Objective(plan, None, layout)
-    if batch.query_x is not None:
-        skip, seen = 0, batch.query_x
-        if learner.bn_statistics == "support":
-            skip = batch.support_samples
-            seen = pytree.tree_map(lambda a, b: torch.cat([a, b], 1), batch.support_x, batch.query_x)
-        plan = program.plan(seen, rows=skip or None)
-        loss = None
-        if with_loss:
-            check_targets_of("query_y", learner.outer_loss, plan, leaves_of(batch.query_y), skip=skip)
-            loss = loss_op("outer_loss", learner.outer_loss, plan, batch.query_y, skip=skip)
-        outer = Objective(plan, loss, layout, skip)
-    if learner.compile_step:
-        _refuse_compiled_draws(inner.plan, outer.plan)
-    loop = InnerLoop(inner, learner.inner_optimizer, steps, size, learner.memory == "recompute")
-    engine = Engine(loop, outer, learner.order)
-    choice = choose(learner.backend, layout.device, engine)
-    if choice.graph is not None:
-        from fastmeta.engine.backends.triton import TritonBackend
+def check_batch_of(batch: TaskBatch, module: nn.Module, options: Options, *, query_required: bool) -> None:
+    """`check_batch` with a learner's options."""
+    if batch.query_x is not None and batch.query_x is batch.support_x:
+        # a support set that serves as the query set too: first in its own name
+        check_batch_of(TaskBatch(batch.support_x, batch.support_y), module, options, query_required=False)
+    check_batch(
+        batch, module=module, inner_loss=options.inner_loss, outer_loss=options.outer_loss,
+        inner_batch_size=options.inner_batch_size, query_required=query_required,
+    )  # fmt: skip
 
-        return TritonBackend(engine, choice.graph, batch.tasks, chunk=learner.task_chunk, precision=learner.precision)
-    if learner.precision == "bfloat16":
+
+def _form_of(start: tuple[Tensor, ...] | Tensor) -> str:
+    if not isinstance(start, Tensor):
+        return "θ"
+    return "row" if start.dim() == 1 else "rows"
+
+
+def _form_of_meta(x: Tensor) -> Hashable:
+    return x.shape, x.dtype, x.requires_grad and torch.is_grad_enabled()
+
+
+def _checked_start(start: Tensor, layout: Layout, tasks: int) -> Tensor:
+    legal = ((layout.size,), (tasks, layout.size))
+    if not isinstance(start, Tensor) or tuple(start.shape) not in legal:
+        got = list(start.shape) if isinstance(start, Tensor) else type(start).__name__
+        raise ValueError(f"start() must give a row [{layout.size}] or rows [{tasks}, {layout.size}], got {got}")
+    return start
+
+
+def _checked_weights(
+    weights: Tensor | Sequence[float] | None, steps: int, layout: Layout
+) -> tuple[Tensor | None, tuple[int, ...] | None]:
+    """The weights [K + 1] as a tensor on the device, and which of them are not zero."""
+    if weights is None:
+        return None, None
+    values = torch.as_tensor(weights, dtype=layout.dtype)
+    if values.requires_grad:
+        raise ValueError("weights() must give numbers: a gradient of the query losses' weights is not computed")
+    if tuple(values.shape) != (steps + 1,):
         raise ValueError(
-            f'precision="bfloat16" needs Triton kernels, and this runs on the torch backend ({choice.why}). Use '
-            'precision="float32" or "tf32"'
+            f"weights() must give {steps + 1} numbers, for the query losses at φ_0 … φ_{steps}, got shape "
+            f"{list(values.shape)}"
         )
-    return TorchBackend(engine, batch.tasks, chunk=learner.task_chunk, compiled=learner.compile_step)
-
-
-def _refuse_compiled_draws(*plans: Plan) -> None:
-    """An opaque op seeds its random numbers in Python, which a compiled step would do once and for all.
-
-    Raises:
-        ValueError: such an op is in one of the plans.
-    """
-    drawn = seeded_in_python(*plans)
-    if drawn:
-        raise ValueError(
-            f"compile=True cannot take random numbers drawn inside {', '.join(drawn)}, which has no op of its "
-            "own; use compile=False, nn.Dropout for the randomness, or eval mode"
-        )
+    asked = tuple(k for k, w in enumerate(values.tolist()) if w != 0)
+    if not asked:
+        raise ValueError("weights() must not be zero at every step: there would be no outer loss")
+    return values.to(layout.device), asked
 
 
 def _signature(batch: TaskBatch) -> tuple[Hashable, ...]:
     """Batches of equal signature pass the same checks and share a plan."""
-    return tuple(_kinds(tree) for tree in (batch.support_x, batch.support_y, batch.query_x, batch.query_y))
+    return tuple(map(_kinds, (batch.support_x, batch.support_y, batch.query_x, batch.query_y)))
 
 
 def _kinds(tree: Tree) -> Hashable:
@@ -293,5 +371,5 @@ def _kinds(tree: Tree) -> Hashable:
 
 
 def _kind(x: Tensor) -> Hashable:
-    """All that `check_batch` looks at."""
+    """All that `check_batch` looks at, and whether it gets a gradient."""
     return x.shape, x.dtype, x.device, x.requires_grad and torch.is_grad_enabled()

@@ -20,6 +20,7 @@ class Survey(NamedTuple):
 
     key: Hashable
     trainable: list[nn.Parameter]  # θ in the order of `module.parameters()`, tied ones once
+    names: tuple[str, ...]  # theirs
 
 
 class _Seen(NamedTuple):
@@ -81,7 +82,8 @@ def _survey(modules: Sequence[nn.Module]) -> Survey:
         key += map(_kind, _tensors(m))
     # which names share one tensor
     key.append(tuple(params))
-    return Survey(tuple(key), [p for p in params.values() if p.requires_grad])
+    names = tuple(name for name, p in modules[0].named_parameters() if p.requires_grad)
+    return Survey(tuple(key), [p for p in params.values() if p.requires_grad], names)
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:

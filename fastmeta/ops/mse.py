@@ -25,7 +25,8 @@ class MSE(Loss):
         return r * (scale if dy is None else (dy * scale).view(-1, *(1,) * (r.dim() - 1)))
 
     def backward(self, saved: Saved, dy: Tensor | None, needs: Needs) -> MaybeTensors:
-        return self._scaled(saved, dy), None
+        g = self._scaled(saved, dy)
+        return g, (-g if needs[1] else None)
 
     def forward_dot(self, saved: Saved, inputs_dot: MaybeTensors) -> tuple[None, Saved]:
         (y_dot, _) = inputs_dot
@@ -36,4 +37,5 @@ class MSE(Loss):
         self, saved: Saved, saved_dot: Saved, dy: Tensor | None, dy_dot: Tensor | None, needs: Needs
     ) -> MaybeTensors:
         dl_dot = self._scaled(saved_dot, dy)
-        return (dl_dot if dy_dot is None else dl_dot + self._scaled(saved, dy_dot)), None
+        dl_dot = dl_dot if dy_dot is None else dl_dot + self._scaled(saved, dy_dot)
+        return dl_dot, (-dl_dot if needs[1] else None)

@@ -1,8 +1,8 @@
-"""Inner rules: one file each."""
+"""Inner rules and learned rates: one file each."""
 
 from .adam import Adam
+from .base import InnerRule, Rule
+from .rates import PerLayerPerStep, PerParameter, Rates
 from .sgd import SGD
 
-InnerOptimizer = SGD | Adam
-
-__all__ = ["SGD", "Adam", "InnerOptimizer"]
+__all__ = ["SGD", "Adam", "InnerRule", "PerLayerPerStep", "PerParameter", "Rates", "Rule"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -52,12 +53,15 @@ def call_with(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 class Builder:
     """A plan under construction; what the rules of lowering.py are given as `to`."""
 
-    def __init__(self, program: Program, one_task: Any, state: dict[str, Tensor], rows: int | None) -> None:
+    def __init__(
+        self, program: Program, one_task: Any, state: dict[str, Tensor], rows: int | None, wanted: Sequence[bool]
+    ) -> None:
         self.program = program
         self.rows = rows
         self.nodes: list[Node] = []
         self.count = 0
-        self.active: list[bool] = []
+        self.active: list[bool] = []  # of every slot: does it depend on something that gets a gradient
+        self.moving: list[bool] = []  # and on a fast weight
         self.sizes: list[int] = []
         self.stored: dict[int, Tensor] = {}
         self.values: dict[fx.Node, Any] = {}  # of the trace's nodes, without data
@@ -66,16 +70,19 @@ class Builder:
         self._layers = 0
         self._paths = {id(m): path for path, m in program.module.named_modules()}
         leaves, spec = pytree.tree_flatten(one_task)
-        self.inputs = [self._slot(x, False) for x in leaves]
+        self.wanted = tuple(wanted) or (False,) * len(leaves)
+        self.inputs = [self._slot(x, w and _has_derivative(x)) for x, w in zip(leaves, self.wanted, strict=True)]
         self.args, self.kwargs = call_with(pytree.tree_unflatten(self.inputs, spec))
         self._keys = self._slot(torch.empty((), dtype=torch.int64, device=program.layout.device), False)
-        self.params = [self._slot(state[n], True) for n in program.layout.names]
+        self.params = [self._slot(state[n], True, True) for n in program.layout.names]
+        self.shared = [self._slot(state[n], True) for n in program.shared.names]
         self.constants = [self._slot(state[n], False) for n in program.constant_names]
-        names = (*program.layout.names, *program.constant_names)
-        self.named = dict(zip(names, (*self.params, *self.constants), strict=True))
+        names = (*program.layout.names, *program.shared.names, *program.constant_names)
+        self.named = dict(zip(names, (*self.params, *self.shared, *self.constants), strict=True))
 
-    def _slot(self, like: Tensor, active: bool) -> Slot:
+    def _slot(self, like: Tensor, active: bool, moving: bool = False) -> Slot:
         self.active.append(active)
+        self.moving.append(moving)
         self.sizes.append(like.numel() * like.element_size())
         self.count += 1
         return Slot(self.count - 1, like)
@@ -85,9 +92,9 @@ class Builder:
     def emit(self, op: Op, *inputs: Slot) -> Slot:
         with torch.no_grad():
             like = self._like(op, inputs)
-        needs = self._needs(inputs)
-        out = self._slot(like, any(needs))
-        self.nodes.append(Node(op, tuple(s.index for s in inputs), (out.index,), needs, self.label))
+        needs, moves = self._needs(inputs)
+        out = self._slot(like, any(needs), any(moves))
+        self.nodes.append(Node(op, tuple(s.index for s in inputs), (out.index,), needs, moves, self.label))
         return out
 
     def tensor(self, module: nn.Module, name: str) -> Slot | None:
@@ -105,8 +112,13 @@ class Builder:
 
     # --------------------------------------------------------------------------------------------------------------
 
-    def _needs(self, inputs: Sequence[Slot]) -> tuple[bool, ...]:
-        return tuple(self.active[s.index] and _has_derivative(s.like) for s in inputs)
+    def _needs(self, inputs: Sequence[Slot]) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
+        """Which inputs get a gradient, and which of them move."""
+        smooth = [s.index for s in inputs if _has_derivative(s.like)]
+        return (
+            tuple(s.index in smooth and self.active[s.index] for s in inputs),
+            tuple(s.index in smooth and self.moving[s.index] for s in inputs),
+        )
 
     @staticmethod
     def _like(op: Op, inputs: Sequence[Slot]) -> Tensor:
@@ -120,13 +132,16 @@ class Builder:
         self, fn: Any, inputs: list[Slot], ys: Sequence[Tensor], label: str, why: str, *, random: bool
     ) -> list[Slot]:
         op = Opaque(fn, label, random)
-        needs = self._needs(inputs)
-        outs = [self._slot(y, any(needs) and _has_derivative(y)) for y in ys]
+        needs, moves = self._needs(inputs)
+        outs = [self._slot(y, any(needs) and _has_derivative(y), any(moves) and _has_derivative(y)) for y in ys]
         if not any(self.active[s.index] for s in outs):  # a comparison, an index
-            needs = (False,) * len(needs)
+            needs = moves = (False,) * len(needs)
         slots = [*inputs, self._keys] if random else inputs
-        needs = (*needs, False) if random else needs
-        node = Node(op, tuple(s.index for s in slots), tuple(s.index for s in outs), needs, self.label or label, why)
+        if random:
+            needs, moves = (*needs, False), (*moves, False)
+        node = Node(
+            op, tuple(s.index for s in slots), tuple(s.index for s in outs), needs, moves, self.label or label, why
+        )
         self.nodes.append(node)
         return outs
 
@@ -265,18 +280,22 @@ class Builder:
     def finish(self, leaves: Sequence[Slot | None], spec: pytree.TreeSpec) -> Plan:
         outputs = [leaf for leaf in leaves if leaf is not None]
         nodes = group(self.nodes, {s.index for s in outputs})
-        pinned = {s.index for s in (*outputs, *self.params, *self.constants)} | set(self.stored)
+        kept = (*outputs, *self.params, *self.shared, *self.constants)
+        pinned = {s.index for s in kept} | set(self.stored)
         return Plan(
             nodes=_with_last_use(nodes, pinned),
             slots=self.count,
             input_slots=[s.index for s in self.inputs],
             keys_slot=self._keys.index,
             param_slots=[s.index for s in self.params],
+            shared_slots=[s.index for s in self.shared],
             constant_slots=[s.index for s in self.constants],
             output_slots=[s.index for s in outputs],
             output_spec=spec,
             output_given=tuple(leaf is not None for leaf in leaves),
             output_active=tuple(self.active[s.index] for s in outputs),
+            output_moving=tuple(self.moving[s.index] for s in outputs),
+            input_wanted=self.wanted,
             input_shapes=[s.shape for s in self.inputs],
             output_shapes=[s.shape for s in outputs],
             stored=self.stored,
@@ -291,7 +310,7 @@ def _with_last_use(nodes: list[Node], pinned: set[int]) -> list[Node]:
     for node in reversed(nodes):
         last = tuple({*node.inputs, *node.outputs} - seen)
         seen.update(last)
-        marked.append(Node(node.op, node.inputs, node.outputs, node.needs, node.label, node.why, last))
+        marked.append(replace(node, last_use=last))
     return marked[::-1]
 
 

@@ -76,5 +76,6 @@ def _fuse(chain: list[Node]) -> Node:
         (*conv.inputs, *norm.inputs[1:]),
         chain[-1].outputs,
         (*conv.needs, *norm.needs[1:]),
+        (*conv.moves, *norm.moves[1:]),
         " + ".join(node.label for node in chain),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Layout:
-    """Names, shapes and offsets of a module's trainable parameters in a row of P values.
+    """Names, shapes and offsets of some of a module's trainable parameters in a row of P values.
 
     Offsets are padded to 16 bytes, so that a kernel may load any parameter with 128-bit accesses. Tied parameters
     appear once, under their first name. The padding is zero and stays zero.
@@ -26,9 +26,11 @@ class Layout:
     device: torch.device
 
     @classmethod
-    def of(cls, module: nn.Module) -> Layout:
-        params = {name: p for name, p in module.named_parameters() if p.requires_grad}
-        first = next(iter(params.values()))
+    def of(cls, module: nn.Module, holds: Callable[[str], bool] = lambda name: True) -> Layout:
+        """Of the trainable parameters whose names `holds` admits; none gives a row of no values."""
+        trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
+        params = {name: p for name, p in trainable.items() if holds(name)}
+        first = next(iter((params or trainable).values()))
         align = max(1, 16 // first.element_size())
         offsets, end = [], 0
         for p in params.values():
@@ -37,11 +39,23 @@ class Layout:
         shapes = tuple(p.shape for p in params.values())
         return cls(tuple(params), shapes, tuple(offsets), end, first.dtype, first.device)
 
-    @cached_property
+    @property
     def padding(self) -> tuple[int, ...]:
         """Unused values behind each parameter."""
+        return self._padding
+
+    @cached_property
+    def _padding(self) -> tuple[int, ...]:
         ends = (*self.offsets[1:], self.size)
         return tuple(end - at - shape.numel() for at, end, shape in zip(self.offsets, ends, self.shapes, strict=True))
+
+    def take(self, named: Mapping[str, Tensor]) -> list[Tensor]:
+        """The parameters of the row, in its order, out of all of a module's."""
+        return [named[name] for name in self.names]
+
+    def row(self, values: Sequence[Tensor]) -> Tensor:
+        """The parameters [*shape] as one row [P]; differentiable."""
+        return self.pack([x.unsqueeze(0) for x in values], 1)[0]
 
     @cached_property
     def _pieces(self) -> tuple[list[int], list[tuple[int, torch.Size]]]:
@@ -86,4 +100,6 @@ class Layout:
             if gap:
                 # contiguous: one expanded piece sends `cat` of all of them down a path three times as slow
                 pieces.append(torch.zeros(tasks, gap, dtype=self.dtype, device=self.device))
+        if not pieces:
+            return torch.zeros(tasks, 0, dtype=self.dtype, device=self.device)
         return torch.cat(pieces, 1)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -22,12 +22,17 @@ Tape = list[Saved]  # one entry per node
 
 @dataclass(frozen=True)
 class Node:
-    """One op of a plan. `needs` marks the inputs that depend on a trainable parameter."""
+    """One op of a plan.
+
+    `needs` marks the inputs that depend on something that gets a gradient, `moves` those among them that depend on a
+    fast weight: an inner step changes these, so only they have tangents, and only they matter for an inner gradient.
+    """
 
     op: Op
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     needs: tuple[bool, ...]
+    moves: tuple[bool, ...]
     label: str  # the path of the submodule, or the name of the function, that it stands for
     why: str = ""  # for an opaque op: why it is one
     last_use: tuple[int, ...] = ()  # slots that nobody reads after this node
@@ -35,6 +40,10 @@ class Node:
     @cached_property
     def active(self) -> bool:
         return any(self.needs)
+
+    @cached_property
+    def moving(self) -> bool:
+        return any(self.moves)
 
     def pick(self, slots: Sequence[Any]) -> Any:
         """The node's output value(s) out of per-slot storage: a tensor, or a tuple for an op with several."""
@@ -51,24 +60,44 @@ class Node:
                 slots[slot] = v
 
 
+class Gradients(NamedTuple):
+    """Cotangents of what a plan reads, [T, ...] each; None is zero, or was not asked for."""
+
+    params: list[Tensor | None]  # fast weights
+    shared: list[Tensor | None]
+    inputs: list[Tensor | None]
+
+
 @dataclass
 class Plan:
-    """Sweeps of a module for one set of input shapes. Slots: inputs, keys, parameters, constants, op outputs."""
+    """Sweeps of a module for one set of input shapes.
+
+    Slots: inputs, keys, fast weights, shared parameters, constants, op outputs. Shared parameters get a gradient as
+    fast weights do, but all tasks read the same ones in every inner step.
+    """
 
     nodes: list[Node]
     slots: int
     input_slots: list[int]
     keys_slot: int
     param_slots: list[int]
+    shared_slots: list[int]
     constant_slots: list[int]
     output_slots: list[int]
     output_spec: pytree.TreeSpec
     output_given: tuple[bool, ...]  # the leaves of that tree: a tensor, or None
-    output_active: tuple[bool, ...]  # which outputs depend on a trainable parameter
+    output_active: tuple[bool, ...]  # which outputs depend on something that gets a gradient
+    output_moving: tuple[bool, ...]  # and which on a fast weight
+    input_wanted: tuple[bool, ...]  # which inputs get a gradient
     input_shapes: list[tuple[int, ...]]  # per task
     output_shapes: list[tuple[int, ...]]  # per task
     stored: dict[int, Tensor] = field(default_factory=dict)  # constants made by the module's own code, such as arange
     bytes_per_task: int = 0  # of all values, an estimate for slicing the tasks
+
+    @cached_property
+    def only_fast(self) -> bool:
+        """Whether nothing but fast weights gets a gradient, so that both kinds of sweeps are the same."""
+        return all(node.needs == node.moves for node in self.nodes) and not self.shared_slots
 
     @property
     def random(self) -> bool:
@@ -94,21 +123,26 @@ class Plan:
     def forward(
         self,
         params: Sequence[Tensor],
+        shared: Sequence[Tensor],
         inputs: Sequence[Tensor],
         constants: Sequence[Tensor],
         keys: Tensor,
         *,
         keep: bool = True,
     ) -> tuple[list[Tensor], Tape]:
-        """Outputs of all tasks, and the tape for the other sweeps (empty entries where `keep` is false)."""
+        """Outputs of all tasks, and the tape for the other sweeps (empty entries where `keep` is false).
+
+        `params` and `inputs` are [T, ...]; `shared` parameters and `constants` are as the module holds them.
+        """
         tasks = keys.shape[0]
         env: list[Any] = [None] * self.slots
         env[self.keys_slot] = keys
         for slots, values in ((self.input_slots, inputs), (self.param_slots, params)):
             for slot, value in zip(slots, values, strict=True):
                 env[slot] = value
-        for slot, value in zip(self.constant_slots, constants, strict=True):
-            env[slot] = value.expand(tasks, *value.shape)
+        for slots, values in ((self.shared_slots, shared), (self.constant_slots, constants)):
+            for slot, value in zip(slots, values, strict=True):
+                env[slot] = value.expand(tasks, *value.shape)
         for slot, value in self.stored.items():
             env[slot] = value.expand(tasks, *value.shape)
         tape: Tape = []
@@ -121,34 +155,36 @@ class Plan:
         return [env[i] for i in self.output_slots], tape
 
     def backward(
-        self, tape: Tape, d_outputs: Sequence[Tensor | None], *, keep: bool = False
-    ) -> tuple[list[Tensor | None], list[Any]]:
-        """Cotangents of the parameters, and of every node's output where `keep` asks for them.
+        self, tape: Tape, d_outputs: Sequence[Tensor | None], *, keep: bool = False, whole: bool = False
+    ) -> tuple[Gradients, list[Any]]:
+        """Cotangents of the fast weights, of all that gets a gradient where `whole` asks for it.
 
-        Without `keep` the tape is consumed: an entry is released as soon as it has been used.
+        The second result has those of every node's output where `keep` asks for them. Without `keep` the tape is
+        consumed: an entry is released as soon as it has been used.
         """
         d = self._seed(d_outputs)
         cotangents: list[Any] = [None] * len(self.nodes)
         for i in range(len(self.nodes) - 1, -1, -1):
             node = self.nodes[i]
             dy = node.pick(d)
-            if dy is None or not node.active:
+            needs = node.needs if whole else node.moves
+            if dy is None or not any(needs):
                 continue
-            self._accumulate(d, node, node.op.backward(tape[i], dy, node.needs))
+            self._accumulate(d, node, needs, node.op.backward(tape[i], dy, needs))
             if keep:
                 cotangents[i] = dy
             else:
                 tape[i] = None
-        return [d[s] for s in self.param_slots], cotangents
+        return self._collected(d), cotangents
 
     def forward_dot(self, tape: Tape, params_dot: Sequence[Tensor]) -> tuple[list[Tensor | None], Tape]:
-        """Tangents of the outputs along `params_dot`."""
+        """Tangents of the outputs along `params_dot`, tangents of the fast weights."""
         dot: list[Any] = [None] * self.slots
         for slot, value in zip(self.param_slots, params_dot, strict=True):
             dot[slot] = value
         tape_dot: Tape = []
         for node, saved in zip(self.nodes, tape, strict=True):
-            if not node.active:
+            if not node.moving:
                 tape_dot.append(None)
                 continue
             y_dot, saved_dot = node.op.forward_dot(saved, tuple([dot[i] for i in node.inputs]))
@@ -160,17 +196,30 @@ class Plan:
 
     def backward_dot(
         self, tape: Tape, tape_dot: Tape, cotangents: list[Any], d_outputs_dot: Sequence[Tensor | None]
-    ) -> list[Tensor | None]:
-        """Tangents of the parameters' cotangents: the Hessian-vector product. Consumes all three tapes."""
+    ) -> Gradients:
+        """Tangents of the cotangents of all that gets a gradient: of fast weights the Hessian-vector product, of the
+        rest the mixed second derivative along `params_dot`. Consumes all three tapes.
+
+        `cotangents` are those of an inner gradient. What does not move has a tangent of its cotangent all the same,
+        where something behind it moves: from there on the sweep is the plain backward one.
+        """
         d = self._seed(d_outputs_dot)
         for i in range(len(self.nodes) - 1, -1, -1):
             node = self.nodes[i]
             dy_dot = node.pick(d)
-            if cotangents[i] is None or not node.active:
+            if cotangents[i] is not None and node.moving:
+                terms = node.op.backward_dot(tape[i], tape_dot[i], cotangents[i], dy_dot, node.needs)
+            elif dy_dot is not None and node.active:
+                terms = node.op.backward(tape[i], dy_dot, node.needs)
+            else:
                 continue
-            self._accumulate(d, node, node.op.backward_dot(tape[i], tape_dot[i], cotangents[i], dy_dot, node.needs))
+            self._accumulate(d, node, node.needs, terms)
             tape[i] = tape_dot[i] = cotangents[i] = None
-        return [d[s] for s in self.param_slots]
+        return self._collected(d)
+
+    def _collected(self, d: Sequence[Tensor | None]) -> Gradients:
+        inputs = [d[s] if wanted else None for s, wanted in zip(self.input_slots, self.input_wanted, strict=True)]
+        return Gradients([d[s] for s in self.param_slots], [d[s] for s in self.shared_slots], inputs)
 
     def _seed(self, d_outputs: Sequence[Tensor | None]) -> list[Any]:
         d: list[Any] = [None] * self.slots
@@ -179,10 +228,10 @@ class Plan:
         return d
 
     @staticmethod
-    def _accumulate(d: list[Any], node: Node, d_inputs: MaybeTensors) -> None:
+    def _accumulate(d: list[Any], node: Node, needs: tuple[bool, ...], d_inputs: MaybeTensors) -> None:
         for slot in node.outputs:
             d[slot] = None
-        for slot, need, value in zip(node.inputs, node.needs, d_inputs, strict=True):
+        for slot, need, value in zip(node.inputs, needs, d_inputs, strict=True):
             if need:
                 d[slot] = total(d[slot], value)
 

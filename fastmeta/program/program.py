@@ -7,7 +7,8 @@ whole.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -36,12 +37,17 @@ class Program:
 
     Args:
         module: any module that `torch.func.functional_call` can run on one task.
+        adapts: says of a trainable parameter's name whether the inner loop moves it (a fast weight); else all tasks
+            share it.
     """
 
-    def __init__(self, module: nn.Module) -> None:
+    def __init__(self, module: nn.Module, adapts: Callable[[str], bool] = lambda name: True) -> None:
         self.module = module
-        self.layout = Layout.of(module)
-        trainable = set(self.layout.names)
+        self.layout = Layout.of(module, adapts)
+        self.shared = Layout.of(module, lambda name: not adapts(name))
+        names = [name for name, p in module.named_parameters() if p.requires_grad]
+        self._fast = None if not self.shared.names else [i for i, name in enumerate(names) if adapts(name)]
+        trainable = set(names)
         named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         self.constant_names = tuple(name for name in named if name not in trainable)
         # every name of a tied tensor leads to the one slot of its first name
@@ -51,16 +57,24 @@ class Program:
             *module.named_buffers(remove_duplicate=False),
         ]
         self.canonical = {name: first[id(t)] for name, t in every}
-        self.graph: fx.GraphModule | None = None
-        self.untraceable = ""
+        self._why_whole = ""  # why a plan is one opaque op, where its trace could not be lowered
+
+    @cached_property
+    def _trace(self) -> tuple[fx.GraphModule | None, str]:
+        """The module's graph, or why there is none. Runs the module's Python: not before a plan is wanted."""
         try:
-            if has_hooks(module):
+            if has_hooks(self.module):
                 raise Untraceable("a trace would lose the hooks on it")
-            self.graph = trace(module)
+            return trace(self.module), ""
         except Untraceable as reason:
-            self.untraceable = str(reason)
+            return None, str(reason)
         except Exception as error:
-            self.untraceable = f"torch.fx cannot trace it: {first_line(error)}"
+            return None, f"torch.fx cannot trace it: {first_line(error)}"
+
+    @property
+    def untraceable(self) -> str:
+        """Why the module is one opaque op as a whole; empty where it is not."""
+        return self._why_whole or self._trace[1]
 
     def constants(self) -> tuple[Tensor, ...]:
         """Frozen parameters and buffers as they are now."""
@@ -69,10 +83,21 @@ class Program:
         named = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
         return tuple(named[name].detach() for name in self.constant_names)
 
-    def plan(self, inputs: Any, *, rows: int | None = None) -> Plan:
+    def fast_of(self, trainable: Sequence[nn.Parameter]) -> Sequence[nn.Parameter]:
+        """Those of the module's trainable parameters, in order, that the inner loop moves."""
+        return trainable if self._fast is None else [trainable[i] for i in self._fast]
+
+    def shared_of(self, trainable: Sequence[nn.Parameter]) -> Sequence[nn.Parameter]:
+        """And those that all tasks share."""
+        if self._fast is None:
+            return ()
+        return [p for i, p in enumerate(trainable) if i not in self._fast]
+
+    def plan(self, inputs: Any, *, rows: int | None = None, wanted: Sequence[bool] = ()) -> Plan:
         """The plan for inputs like these: a tree of [T, N, ...] tensors, of which only shapes and dtypes are read.
 
-        With `rows` batch norm takes its statistics from the first so many samples of a task, the support set.
+        With `rows` batch norm takes its statistics from the first so many samples of a task, the support set. `wanted`
+        says of each tensor whether it gets a gradient; empty: none does.
         """
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         with mode, torch.no_grad():
@@ -81,12 +106,13 @@ class Program:
             state = {
                 n: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device) for n, t in named.items()
             }
-        if self.graph is not None:
+        graph, _ = self._trace
+        if graph is not None:
             try:
-                return self._lower_graph(self.graph, one_task, state, mode, rows)
+                return self._lower_graph(graph, one_task, state, mode, rows, wanted)
             except Untraceable as error:
-                self.untraceable = str(error)
-        return self._lower_whole(one_task, state, mode, rows)
+                self._why_whole = str(error)
+        return self._lower_whole(one_task, state, mode, rows, wanted)
 
     def _lower_graph(
         self,
@@ -95,6 +121,7 @@ class Program:
         state: dict[str, Tensor],
         mode: FakeTensorMode,
         rows: int | None,
+        wanted: Sequence[bool],
     ) -> Plan:
         args, kwargs = call_with(one_task)
         recorded = Recorded(graph)
@@ -107,17 +134,19 @@ class Program:
                 raise
             except Exception as error:
                 raise Untraceable(f"its trace does not run on data-free tensors: {first_line(error)}") from error
-        builder = Builder(self, one_task, state, rows)
+        builder = Builder(self, one_task, state, rows, wanted)
         return builder.lower(graph, recorded.values, recorded.random)
 
-    def _lower_whole(self, one_task: Any, state: dict[str, Tensor], mode: FakeTensorMode, rows: int | None) -> Plan:
+    def _lower_whole(
+        self, one_task: Any, state: dict[str, Tensor], mode: FakeTensorMode, rows: int | None, wanted: Sequence[bool]
+    ) -> Plan:
         if rows is not None:
             raise ValueError(
                 'bn_statistics="support" needs a module that torch.fx can trace, so that its batch norms are known; '
                 f'{self.untraceable}. Use bn_statistics="batch", or backend="reference"'
             )
-        builder = Builder(self, one_task, state, rows)
-        names = [*self.layout.names, *self.constant_names]
+        builder = Builder(self, one_task, state, rows, wanted)
+        names = [*self.layout.names, *self.shared.names, *self.constant_names]
         slots = [builder.named[name] for name in names]
         leaves, spec = pytree.tree_flatten(one_task)
         buffers = {name for name, _ in self.module.named_buffers()}

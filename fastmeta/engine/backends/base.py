@@ -3,31 +3,86 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
 
-from fastmeta.engine.meta_step import Engine, MetaGradient
+from fastmeta.engine.adjoint import Cotangents
+from fastmeta.engine.meta_step import Engine, MetaGradient, MetaInputs
 from fastmeta.engine.objective import Context, Data
+from fastmeta.optim.base import State
+from fastmeta.program.losses import check_labels_of
+
+from .cuda_graph import MetaStepGraphs
+
+
+class Adapted(NamedTuple):
+    """What adaptation gives."""
+
+    phi: Tensor  # φ_K [T, P]
+    state: State  # of the inner rule, after the last step
+    pull: Callable[[Tensor, State], Cotangents]
+    """(λ_K, σ_K) → each task's cotangents at φ_0; may be called again."""
+
+
+Pullback = Callable[[Sequence[Tensor | None]], Cotangents]
+"""Cotangents of outputs → those of each task; `start` is φ's."""
 
 
 class Backend(Protocol):
-    """What runs the engine's functions on all tasks of a meta-batch."""
+    """What runs the engine's functions on all tasks of a meta-batch, planned for one set of shapes."""
 
-    engine: Engine
-    chunk: int | None
-    how: str  # what runs the ops, for explain()
+    records: ClassVar[bool]
+    """Whether results carry a graph of PyTorch's own autograd, so that nothing needs to be put around them."""
 
-    def keys(self) -> Tensor: ...
+    runs_by: str
+    """What runs the ops, for explain()."""
 
-    def meta_step(
-        self, params: Sequence[Tensor], support: Data, query: Data, context: Context, *, keep: bool
-    ) -> MetaGradient: ...
+    def keys(self) -> Tensor:
+        """The tasks' random keys [T]."""
+        ...
 
-    def adapt(
-        self, params: Sequence[Tensor], support: Data, context: Context, *, keep: bool
-    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]: ...
+    def check_labels(self, support: Data, query: Data | None) -> None:
+        """Raises ValueError where class labels are out of range."""
+        ...
+
+    def output_tree(self, outputs: Sequence[Tensor]) -> Any:
+        """Outputs in the structure that the module returns."""
+        ...
+
+    def meta_step(self, at: MetaInputs, support: Data, query: Data, context: Context, *, keep: bool) -> MetaGradient:
+        """Losses, outputs and, where `keep` says so, the meta-gradient and each task's share of it."""
+        ...
+
+    def adapt(self, at: MetaInputs, support: Data, context: Context, *, keep: bool) -> Adapted:
+        """φ_K of every task."""
+        ...
 
     def apply(
-        self, phi: Tensor, inputs: tuple[Tensor, ...], context: Context
-    ) -> tuple[list[Tensor], Callable[[Sequence[Tensor | None]], Tensor]]: ...
+        self, phi: Tensor, support: Data, inputs: tuple[Tensor, ...], context: Context
+    ) -> tuple[list[Tensor], Pullback]:
+        """Query outputs [T, M, ...] at φ [T, P]."""
+        ...
+
+
+class Planned:
+    """What backends that run an engine have in common."""
+
+    records: ClassVar[bool] = False
+    chunk: int | None = None  # tasks at a time, where the user chose
+    runs_by: str = ""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self.graphs: MetaStepGraphs | None = None  # of its meta-steps, where they are to be replayed
+
+    def check_labels(self, support: Data, query: Data | None) -> None:
+        """Where a loss is cross-entropy of labels: each within the logits' classes."""
+        inner, outer = self.engine.loop.objective, self.engine.outer
+        check_labels_of("support_y", inner.loss, inner.plan, support.targets)
+        if query is not None:
+            check_labels_of("query_y", outer.loss, outer.plan, query.targets)
+
+    def output_tree(self, outputs: Sequence[Tensor]) -> Any:
+        """Outputs in the structure that the module returns."""
+        return self.engine.outer.plan.output_tree(outputs)

@@ -20,7 +20,29 @@ class Choice(NamedTuple):
     graph: Graph | None = None
 
 
-def choose(requested: str, device: torch.device, engine: Engine | None = None) -> Choice:
+def check_engine(engine: Engine, start: str) -> None:
+    """Raises NotTaken where no kernel has what the meta-step asks for, whatever its program."""
+    loop, inner = engine.loop, engine.loop.objective
+    rule = loop.rule.in_kernels()
+    if isinstance(rule, str):
+        raise NotTaken(rule)
+    if engine.adjoint.kernels is None:
+        raise NotTaken(f"no kernel has the adjoint {engine.adjoint}")
+    if loop.prior is not None:
+        raise NotTaken(f"no kernel adds the prior {loop.prior} to the support loss")
+    if loop.clip_norm is not None:
+        raise NotTaken("no kernel clips inner gradients (inner_clip_norm)")
+    if loop.first or start == "rows":
+        raise NotTaken("tasks start at fast weights of their own, and the kernels start all at one row")
+    if engine.steps_asked != (loop.steps,):
+        raise NotTaken("the query loss counts at other steps than the last (weights), which the kernels do not have")
+    if inner.shared.size:
+        raise NotTaken(f"parameters {list(inner.shared.names)} are shared by the tasks, and the kernels move all")
+    if inner.data_wanted or engine.outer.data_wanted:
+        raise NotTaken("the data asks for a gradient, which the kernels do not have")
+
+
+def choose(requested: str, device: torch.device, engine: Engine | None = None, *, start: str = "θ") -> Choice:
     """The backend for what the user asked for. Without an engine, before the first batch, "auto" stays open.
 
     Raises:
@@ -45,6 +67,7 @@ def choose(requested: str, device: torch.device, engine: Engine | None = None) -
     from fastmeta.kernels.tiles import MOST_OUTPUTS  # pyright: ignore[reportMissingImports]  # mapped by setup.py
 
     try:
+        check_engine(engine, start)
         limits = Limits(KINDS, MOST_OUTPUTS)
         graph = convnet(engine, limits) if has_convolutions(engine) else Graph.chain(perceptron(engine, limits))
     except NotTaken as reason:

@@ -8,19 +8,19 @@ only the gradients of single tasks' losses need, stays inside until the next rep
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from fastmeta.engine.meta_step import Engine, MetaGradient, TaskResults
+from fastmeta.engine.adjoint import Cotangents
+from fastmeta.engine.meta_step import Engine, MetaGradient, MetaInputs, TaskResults, over_tasks
 from fastmeta.engine.objective import Context, Data
 from fastmeta.program.messages import first_line
 from fastmeta.program.plan import seeded_in_python
 
-Params = Sequence[Tensor]
-Step = Callable[[Params, Data, Data, Context], MetaGradient]
+Step = Callable[[MetaInputs, Data, Data, Context], MetaGradient]
 
 DEVICES = ("cuda",)
 """Where there are graphs."""
@@ -92,20 +92,21 @@ class Recording:
     def __call__(self) -> MetaGradient:
         self._replay()
         self._replays += 1
-        loss, gradient, (losses, outputs, finite, lam), _ = self._results
-        tasks = TaskResults(losses.clone(), [y.clone() for y in outputs], finite.clone(), None)
-        if gradient is None or lam is None:
-            return MetaGradient(loss.clone(), None, tasks)
-        return MetaGradient(loss.clone(), gradient.clone(), tasks, partial(self._lent, lam, self._replays))
+        step, tasks = self._results, self._results.tasks
+        kept = TaskResults(tasks.losses.clone(), [y.clone() for y in tasks.outputs], tasks.finite.clone(), None)
+        if step.gradient is None or tasks.cotangents is None:
+            return MetaGradient(step.loss.clone(), None, kept)
+        gradient = over_tasks(lambda xs: xs[0].clone(), [step.gradient])
+        return MetaGradient(step.loss.clone(), gradient, kept, partial(self._lent, tasks.cotangents, self._replays))
 
-    def _lent(self, lam: Tensor, replay: int) -> Tensor:
+    def _lent(self, cotangents: Cotangents, replay: int) -> Cotangents:
         if replay != self._replays:
             raise RuntimeError(
                 "a later meta-step has overwritten the single tasks' gradients, which cuda_graph=True keeps for the "
                 "last one only: differentiate task_losses before the next call, or use cuda_graph=False. "
                 "loss.backward() is not affected"
             )
-        return lam
+        return cotangents
 
 
 class MetaStepGraphs:
@@ -125,32 +126,34 @@ class MetaStepGraphs:
         self.why_not = obstacle(self._device, engine)
 
     @property
-    def how(self) -> str:
+    def state(self) -> str:
         """What `explain()` says."""
         recorded = sum(graph is not None for graph in self._graphs.values())
         return f"none: {self.why_not}" if self.why_not else f"{recorded} recorded, each at the second call of its kind"
 
     def run(
-        self, step: Step, params: Params, support: Data, query: Data, context: Context, *, keep: bool
+        self, step: Step, at: MetaInputs, support: Data, query: Data, context: Context, *, keep: bool
     ) -> MetaGradient:
         """`step` on what follows it: replayed where it can be. `keep` says whether it computes the meta-gradient."""
-        given = params, support, query, context
+        given = at, support, query, context
         if self.why_not:
             self._tell(self.why_not)
             return step(*given)
         if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
             return step(*given)  # into a graph of the user's own
-        key = keep, *((t.data_ptr(), t.stride()) for t in (*params, *context.constants))
+        # parameters and buffers are read where they lie; what is made anew for every step is copied in
+        params = () if isinstance(at.start, Tensor) else at.start
+        key = keep, *((t.data_ptr(), t.stride()) for t in (*params, *context.shared, *context.constants))
         if key not in self._graphs:
             if len(self._graphs) == _MOST_GRAPHS:
                 del self._graphs[next(iter(self._graphs))]
             self._graphs[key] = None
             return step(*given)
-        held = self._copied_in(support, query, context)
+        held = self._copied_in(*given)
         graph = self._graphs.pop(key)  # and in again, behind those that were not called for longer
         if graph is None:
             try:
-                graph = Recording(partial(step, [p.detach() for p in params], *held), self._device)
+                graph = Recording(partial(step, *held), self._device)
             except Exception as error:  # whatever the user's own functions do
                 self.why_not = first_line(error)
                 self._tell(self.why_not)
@@ -160,16 +163,33 @@ class MetaStepGraphs:
         self._graphs[key] = graph
         return graph()
 
-    def _copied_in(self, support: Data, query: Data, context: Context) -> tuple[Data, Data, Context]:
-        """The data where the graphs read it."""
+    def _copied_in(
+        self, at: MetaInputs, support: Data, query: Data, context: Context
+    ) -> tuple[MetaInputs, Data, Data, Context]:
+        """All of a meta-step where the graphs read it."""
         keys = [context.keys] if self._random else []
-        data = [*support.inputs, *support.targets, *query.inputs, *query.targets, *keys]
+        made = [at.start] if isinstance(at.start, Tensor) else []
+        weights = [] if at.weights is None else [at.weights]
+        data = [
+            *support.inputs, *support.targets, *query.inputs, *query.targets, *made, *at.meta, *weights,
+            *(at.state or ()), *keys,
+        ]  # fmt: skip
+        data = [x.detach() for x in data]
         if not self._buffers:
             with torch.inference_mode(False):  # a tensor made in it could not be written outside of it
                 self._buffers = [torch.empty_like(x) for x in data]
         torch._foreach_copy_(self._buffers, data)  # pyright: ignore[reportPrivateImportUsage]  # one launch, not four
         rest = iter(self._buffers)
-        return _like(support, rest), _like(query, rest), context._replace(keys=next(rest, context.keys))
+        support, query = _like(support, rest), _like(query, rest)
+        held = MetaInputs(
+            next(rest) if made else tuple(p.detach() for p in at.start),
+            tuple(p.detach() for p in at.shared),
+            tuple(next(rest) for _ in at.meta),
+            next(rest) if weights else None,
+            None if at.state is None else tuple(next(rest) for _ in at.state),
+        )
+        shared = tuple(p.detach() for p in context.shared)
+        return held, support, query, context._replace(shared=shared, keys=next(rest, context.keys))
 
 
 def _like(data: Data, rest: Iterator[Tensor]) -> Data:

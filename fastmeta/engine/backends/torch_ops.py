@@ -14,11 +14,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastmeta.engine.meta_step import Engine, MetaGradient, TaskResults
+from fastmeta.engine.adjoint import Cotangents
+from fastmeta.engine.loop import Trajectory
+from fastmeta.engine.meta_step import Engine, MetaGradient, MetaInputs, TaskResults, over_tasks
 from fastmeta.engine.objective import Context, Data
 from fastmeta.ops.dropout import task_keys
 from fastmeta.ops.opaque import Opaque, OpaqueLoss
+from fastmeta.optim.base import State
 
+from .base import Adapted, Planned, Pullback
 from .compiled import Compiled
 from .convnet import has_convolutions
 from .workers import side_by_side
@@ -41,7 +45,7 @@ _COMPILED_THREAD_BYTES = 2**20
 _EAGER_THREAD_BYTES = 2**24
 
 
-class TorchBackend:
+class TorchBackend(Planned):
     """The engine on torch ops, on any device.
 
     Args:
@@ -52,9 +56,10 @@ class TorchBackend:
     """
 
     def __init__(self, engine: Engine, tasks: int, *, chunk: int | None, compiled: bool) -> None:
-        self.engine, self.chunk, self.how = engine, chunk, "own sweeps"
+        super().__init__(engine)
+        self.chunk, self.runs_by = chunk, "own sweeps"
         self._random = engine.random
-        self._still = torch.zeros(tasks, dtype=torch.int64, device=engine.outer.layout.device)
+        self._zero_keys = torch.zeros(tasks, dtype=torch.int64, device=engine.outer.layout.device)
         opaque = _is_opaque(engine)
         # an opaque op that is not compiled calls the user's module, which is one for all threads
         alone = chunk is not None or (opaque and not compiled)
@@ -77,66 +82,64 @@ class TorchBackend:
             engine = replace(engine, loop=replace(engine.loop, recompute=True))
         self._adapt_only = ready(partial(engine.adapt, keep=False))
         self._adapt = ready(partial(engine.adapt, keep=True))
-        self._adjoint = ready(engine.loop.adjoint)
-        self._forward = ready(engine.outer.outputs)
-        self._pullback = ready(engine.outer.pullback)
+        self._pull = ready(engine.pull)
+        self._outputs = ready(engine.outputs)
+        self._pullback = ready(engine.pullback)
 
     def keys(self) -> Tensor:
         """The tasks' random keys, from PyTorch's own generator; a module that draws nothing leaves that alone."""
         if not self._random:
-            return self._still
-        return task_keys(int(torch.randint(2**31, ())), self._still.shape[0], self._still.device)
+            return self._zero_keys
+        return task_keys(int(torch.randint(2**31, ())), self._zero_keys.shape[0], self._zero_keys.device)
 
     def _run(self, calls: Sequence[Callable[[], Any]]) -> list[Any]:
         return [call() for call in calls] if self.threads == 1 else side_by_side(calls)
 
-    def meta_step(
-        self, params: Sequence[Tensor], support: Data, query: Data, context: Context, *, keep: bool
-    ) -> MetaGradient:
+    def meta_step(self, at: MetaInputs, support: Data, query: Data, context: Context, *, keep: bool) -> MetaGradient:
         """Losses, outputs and, where `keep` says so, the meta-gradient and each task's share of it."""
         prepare = self._meta_step if keep else self._evaluate
         if self._whole:
-            return prepare(params, support, query, context)()
-        calls = [prepare(params, support.take(s, 0), query.take(s, 0), context.take(s)) for s in self.slices]
-        return MetaGradient.of(TaskResults.joined(self._run(calls)))
+            return prepare(at, support, query, context)()
+        calls = [prepare(at.take(s), support.take(s, 0), query.take(s, 0), context.take(s)) for s in self.slices]
+        return MetaGradient.of(TaskResults.joined(self._run(calls)), one_start=at.one_start)
 
-    def adapt(
-        self, params: Sequence[Tensor], support: Data, context: Context, *, keep: bool
-    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """φ_K [T, P], and the function λ_K → λ_0, which may be called again."""
-        data = [(support.take(s, 0), context.take(s)) for s in self.slices]
+    def adapt(self, at: MetaInputs, support: Data, context: Context, *, keep: bool) -> Adapted:
+        """φ_K of every task, and the function (λ_K, σ_K) → cotangents at φ_0, which may be called again."""
+        data = [(at.take(s), support.take(s, 0), context.take(s)) for s in self.slices]
         prepare = self._adapt if keep else self._adapt_only
-        results = self._run([prepare(params, *given) for given in data])
+        results = self._run([prepare(*given) for given in data])
+        runs: list[Trajectory] = [run for _, run in results]
 
-        def adjoint(lam: Tensor) -> Tensor:
-            if self.engine.order != "exact":
-                return lam
-            parts = zip(results, data, self.slices, strict=True)
-            calls = [self._adjoint(trajectory, *given, lam[s]) for (_, trajectory), given, s in parts]
-            return torch.cat(self._run(calls))
+        def pull(lam: Tensor, sigma: State) -> Cotangents:
+            parts = zip(runs, data, self.slices, strict=True)
+            calls = [self._pull(run, *given, lam[s], tuple(x[s] for x in sigma)) for run, given, s in parts]
+            return over_tasks(torch.cat, self._run(calls))
 
-        return torch.cat([phi for phi, _ in results]), adjoint
+        states = [run.state for run in runs]
+        state = tuple(torch.cat(xs) for xs in zip(*states, strict=True))
+        return Adapted(torch.cat([phi for phi, _ in results]), state, pull)
 
     def apply(
-        self, phi: Tensor, inputs: tuple[Tensor, ...], context: Context
-    ) -> tuple[list[Tensor], Callable[[Sequence[Tensor | None]], Tensor]]:
-        """Outputs [T, M, ...] at φ [T, P], and the function of their cotangents to φ's, which computes them again."""
+        self, phi: Tensor, support: Data, inputs: tuple[Tensor, ...], context: Context
+    ) -> tuple[list[Tensor], Pullback]:
+        """Outputs [T, M, ...] at φ [T, P], and their pullback, which computes them again."""
 
         def given(s: slice) -> tuple[Any, ...]:
-            return phi[s], tuple(x[s] for x in inputs), context.take(s)
+            return phi[s], support.take(s, 0), tuple(x[s] for x in inputs), context.take(s)
 
-        parts = self._run([self._forward(*given(s)) for s in self.slices])
+        parts = self._run([self._outputs(*given(s)) for s in self.slices])
 
-        def pullback(d_outputs: Sequence[Tensor | None]) -> Tensor:
+        def pullback(d_outputs: Sequence[Tensor | None]) -> Cotangents:
             ds = [[None if d is None else d[s] for d in d_outputs] for s in self.slices]
             calls = [self._pullback(*given(s), d) for s, d in zip(self.slices, ds, strict=True)]
-            return torch.cat(self._run(calls))
+            return over_tasks(torch.cat, self._run(calls))
 
         return [torch.cat(ys) for ys in zip(*parts, strict=True)], pullback
 
 
 def _whole(engine: Engine, *args: Any, keep: bool) -> MetaGradient:
-    return MetaGradient.of(engine.meta_step(*args, keep=keep))
+    at = args[0]
+    return MetaGradient.of(engine.meta_step(*args, keep=keep), one_start=at.one_start)
 
 
 def _bytes_per_task(engine: Engine) -> int:

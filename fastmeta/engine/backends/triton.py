@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from math import prod
 
 import torch
 from torch import Tensor
 
-from fastmeta.engine.meta_step import Engine, MetaGradient, TaskResults
+from fastmeta.engine.adjoint import Cotangents
+from fastmeta.engine.meta_step import Engine, MetaGradient, MetaInputs, TaskResults
 from fastmeta.engine.objective import Context, Data
 from fastmeta.kernels import description  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]  # mapped by setup.py
 from fastmeta.kernels.activation import KINDS  # pyright: ignore[reportMissingImports]  # mapped by setup.py
@@ -19,10 +20,12 @@ from fastmeta.kernels.tiles import DEEPEST, MOST  # pyright: ignore[reportMissin
 from fastmeta.ops.base import Loss
 from fastmeta.ops.cross_entropy import CrossEntropy
 from fastmeta.ops.mse import MSE
-from fastmeta.optim import InnerOptimizer
-from fastmeta.optim.adam import Adam
+from fastmeta.optim.base import InnerRule as Rule
+from fastmeta.optim.base import State
 from fastmeta.program.layout import Layout
 
+from .base import Adapted as Adaptation
+from .base import Planned, Pullback
 from .convnet import Block, GlobalMean, Graph, Stage, Sum
 from .perceptron import Layer
 
@@ -34,7 +37,7 @@ def fits_loop(engine: Engine, layers: Sequence[Layer]) -> bool:
     return max(*samples, *widths) <= MOST and len(layers) <= DEEPEST
 
 
-class TritonBackend:
+class TritonBackend(Planned):
     """A perceptron on the kernels of `mlp_loop`, or a network stage by stage: convolutions, or where it is too large.
 
     With `bn_statistics="support"` the support set comes in front of the query set, as the engine has it.
@@ -51,24 +54,25 @@ class TritonBackend:
     """
 
     def __init__(self, engine: Engine, graph: Graph, tasks: int, *, chunk: int | None, precision: str) -> None:
-        self.engine, self.chunk = engine, chunk
+        super().__init__(engine)
+        self.chunk = chunk
         layout = engine.outer.layout
-        self._still = torch.zeros(tasks, dtype=torch.int64, device=layout.device)
+        self._zero_keys = torch.zeros(tasks, dtype=torch.int64, device=layout.device)
         size = chunk or tasks
         self.slices = [slice(at, min(at + size, tasks)) for at in range(0, tasks, size)]
         loop = engine.loop
         assert loop.objective.loss is not None, "an inner loop has a loss"
         rules = (
-            _inner_rule(loop.optimizer, loop.steps, loop.batch), _loss_rule(loop.objective.loss), precision,
+            _inner_rule(loop.rule, loop.steps, loop.batch), _loss_rule(loop.objective.loss), precision,
         )  # fmt: skip
         self._schedule = rules[0].schedule(layout.device)  # the cache may drop it, a CUDA graph holds its place
         layers = [stage for stage in graph.stages if isinstance(stage, Layer)]
         self._images = len(layers) < len(graph.stages)
         if not self._images and fits_loop(engine, layers):
-            self.how, self._kernels = "Triton kernels of mlp_loop", MLP(_chain(layers, layout), *rules)
+            self.runs_by, self.kernels = "Triton kernels of mlp_loop", MLP(_chain(layers, layout), *rules)
         else:
-            self.how = f"Triton kernels of {'conv_block and linear' if self._images else 'linear'}"
-            self._kernels = Layerwise(_network(graph, layout), *rules, save=not loop.recompute)
+            self.runs_by = f"Triton kernels of {'conv_block and linear' if self._images else 'linear'}"
+            self.kernels = Layerwise(_network(graph, layout), *rules, save=not loop.recompute)
         self._lent = engine.outer.skip  # samples in front of the queries, which lend their statistics
         self._statistics = {"lent": self._lent} if self._lent else {}
         order = _order(graph, layout) if self._images else None
@@ -81,10 +85,13 @@ class TritonBackend:
 
     def keys(self) -> Tensor:
         """No kernel draws random numbers, so all tasks' keys are zero."""
-        return self._still
+        return self._zero_keys
 
-    def _theta(self, params: Sequence[Tensor]) -> list[Tensor]:
-        """The pieces of θ as a row [P] of the kernels'."""
+    def _theta(self, at: MetaInputs) -> list[Tensor]:
+        """The pieces of φ_0 as a row [P] of the kernels'."""
+        if isinstance(at.start, Tensor):
+            return [self._inside(at.start.detach()).contiguous()]
+        params = at.start
         pieces: list[Tensor] = []
         for p, pad in zip(params, self._pads, strict=True):
             pieces += [p.detach().reshape(-1)] if pad is None else [p.detach().reshape(-1), pad]
@@ -102,7 +109,7 @@ class TritonBackend:
         """Inputs [T, N, ...] as the kernels read them: [T, N, D], or images [T, N, H, W, C]."""
         if not self._images:
             return x.reshape(*x.shape[:2], prod(x.shape[2:])).contiguous()
-        first = self._kernels.network.stages[0]  # pyright: ignore[reportAttributeAccessIssue]  # images run stage by stage
+        first = self.kernels.network.stages[0]  # pyright: ignore[reportAttributeAccessIssue]  # images run stage by stage
         x = x.reshape(*x.shape[:2], first.channels, first.height, first.width)
         return x.permute(0, 1, 3, 4, 2).contiguous()
 
@@ -110,48 +117,53 @@ class TritonBackend:
         """Inputs and targets of the tasks."""
         return self._inputs(support.inputs[0]), support.targets[0].contiguous()
 
-    def _adapt(self, params: Sequence[Tensor], support: tuple[Tensor, Tensor], *, keep: bool) -> Adapted:
-        return self._kernels.adapt(self._theta(params), *support, keep=keep and self.engine.order == "exact")
+    def _rates(self, at: MetaInputs) -> Tensor:
+        """[K, P], as the kernels read them."""
+        (rates,) = at.meta
+        return self._inside(rates.detach().expand(self.engine.loop.steps, self.engine.outer.layout.size)).contiguous()
 
-    def meta_step(
-        self, params: Sequence[Tensor], support: Data, query: Data, context: Context, *, keep: bool
-    ) -> MetaGradient:
+    def _adapt(self, at: MetaInputs, support: tuple[Tensor, Tensor], *, keep: bool) -> Adapted:
+        keep = keep and self.engine.adjoint.kernels == "exact"
+        return self.kernels.adapt(self._theta(at), *support, keep=keep, lr=self._rates(at))
+
+    def meta_step(self, at: MetaInputs, support: Data, query: Data, context: Context, *, keep: bool) -> MetaGradient:
         """Losses, outputs and, where `keep` says so, the meta-gradient and each task's share of it."""
-        parts = [self._slice(params, support.take(s, 0), query.take(s, 0), keep=keep) for s in self.slices]
+        parts = [self._slice(at, support.take(s, 0), query.take(s, 0), keep=keep) for s in self.slices]
         tasks = parts[0] if len(parts) == 1 else TaskResults.joined(parts)
-        if tasks.lam is None:
+        if tasks.cotangents is None:
             return MetaGradient.of(tasks)
-        gradient, loss = mean_over_tasks(tasks.lam, tasks.losses, tasks.finite)
-        return MetaGradient(loss, gradient, tasks)
+        gradient, loss = mean_over_tasks(tasks.cotangents.start, tasks.losses, tasks.finite)
+        return MetaGradient(loss, Cotangents(gradient), tasks)
 
-    def _slice(self, params: Sequence[Tensor], support: Data, query: Data, *, keep: bool) -> TaskResults:
-        loop, outer, order = self.engine.loop, self.engine.outer, self.engine.order
+    def _slice(self, at: MetaInputs, support: Data, query: Data, *, keep: bool) -> TaskResults:
+        loop, outer, adjoint = self.engine.loop, self.engine.outer, self.engine.adjoint.kernels
         data = self._support(support)
-        adapted = self._adapt(params, data, keep=keep)
+        adapted = self._adapt(at, data, keep=keep)
+        query = Data(self.engine.seen(support, query.inputs), query.targets)
         x = self._inputs(query.inputs[0])
         tasks, steps = x.shape[0], loop.steps
-        exact = keep and order == "exact"
+        exact = keep and adjoint == "exact"
         lam = x.new_empty(tasks, self.engine.outer.layout.size) if keep else None
         finite = x.new_empty(tasks, dtype=torch.uint8)
         last = None if exact and steps else finite  # the last launch finds the tasks that are not finite
         if self._known:
             y, rule = query.targets[0].contiguous(), _loss_rule(outer.loss)
             outputs, losses = self._query_pass(
-                adapted, steps, x, y, rule, lam=lam, finite=last, reptile=keep and order == "reptile"
+                adapted, steps, x, y, rule, lam=lam, finite=last, reptile=keep and adjoint == "reptile"
             )
         else:
             outputs, losses = self._own_loss(adapted, x, query, lam=lam, finite=last)
         if lam is not None and exact and steps:
-            self._kernels.adjoint(adapted, lam, *data, finite=finite)
-        lam = None if lam is None else self._outside(lam)
-        return TaskResults(losses, [outputs], finite.view(torch.bool), lam)
+            self.kernels.adjoint(adapted, lam, *data, finite=finite, lr=self._rates(at))
+        found = None if lam is None else Cotangents(self._outside(lam))
+        return TaskResults(losses, [outputs], finite.view(torch.bool), found)
 
     def _query_pass(
         self, adapted: Adapted, steps: int, x: Tensor, y: Tensor, rule: LossRule, *, lam: Tensor | None,
         finite: Tensor | None = None, reptile: bool = False,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """The kernels' `apply`: outputs of the queries [T, M, ...], and losses [T]."""
-        outputs, losses = self._kernels.apply(
+        outputs, losses = self.kernels.apply(
             adapted, steps, x, y, rule, lam=lam, finite=finite, reptile=reptile, **self._statistics
         )
         _, *shape = self.engine.outer.plan.output_shapes[0]
@@ -169,47 +181,45 @@ class TritonBackend:
         needs = (True, *(False,) * len(query.targets))
         d = loss.backward(saved, None, needs)[0]
         d = torch.zeros_like(outputs) if d is None else d.contiguous()
-        reptile = lam is not None and self.engine.order == "reptile"
+        reptile = lam is not None and self.engine.adjoint.kernels == "reptile"
         if lam is not None or finite is not None:
-            self._kernels.apply(
+            self.kernels.apply(
                 adapted, steps, x, d, LossRule("given"), lam=lam, finite=finite, reptile=reptile, **self._statistics
             )
         return outputs, losses
 
-    def adapt(
-        self, params: Sequence[Tensor], support: Data, context: Context, *, keep: bool
-    ) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
-        """φ_K [T, P], and the function λ_K → λ_0, which may be called again."""
-        steps, order = self.engine.loop.steps, self.engine.order
+    def adapt(self, at: MetaInputs, support: Data, context: Context, *, keep: bool) -> Adaptation:
+        """φ_K [T, P], and the function λ_K → cotangents at φ_0, which may be called again."""
+        steps = self.engine.loop.steps
         data = [self._support(support.take(s, 0)) for s in self.slices]
-        runs = [self._adapt(params, part, keep=keep) for part in data]
+        runs = [self._adapt(at, part, keep=keep) for part in data]
 
-        def adjoint(lam: Tensor) -> Tensor:
-            if order != "exact" or not steps:
-                return lam
+        def pull(lam: Tensor, _: State) -> Cotangents:
+            if self.engine.adjoint.kernels != "exact" or not steps:
+                return Cotangents(lam)
             lam = self._inside(lam)
             lam = lam.clone(memory_format=torch.contiguous_format) if self._order is None else lam
             for run, part, s in zip(runs, data, self.slices, strict=True):
-                self._kernels.adjoint(run, lam[s], *part)
-            return self._outside(lam)
+                self.kernels.adjoint(run, lam[s], *part, lr=self._rates(at))
+            return Cotangents(self._outside(lam))
 
         finals = [run.final(s.stop - s.start, steps) for run, s in zip(runs, self.slices, strict=True)]
-        return self._outside(torch.cat(finals)), adjoint
+        return Adaptation(self._outside(torch.cat(finals)), (), pull)
 
     def apply(
-        self, phi: Tensor, inputs: tuple[Tensor, ...], context: Context
-    ) -> tuple[list[Tensor], Callable[[Sequence[Tensor | None]], Tensor]]:
+        self, phi: Tensor, support: Data, inputs: tuple[Tensor, ...], context: Context
+    ) -> tuple[list[Tensor], Pullback]:
         """Outputs [T, M, ...] at φ [T, P], and the function of their cotangents to φ's."""
-        x, phi = self._inputs(inputs[0]), self._inside(phi).contiguous()
+        x, phi = self._inputs(self.engine.seen(support, inputs)[0]), self._inside(phi).contiguous()
         at = Adapted(phi, phi, 1, phi.new_zeros(phi.shape[0]), [])
         outputs, _ = self._query_pass(at, 1, x, x, LossRule("none"), lam=None)
 
-        def pullback(d_outputs: Sequence[Tensor | None]) -> Tensor:
+        def pullback(d_outputs: Sequence[Tensor | None]) -> Cotangents:
             (d,) = d_outputs
             lam = torch.zeros_like(at.phis)
             if d is not None:
-                self._kernels.apply(at, 1, x, d.contiguous(), LossRule("given"), lam=lam, **self._statistics)
-            return self._outside(lam)
+                self.kernels.apply(at, 1, x, d.contiguous(), LossRule("given"), lam=lam, **self._statistics)
+            return Cotangents(self._outside(lam))
 
         return [outputs], pullback
 
@@ -273,11 +283,10 @@ def _order(graph: Graph, layout: Layout) -> Tensor:
     return order.to(layout.device)
 
 
-def _inner_rule(optimizer: InnerOptimizer, steps: int, batch: int | None) -> InnerRule:
-    if isinstance(optimizer, Adam):
-        return InnerRule("adam", (*optimizer.betas, optimizer.eps), optimizer.lr, steps, batch)
-    hyper = (optimizer.momentum, float(optimizer.nesterov), optimizer.weight_decay)
-    return InnerRule("sgd", hyper, optimizer.lr, steps, batch)
+def _inner_rule(rule: Rule, steps: int, batch: int | None) -> InnerRule:
+    known = rule.in_kernels()
+    assert not isinstance(known, str), "a rule that the kernels do not have is not taken"
+    return InnerRule(known.name, known.hyper, 0.0, steps, batch)
 
 
 def _loss_rule(loss: Loss | None) -> LossRule:

@@ -1,0 +1,251 @@
+"""The reference as a backend: one task at a time by PyTorch's own autograd, for any module, loss and rule.
+
+It shares no code with the engine's sweeps: rows are taken apart into named parameters, and `fastmeta.reference` does
+the rest. Results carry their graph, so that they can be differentiated again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fastmeta import reference
+from fastmeta.engine.adjoint import Adjoint, Cotangents, Displacement, Identity, Unrolled
+from fastmeta.engine.batch import TaskBatch, Tree, finite_tasks
+from fastmeta.engine.meta_step import MetaGradient, MetaInputs, TaskResults, mean_finite
+from fastmeta.engine.objective import Context, Data
+from fastmeta.engine.options import Kind, Options
+from fastmeta.engine.prior import Prior, Proximal
+from fastmeta.optim.adam import Adam
+from fastmeta.optim.base import State
+from fastmeta.optim.sgd import SGD
+from fastmeta.program.layout import Layout
+from fastmeta.program.program import Program
+
+from .base import Adapted, Pullback
+
+
+class OneByOne:
+    """`fastmeta.reference` behind the interface of the other backends.
+
+    Args:
+        module: the user's.
+        program: says which parameters are fast; nothing is traced.
+        options: the learner's.
+        batch: of the shapes and trees to come.
+        kind: what is asked for beside them.
+    """
+
+    records: ClassVar[bool] = True
+    chunk: int | None = 1
+    runs_by = "autograd through the unrolled loop"
+
+    def __init__(self, module: nn.Module, program: Program, options: Options, batch: TaskBatch, kind: Kind) -> None:
+        _check_adjoint(options.adjoint)
+        self._module, self._layout, self._options, self._kind = module, program.layout, options, kind
+        self._proximal = _proximal(options.prior)
+        self._trees = TaskBatch(*pytree.tree_map(lambda leaf: None if leaf is None else True, tuple(_fields(batch))))
+        self._keys = torch.zeros(batch.tasks, dtype=torch.int64, device=program.layout.device)
+        self._output_spec: Any = None
+
+    def keys(self) -> Tensor:
+        """None are drawn here: a module draws its random numbers itself."""
+        return self._keys
+
+    def check_labels(self, support: Data, query: Data | None) -> None:
+        """PyTorch's losses do."""
+
+    def output_tree(self, outputs: Sequence[Tensor]) -> Any:
+        """Outputs in the structure that the module returned last."""
+        return pytree.tree_unflatten(list(outputs), self._output_spec)
+
+    def meta_step(self, at: MetaInputs, support: Data, query: Data, context: Context, *, keep: bool) -> MetaGradient:
+        """Losses [T] with their graph, outputs, and which tasks stayed finite."""
+        losses, outputs, finite = self._step(at, support, query, keep=keep)
+        if keep and bool(finite.any()) and not bool(finite.all()):
+            # a task that diverged stays out of the graph: its 0 · NaN would reach the others' gradients
+            kept = finite.nonzero().flatten()
+            again, _, _ = self._step(_take(at, kept), support.take(kept, 0), query.take(kept, 0), keep=keep)
+            losses = losses.detach().index_copy(0, kept, again)
+        tasks = TaskResults(losses, [y.detach() for y in outputs], finite, None)
+        return MetaGradient(mean_finite(losses, finite), None, tasks)
+
+    def _step(self, at: MetaInputs, support: Data, query: Data, *, keep: bool) -> tuple[Tensor, list[Any], Tensor]:
+        path = self._path(at, support)
+        weights = [0.0] * self._kind.steps + [1.0] if at.weights is None else at.weights.tolist()
+        total: Tensor | None = None
+        outputs: Any = None
+        for k, weight in enumerate(weights):
+            if not weight and k < self._kind.steps:
+                continue
+            outputs = self._outputs(path.phis[k], support, query.inputs)
+            losses = reference.task_losses(
+                self._options.outer_loss, outputs, self._filled(self._trees.query_y, query.targets)
+            )
+            if weight:
+                total = weight * losses if total is None else total + weight * losses
+        assert total is not None
+        if isinstance(self._options.adjoint, Displacement) and keep:
+            total = total.detach() + _pull(path.phis[0], path.phis[-1])
+        leaves, self._output_spec = pytree.tree_flatten(outputs)
+        # as in every backend: the inner loop's end, not its start, says whether a task diverged
+        return total, leaves, finite_tasks(support.inputs, path.phis[-1], total)
+
+    def _path(self, at: MetaInputs, support: Data) -> reference.Path:
+        x, y = self._filled(self._trees.support_x, support.inputs), self._filled(self._trees.support_y, support.targets)
+        options, adjoint = self._options, self._options.adjoint
+        return reference.trajectory(
+            self._module, inner_loss=options.inner_loss, inner_optimizer=options.inner_optimizer,
+            steps=self._kind.steps, support_x=x, support_y=y, inner_batch_size=options.inner_batch_size,
+            first_order=isinstance(adjoint, Identity | Displacement), variant=self._variant(at),
+        )  # fmt: skip
+
+    def _variant(self, at: MetaInputs) -> reference.Variant:
+        layout, rule = self._layout, self._options.rule
+        own = isinstance(at.start, Tensor) and at.start.dim() == 2
+        if not isinstance(at.start, Tensor):
+            start = dict(zip(layout.names, at.start, strict=True))
+        else:
+            named = layout.named(at.start if own else at.start.unsqueeze(0))
+            start = named if own else {name: p[0] for name, p in named.items()}
+        known = type(rule) in (SGD, Adam)
+        return reference.Variant(
+            start=start, own_start=own, rate=_rate(layout, at.meta) if known else None,
+            update=None if known else _by_rows(layout, self._options, at), clip_norm=self._options.inner_clip_norm,
+            proximal=self._proximal, constant_gradients=self._options.adjoint == Unrolled(hessian=False),
+            first=self._kind.first, states=_named_states(layout, at.state, known=known),
+        )  # fmt: skip
+
+    def _outputs(self, phi: dict[str, Tensor], support: Data, inputs: tuple[Tensor, ...]) -> Any:
+        return reference.apply(
+            self._module, phi, self._filled(self._trees.query_x, inputs),
+            support_x=self._filled(self._trees.support_x, support.inputs), bn_statistics=self._options.bn_statistics,
+        )  # fmt: skip
+
+    @staticmethod
+    def _filled(tree: Tree, leaves: Sequence[Tensor]) -> Tree:
+        rest = iter(leaves)
+        return pytree.tree_map(lambda leaf: None if leaf is None else next(rest), tree)
+
+    def adapt(self, at: MetaInputs, support: Data, context: Context, *, keep: bool) -> Adapted:
+        """φ_K of every task with its graph."""
+        phi, state = self._adapted(at, support)
+        finite = finite_tasks(support.inputs, phi)
+        if keep and bool(finite.any()) and not bool(finite.all()):
+            kept = finite.nonzero().flatten()
+            again, _ = self._adapted(_take(at, kept), support.take(kept, 0))
+            phi = phi.detach().index_copy(0, kept, again)
+        return Adapted(phi, state, _recorded)
+
+    def _adapted(self, at: MetaInputs, support: Data) -> tuple[Tensor, State]:
+        path = self._path(at, support)
+        tasks = support.inputs[0].shape[0]
+        phi = self._layout.pack(self._layout.take(path.phis[-1]), tasks)
+        return phi, _state_rows(self._layout, path.states)
+
+    def apply(
+        self, phi: Tensor, support: Data, inputs: tuple[Tensor, ...], context: Context
+    ) -> tuple[list[Tensor], Pullback]:
+        """Query outputs with their graph."""
+        outputs = self._outputs(self._layout.named(phi), support, inputs)
+        leaves, self._output_spec = pytree.tree_flatten(outputs)
+        return leaves, _recorded
+
+
+def _recorded(*_: Any) -> Cotangents:
+    raise AssertionError("the reference's results are differentiated by PyTorch")
+
+
+def _fields(batch: TaskBatch) -> tuple[Tree, ...]:
+    return batch.support_x, batch.support_y, batch.query_x, batch.query_y
+
+
+def _take(at: MetaInputs, tasks: Tensor) -> MetaInputs:
+    start = at.start
+    if isinstance(start, Tensor) and start.dim() == 2:
+        start = start[tasks]
+    return at._replace(start=start, state=None if at.state is None else tuple(s[tasks] for s in at.state))
+
+
+def _pull(theta: dict[str, Tensor], phi: dict[str, Tensor]) -> Tensor:
+    """Zero [T] whose gradient with respect to θ is θ − φ_K of each task."""
+    terms = []
+    for name, fast in phi.items():
+        start = theta[name]
+        terms.append(((start - start.detach()) * (start - fast).detach()).flatten(1).sum(1))
+    return torch.stack(terms).sum(0)
+
+
+def _rate(layout: Layout, meta: tuple[Tensor, ...]) -> Callable[[str, int], Tensor]:
+    """The step size of a parameter in step k out of rates [K, P] or what broadcasts to it."""
+    (rates,) = meta
+    where = dict(zip(layout.names, zip(layout.shapes, layout.offsets, strict=True), strict=True))
+
+    def rate(name: str, k: int) -> Tensor:
+        row = rates[k if rates.shape[0] > 1 else 0]
+        if row.shape[0] == 1:
+            return row[0]
+        shape, at = where[name]
+        return row[at : at + shape.numel()].view(shape)
+
+    return rate
+
+
+def _by_rows(layout: Layout, options: Options, at: MetaInputs) -> Any:
+    """The user's own rule, which takes rows, as an update of named parameters."""
+    rule = options.rule
+
+    def update(phi: Any, grads: Any, state: Any, k: int) -> Any:
+        row, g = (layout.pack([x.unsqueeze(0) for x in layout.take(named)], 1) for named in (phi, grads))
+        meta = at.meta
+        if rule.meta_by_step:
+            meta = tuple(m[k if m.shape[0] > 1 else 0] for m in meta)
+        row, state = rule.step(row, g, rule.init(row) if state is None else state, k, meta)
+        return {name: p[0] for name, p in layout.named(row).items()}, state
+
+    return update
+
+
+def _named_states(layout: Layout, state: State | None, *, known: bool) -> list[Any] | None:
+    """The rule's state of every task as the reference has it."""
+    if state is None:
+        return None
+    tasks = range(state[0].shape[0])
+    if not known:
+        return [tuple(s[t : t + 1] for s in state) for t in tasks]
+    rows = [layout.named(s) for s in state]
+    return [{name: tuple(row[name][t] for row in rows) for name in layout.names} for t in tasks]
+
+
+def _state_rows(layout: Layout, states: Sequence[Any]) -> State:
+    """And back, [T, ...] each."""
+    first = states[0]
+    if first is None or (isinstance(first, dict) and not any(first.values())):
+        return ()
+    if not isinstance(first, dict):
+        return tuple(torch.cat(parts) for parts in zip(*states, strict=True))
+    count = len(next(iter(first.values())))
+    return tuple(
+        layout.pack([torch.stack([state[name][i] for state in states]) for name in layout.names], len(states))
+        for i in range(count)
+    )
+
+
+def _check_adjoint(adjoint: Adjoint) -> None:
+    if not isinstance(adjoint, Unrolled | Identity | Displacement):
+        raise ValueError(
+            f'backend="reference" differentiates an inner loop by unrolling it, and {adjoint} does not; use '
+            'backend="torch"'
+        )
+
+
+def _proximal(prior: Prior | None) -> float:
+    if prior is None:
+        return 0.0
+    if not isinstance(prior, Proximal):
+        raise ValueError(f'backend="reference" knows the prior Proximal, got {prior}; use backend="torch"')
+    return prior.strength

@@ -1,0 +1,108 @@
+"""The backend for one set of shapes: plans, objectives, engine, and what runs them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from fastmeta.program.losses import check_targets_of, loss_op
+from fastmeta.program.plan import Plan, seeded_in_python
+from fastmeta.program.program import Program, leaves_of
+
+from .backends.base import Backend
+from .backends.choose import choose
+from .backends.torch_ops import TorchBackend
+from .batch import TaskBatch, Tree
+from .loop import InnerLoop
+from .meta_step import Engine
+from .objective import Objective
+from .options import Kind, Options
+
+
+def make_backend(program: Program, options: Options, batch: TaskBatch, kind: Kind, *, with_loss: bool) -> Backend:
+    """What runs meta-steps, adaptation and query passes on batches like this one.
+
+    Raises:
+        RuntimeError: backend="triton" was asked for and cannot run it.
+        ValueError: options or data that do not go together.
+    """
+    engine = make_engine(program, options, batch, kind, with_loss=with_loss)
+    choice = choose(options.backend, program.layout.device, engine, start=kind.start)
+    if choice.graph is not None:
+        from .backends.triton import TritonBackend
+
+        return TritonBackend(engine, choice.graph, batch.tasks, chunk=options.task_chunk, precision=options.precision)
+    if options.precision == "bfloat16":
+        raise ValueError(
+            f'precision="bfloat16" needs Triton kernels, and this runs on the torch backend ({choice.why}). Use '
+            'precision="float32" or "tf32"'
+        )
+    return TorchBackend(engine, batch.tasks, chunk=options.task_chunk, compiled=options.compile)
+
+
+def make_engine(program: Program, options: Options, batch: TaskBatch, kind: Kind, *, with_loss: bool) -> Engine:
+    """The engine for batches like this one."""
+    inner = _inner_objective(program, options, batch, kind.steps)
+    outer = Objective(inner.plan, None, program.layout, program.shared)
+    if batch.query_x is not None:
+        outer = _outer_objective(program, options, batch, with_loss=with_loss)
+    if options.compile:
+        _refuse_compiled_draws(inner.plan, outer.plan)
+    loop = InnerLoop(
+        inner, options.rule, kind.steps, options.inner_batch_size, options.memory == "recompute",
+        options.inner_clip_norm, options.prior, kind.first,
+    )  # fmt: skip
+    return Engine(loop, outer, options.adjoint, kind.asked, kind.meta_wanted)
+
+
+def _inner_objective(program: Program, options: Options, batch: TaskBatch, steps: int) -> Objective:
+    size = options.inner_batch_size
+    head_x, head_y = pytree.tree_map_only(Tensor, lambda x: x[:, :size], (batch.support_x, batch.support_y))
+    plan = program.plan(head_x, wanted=wanted(batch.support_x))
+    if steps and not any(plan.output_moving):
+        raise ValueError(
+            "inner_loss depends on no parameter that the inner loop moves, so there is nothing to adapt; check what "
+            "adapts() says, and that the module does not detach its result"
+        )
+    targets = wanted(batch.support_y)
+    check_targets_of("support_y", options.inner_loss, plan, leaves_of(batch.support_y), batch=size)
+    return Objective(
+        plan, loss_op("inner_loss", options.inner_loss, plan, head_y), program.layout, program.shared, 0, targets
+    )
+
+
+def _outer_objective(program: Program, options: Options, batch: TaskBatch, *, with_loss: bool) -> Objective:
+    skip, seen, inputs_wanted = 0, batch.query_x, wanted(batch.query_x)
+    if options.bn_statistics == "support":
+        skip = batch.support_samples
+        seen = pytree.tree_map(lambda a, b: torch.cat([a, b], 1), batch.support_x, batch.query_x)
+        inputs_wanted = tuple(map(any, zip(wanted(batch.support_x), inputs_wanted, strict=True)))
+    plan = program.plan(seen, rows=skip or None, wanted=inputs_wanted)
+    if not with_loss:
+        return Objective(plan, None, program.layout, program.shared, skip)
+    targets = wanted(batch.query_y)
+    check_targets_of("query_y", options.outer_loss, plan, leaves_of(batch.query_y), skip=skip)
+    loss = loss_op("outer_loss", options.outer_loss, plan, batch.query_y, skip=skip)
+    return Objective(plan, loss, program.layout, program.shared, skip, targets)
+
+
+def wanted(tree: Tree) -> tuple[bool, ...]:
+    """Which of a tree's tensors get a gradient."""
+    return tuple(x.requires_grad and torch.is_grad_enabled() for x in leaves_of(tree))
+
+
+def _refuse_compiled_draws(*plans: Plan) -> None:
+    """An opaque op seeds its random numbers in Python, which a compiled step would do once and for all.
+
+    Raises:
+        ValueError: such an op is in one of the plans.
+    """
+    drawn: Sequence[str] = seeded_in_python(*plans)
+    if drawn:
+        raise ValueError(
+            f"compile=True cannot take random numbers drawn inside {', '.join(drawn)}, which has no op of its "
+            "own; use compile=False, nn.Dropout for the randomness, or eval mode"
+        )

@@ -1,0 +1,205 @@
+"""Learned inner rates, and the rates of a step in general: how the tensor that an inner loop steps by is made.
+
+Plain PyTorch in front of the engine. Rates are [K, P] or what broadcasts to it: [1, P] where all steps share them,
+[K, 1] where all parameters do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor, nn
+
+from .base import Rows, check_number, pieces
+
+
+class Rates(nn.Module):
+    """Learned rates of an inner rule, `SGD(lr=...)` or `Adam(lr=...)`: a module whose parameters are meta-learned.
+
+    A meta-learner calls `build` once, when it is made, and shows the module as `learner.learned`. For a
+    parametrisation of your own (positive rates, one for all) write `build` and `forward`.
+    """
+
+    def build(self, rows: Rows, steps: int) -> None:
+        """Makes the parameters, for the fast weights of `rows` and `steps` inner steps."""
+        raise NotImplementedError(f"{type(self).__name__} needs a method build(rows, steps)")
+
+    def forward(self, rows: Rows, steps: int) -> Tensor:
+        """The rates of steps 0 to `steps` − 1, [steps, P], [1, P] or [steps, 1]."""
+        raise NotImplementedError(f"{type(self).__name__} needs a method forward(rows, steps)")
+
+
+class PerParameter(Rates):
+    """A rate for every single parameter, the same in all steps, of any sign: Meta-SGD (Li et al. 2017).
+
+    `values` [1, P] is the one parameter, in the order of a row of fast weights; `named()` shows it by the names and in
+    the shapes of the module's parameters.
+
+    Args:
+        lr: where every rate starts.
+
+    Example:
+        >>> maml = fastmeta.MAML(model, inner_optimizer=fastmeta.SGD(lr=fastmeta.PerParameter(0.01)))
+        >>> groups = [{"params": model.parameters()}, {"params": maml.learned.parameters(), "lr": 1e-4}]
+        >>> optimizer = torch.optim.Adam(groups)
+    """
+
+    values: nn.Parameter
+
+    def __init__(self, lr: float) -> None:
+        super().__init__()
+        check_number("PerParameter.lr", lr)
+        self.lr = lr
+        self._rows: Rows | None = None
+
+    def build(self, rows: Rows, steps: int) -> None:
+        """One value for each of a row."""
+        if self._rows is not None:
+            _check_same(self, self._rows, rows)
+            return
+        self._rows = rows
+        values = torch.zeros(1, rows.size, dtype=rows.dtype, device=rows.device)
+        for view in _views(rows, values).values():
+            view.fill_(self.lr)
+        self.values = nn.Parameter(values)
+
+    def forward(self, rows: Rows, steps: int) -> Tensor:
+        """[1, P]."""
+        return self.values
+
+    def named(self, values: Tensor | None = None) -> dict[str, Tensor]:
+        """Views of the rates, or of another tensor [1, P] such as their gradient, as {name: [*shape]}."""
+        assert self._rows is not None, "named before build"
+        return _views(self._rows, self.values.detach() if values is None else values)
+
+    def extra_repr(self) -> str:
+        """For `repr`."""
+        return f"lr={self.lr}"
+
+
+class PerLayerPerStep(Rates):
+    """A rate for every layer and step: LSLR of MAML++ (Antoniou et al. 2019).
+
+    `values` [K, layers] is the one parameter, K the learner's inner steps; `names` says which layer a column is.
+
+    Args:
+        lr: where every rate starts.
+        by: "tensor" gives every parameter tensor a rate of its own, "module" one to all that a submodule holds.
+    """
+
+    values: nn.Parameter
+
+    def __init__(self, lr: float, *, by: Literal["tensor", "module"] = "tensor") -> None:
+        super().__init__()
+        check_number("PerLayerPerStep.lr", lr)
+        if by not in ("tensor", "module"):
+            raise ValueError(f'PerLayerPerStep.by must be "tensor" or "module", got {by!r}')
+        self.lr, self.by = lr, by
+        self.names: tuple[str, ...] = ()
+        self._rows: Rows | None = None
+
+    def build(self, rows: Rows, steps: int) -> None:
+        """One value for each step and layer."""
+        if self._rows is not None:
+            _check_same(self, self._rows, rows)
+            return
+        self._rows = rows
+        layers = [name.rpartition(".")[0] if self.by == "module" else name for name in rows.names]
+        self.names = tuple(dict.fromkeys(layers))
+        widths = torch.tensor(pieces(rows))
+        column = torch.tensor([self.names.index(layer) for layer in layers]).repeat_interleave(widths)
+        self.register_buffer("_column", column.to(rows.device), persistent=False)
+        values = torch.full((steps, len(self.names)), self.lr, dtype=rows.dtype, device=rows.device)
+        self.values = nn.Parameter(values)
+
+    def forward(self, rows: Rows, steps: int) -> Tensor:
+        """[steps, P]."""
+        if steps > self.values.shape[0]:
+            raise ValueError(
+                f"PerLayerPerStep has rates for {self.values.shape[0]} inner steps, the learner's inner_steps when it "
+                f"was made, and step {steps} was asked for; adapt with fewer steps, or make the learner with more"
+            )
+        return self.values[:steps].index_select(1, cast(Tensor, self._column))
+
+    def extra_repr(self) -> str:
+        """For `repr`."""
+        return f"lr={self.lr}, by={self.by!r}"
+
+
+Rate = float | Sequence[float] | Callable[[int], float] | Rates
+"""A step size: one number, one for each step, a function of the step k = 0, 1, …, or learned."""
+
+
+def rates_of(lr: Rate, rows: Rows, steps: int) -> Tensor:
+    """The rates of `steps` inner steps as a tensor: [1, 1], [steps, 1] or what a `Rates` gives.
+
+    Raises:
+        ValueError: fewer numbers than steps, or a function that gives something else than a number.
+    """
+    if isinstance(lr, Rates):
+        rates = lr(rows, steps)
+        if rates.dim() != 2 or rates.shape[0] not in (1, steps) or rates.shape[1] not in (1, rows.size):
+            raise ValueError(
+                f"{type(lr).__name__}.forward must give rates [{steps} or 1, {rows.size} or 1], got {list(rates.shape)}"
+            )
+        return rates.to(rows.device, rows.dtype)
+    if isinstance(lr, int | float):
+        return torch.full((1, 1), lr, dtype=rows.dtype, device=rows.device)
+    values = [lr(k) for k in range(steps)] if callable(lr) else list(lr[:steps])
+    if len(values) < steps:
+        raise ValueError(f"lr holds a step size for each of {len(values)} inner steps, and {steps} are asked for")
+    for k, value in enumerate(values):
+        check_number(f"lr of step {k}", value)
+    return torch.tensor(values, dtype=rows.dtype).reshape(-1, 1).to(rows.device)
+
+
+def check_rate(name: str, lr: Any) -> None:
+    """Raises ValueError where `lr` is nothing that an inner rule can step by."""
+    if isinstance(lr, Rates) or (callable(lr) and not isinstance(lr, type)):
+        return
+    if isinstance(lr, Sequence) and not isinstance(lr, str):
+        if not lr:
+            raise ValueError(f"{name} must hold a step size for each inner step, got none")
+        for k, value in enumerate(lr):
+            check_number(f"{name}[{k}]", value)
+        return
+    if not isinstance(lr, int | float) or isinstance(lr, bool) or not math.isfinite(lr) or lr < 0:
+        raise ValueError(
+            f"{name} must be a number finite and not negative, a sequence of one for each inner step, a function of "
+            f"the step, or fastmeta.PerParameter(0.01) and its kind, got {lr!r}"
+        )
+
+
+def frozen(lr: Rate) -> Rate:
+    """A list as a tuple, so that the rule that holds it can be hashed."""
+    return tuple(lr) if isinstance(lr, Sequence) else lr
+
+
+def rate_at(meta: tuple[Tensor, ...]) -> Tensor:
+    """The one tensor that SGD and Adam are handed: α of this step, [P] or [1]."""
+    (rate,) = meta
+    return rate
+
+
+def rate_gradient(rate: Tensor, lam: Tensor, direction: Tensor) -> Tensor:
+    """Each task's ∂/∂α of φ − α u under λ: −λ u, [T, P], or its sum [T, 1] where one rate serves all parameters."""
+    product = -lam * direction
+    return product if rate.shape[-1] == product.shape[-1] else product.sum(1, keepdim=True)
+
+
+def _views(rows: Rows, values: Tensor) -> dict[str, Tensor]:
+    return {
+        name: values[0, at : at + shape.numel()].view(shape)
+        for name, shape, at in zip(rows.names, rows.shapes, rows.offsets, strict=True)
+    }
+
+
+def _check_same(rates: Rates, built: Rows, rows: Rows) -> None:
+    if built.names != rows.names or built.shapes != rows.shapes:
+        raise ValueError(
+            f"{type(rates).__name__} was made for the fast weights {list(built.names)}, and this learner has "
+            f"{list(rows.names)}; give every learner rates of its own"
+        )
