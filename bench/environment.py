@@ -42,6 +42,11 @@ def choose_device(device: str) -> None:
         os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
 
 
+def interpret_kernels() -> None:
+    """Have Triton's kernels run in its interpreter, in this process. Call it before importing `fastmeta.kernels`."""
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
 def empty_compiler_cache() -> None:
     """A new folder for what torch.compile keeps, removed at the end: a first call then takes what a new user waits."""
     folder = tempfile.mkdtemp(prefix="bench-compiled-")

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from .floors import floor_ms
+from .names import ALGORITHMS
 from .predict import table as predictions_table
-from .problem import ALGORITHMS
 from .records import Point, Row, load_all, points_of, rows_of
 from .workloads import WORKLOADS
 

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 
 from . import environment, gpu
-from .__main__ import parse
 from .gpu import GPU_TESTS, PARTS, SHORT_TESTS, Part, checkout_on_path
 from .gpu_table import table
+from .options import parse
 from .peers import PEERS
 from .sweep import Config, a_step, configs, launched_with
 from .workloads import WORKLOADS

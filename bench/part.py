@@ -1,0 +1,16 @@
+"""What the parts of `python -m bench gpu` that are modules of their own have in common: their options."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .names import DEVICES
+
+
+def parser_of(description: str, *, device: str = "cuda") -> argparse.ArgumentParser:
+    """Takes --device and --out, as `gpu.PARTS` gives them."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--device", choices=DEVICES, default=device, help="default: %(default)s")
+    parser.add_argument("--out", type=Path, required=True, help="result file, JSON")
+    return parser
