@@ -150,7 +150,7 @@ def before_after(options: argparse.Namespace) -> int:
         paths=options.path, rounds=options.rounds, device=options.device, threads=options.threads, small=options.quick,
         out=options.out,
     )  # fmt: skip
-    print("\n" + "\n".join(checkouts.table(result)))
+    _show(result)
     return 0 if all(row["status"] == "ok" for row in result["before after"]) else 1
 
 

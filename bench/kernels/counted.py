@@ -10,7 +10,7 @@ each.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 from unittest import mock
@@ -170,7 +170,9 @@ def _phases(counts: Any) -> Iterator[None]:
 
         return noted
 
-    with mock.patch.multiple(Layerwise, **{name: noting(name) for name in (GRADIENT, QUERY, PRODUCT)}):
+    with ExitStack() as stack:
+        for name in (GRADIENT, QUERY, PRODUCT):
+            stack.enter_context(mock.patch.object(Layerwise, name, noting(name)))
         yield
 
 

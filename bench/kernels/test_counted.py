@@ -47,14 +47,14 @@ def workload(*, tasks, support, query):
 def _not_shared_out(monkeypatch):
     """Sums over pixels are not shared out here: of few pixels there are fewer shares than of many, and their terms are
     larger than such small networks."""
-    from fastmeta.kernels import tiles
+    from fastmeta.kernels import tiles  # pyright: ignore[reportMissingImports]  # mapped by setup.py
 
     monkeypatch.setattr(tiles, "PROGRAMS", 1)
 
 
 def test_what_an_image_takes_foretells_a_whole_meta_step():
     """Tasks, steps, support and query samples all differ from what was counted."""
-    from fastmeta.kernels.counts import counting
+    from fastmeta.kernels.counts import counting  # pyright: ignore[reportMissingImports]  # mapped by setup.py
 
     whole = workload(tasks=2, support=2, query=3)
     found = per_image(whole, images=1)
@@ -150,11 +150,8 @@ def test_peak_memory_of_exact_and_first_order_maml(monkeypatch):
 
 def test_counting_says_where_kernels_are_compiled(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "0")
-    for count in (
-        lambda: counted.counts("sinusoid"),
-        lambda: peak_memory("sinusoid"),
-        lambda: per_image(workload(tasks=1, support=1, query=1)),
-    ):
+    small = workload(tasks=1, support=1, query=1)
+    for count in (lambda: counted.counts("sinusoid"), lambda: peak_memory("sinusoid"), lambda: per_image(small)):
         with pytest.raises(RuntimeError, match="set TRITON_INTERPRET=1 before"):
             count()
 
