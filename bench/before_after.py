@@ -1,10 +1,10 @@
 """Did a change cost speed? Meta-steps of two checkouts of fastmeta, timed in turn: `python -m bench before-after`.
 
 Each checkout runs in a process of its own, which stays. Networks and batches are made once, by this checkout's
-workloads, and handed to both as a file, so that both do the same meta-step with the same weights on the same data; where
-the meta-gradients differ there is nothing to compare, and the row says so. Rounds alternate, before and after, after and
-before, so that drift of the machine meets both alike: one waits while the other is timed. The figure is the ratio of the
-medians; beside it stand the smallest and the largest ratio of one round.
+workloads, and handed to both as a file, so that both do the same meta-step with the same weights on the same data;
+where the meta-gradients differ there is nothing to compare, and the row says so. Rounds alternate, before and after,
+after and before, so that drift of the machine meets both alike: one waits while the other is timed. The figure is the
+ratio of the medians; beside it stand the smallest and the largest ratio of one round.
 """
 
 from __future__ import annotations
