@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
@@ -15,8 +14,7 @@ from functools import partial
 from typing import Any
 
 from . import device as devices
-from .child import SKIPPED
-from .part import parser_of
+from .part import parser_of, skip_on_cpu
 from .records import FORMAT, describe_error, write
 from .workloads import WORKLOADS
 
@@ -77,9 +75,7 @@ def main() -> None:
     parser = parser_of("Kernels of the workloads on images, side by side.")
     parser.add_argument("--limit", type=float, default=90, help="seconds (default: %(default)s)")
     options = parser.parse_args()
-    if options.device == "cpu":
-        print("nothing is compiled for a CPU", file=sys.stderr)
-        sys.exit(SKIPPED)
+    skip_on_cpu(options.device, "nothing is compiled for a CPU")
     devices.check_device("cuda")
     import torch
 

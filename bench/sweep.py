@@ -8,7 +8,6 @@ multiply. Processes side by side compile all pairs first, to Triton's cache: com
 from __future__ import annotations
 
 import itertools
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,11 +18,10 @@ import torch
 
 from . import device as devices
 from . import environment
-from .child import SKIPPED
 from .compile_ahead import SHARES, compile_share, compile_side_by_side
 from .gate import Gate, make_gate
 from .names import PRECISIONS
-from .part import parser_of
+from .part import parser_of, skip_on_cpu
 from .peers import PEERS
 from .problem import Problem
 from .records import FORMAT, describe_error, write
@@ -129,9 +127,7 @@ def main() -> None:
     parser.add_argument("--workload", nargs="+", choices=(*SWEPT, *IMAGES), default=SWEPT)
     parser.add_argument("--compile-limit", type=float, default=60, help="seconds (default: %(default)s)")
     options = parser.parse_args()
-    if options.device == "cpu":
-        print("the sweep needs a GPU: Triton's interpreter has neither stages nor warps", file=sys.stderr)
-        sys.exit(SKIPPED)
+    skip_on_cpu(options.device, "the sweep needs a GPU: Triton's interpreter has neither stages nor warps")
     devices.check_device("cuda")
     result: dict[str, Any] = {"format": FORMAT, "environment": environment.describe("cuda"), "sweep": []}
     write(result, options.out)

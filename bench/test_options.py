@@ -54,7 +54,7 @@ def test_a_wrong_name_prints_the_right_ones(arguments: list[str], capsys: pytest
 
 def test_names_are_those_of_what_they_name():
     ahead_of_time = pytest.importorskip("fastmeta.kernels.ahead_of_time")
-    assert TARGETS == tuple(ahead_of_time.TARGETS)
+    assert tuple(ahead_of_time.TARGETS) == TARGETS
     assert {workload.network for workload in WORKLOADS.values()} == NETWORKS.keys()
     assert {workload.loss for workload in WORKLOADS.values()} == LOSSES.keys()
     assert {*PERCEPTRONS_AND_SIREN, *NOT_TIMED} < WORKLOADS.keys()

@@ -159,3 +159,21 @@ def test_counting_says_where_kernels_are_compiled(monkeypatch):
 def test_only_images_are_counted_one_by_one():
     with pytest.raises(ValueError, match="sinusoid is no workload on images"):
         per_image(WORKLOADS["sinusoid"])
+
+
+def test_launches_and_shares_are_as_before_behind_their_blocks():
+    from fastmeta.kernels import launch, tiles  # pyright: ignore[reportMissingImports]  # mapped by setup.py
+
+    run, programs, seen = launch.run, tiles.PROGRAMS, []
+
+    def inside():
+        with launch.through(lambda *launched: seen.append(launched)) as before, tiles.shared_among(64):
+            assert before is run
+            assert tiles.weight_shares(1000, 10, 8) == (8, 13)
+            launch.launch("kernel", (2,), 3, label="a", num_warps=4)
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        inside()
+    assert seen == [("kernel", "a", (2,), (3,), {"num_warps": 4, "enable_fp_fusion": True})]
+    assert (launch.run, tiles.PROGRAMS) == (run, programs)
