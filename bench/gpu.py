@@ -21,8 +21,8 @@ from .records import FORMAT, without_folders, write
 LEAST_S = 5
 """A part that would have less time is left out."""
 
-# Of tests/test_kernels_gpu.py: each kind of inner loop once, all precisions and stages of one; of convolutions every
-# precision, an inner loop of another kind, and odd sizes. And CUDA graphs.
+# Of tests/kernels/test_kernels_gpu.py: each kind of inner loop once, all precisions and stages of one; of convolutions
+# every precision, an inner loop of another kind, and odd sizes. And CUDA graphs.
 SHORT_TESTS = (
     "(loop and regression and (sinusoid or (float32-1 and (first-order or reptile or momentum or adam or batches))))"
     " or (loop and classification and float32-1 and (tasks or classes)) or random-0-"
@@ -30,7 +30,7 @@ SHORT_TESTS = (
     " or (conv and options and (maml or (float32-1 and adam))) or (conv and shapes and float32-1 and odd)"
     " or (cuda_graph and not compile)"
 )
-GPU_TESTS = ("tests/test_kernels_gpu.py", "tests/test_cuda_graph_gpu.py")
+GPU_TESTS = ("tests/kernels/test_kernels_gpu.py", "tests/engine/test_cuda_graph_gpu.py")
 QUICK_PEERS = ("torch.func vmap", "fastmeta eager", "fastmeta triton")
 GPU_PEERS = (
     "torch.func vmap", "torch.func vmap graph", "jax vmap", "higher", "torchopt", "fastmeta eager",
