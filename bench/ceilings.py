@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 
 from . import device as devices
 from . import environment
+from .names import PRECISIONS
+from .part import parser_of
 from .records import FORMAT, write
 
 # Large enough to keep a device busy; bytes beyond any cache.
@@ -61,12 +61,9 @@ def best_seconds(call: Callable[[], object], device: str) -> float:
 
 def main() -> None:
     """Measure a device at every precision, and write the file."""
-    parser = argparse.ArgumentParser(description="Rates of matrix products and of copying.")
-    parser.add_argument("--device", choices=devices.DEVICES, default="cpu")
-    parser.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args()
+    options = parser_of("Rates of matrix products and of copying.", device="cpu").parse_args()
     devices.check_device(options.device)
-    found = measure(options.device, precisions=devices.PRECISIONS)
+    found = measure(options.device, precisions=PRECISIONS)
     write({"format": FORMAT, "environment": environment.describe(options.device), "ceilings": found}, options.out)
 
 

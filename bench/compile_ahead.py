@@ -5,21 +5,18 @@ No process touches the GPU. What is compiled is what `fastmeta triton` launches,
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import os
-import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, wait
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from . import device as devices
-from .child import SKIPPED
+from .part import parser_of, skip_on_cpu
 from .records import FORMAT, describe_error, write
-from .workloads import LOSSES, WORKLOADS
+from .workloads import WORKLOADS
 
 COMPILED = (("omniglot-20w1s", "float32"), ("torchbench-maml", "float32"), ("mini-5w1s", "float32"),
             ("omniglot-20w1s", "tf32"), ("torchbench-maml", "tf32"), ("mini-5w1s", "tf32"),
@@ -35,31 +32,21 @@ def compile_share(
     from fastmeta.kernels import launch  # pyright: ignore[reportMissingImports]  # mapped by setup.py
     from fastmeta.kernels.ahead_of_time import compiled_for  # pyright: ignore[reportMissingImports]
 
-    from fastmeta import MAML, SGD
-    from fastmeta.engine.batch import TaskBatch
+    from .kernels.sessions import session
 
-    sized = WORKLOADS[workload].unrepeated()  # the number of tasks is a grid's
-    learner = MAML(
-        sized.model(), inner_loss=LOSSES[sized.loss], inner_optimizer=SGD(lr=sized.lr), inner_steps=sized.steps,
-        backend="triton", precision=precision,  # pyright: ignore[reportArgumentType]
-    )  # fmt: skip
     seen: list[str] = []
     done: list[str] = []
-    with compiled_for(target, lambda name, *_: done.append(name)):
-        compile_one = launch.run
 
-        def one_of(
-            kernel: Any, label: str, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]
-        ) -> None:
-            options = {**options, **(forced or {})} if "PRECISION" in options else options
-            key = f"{kernel.__name__} {options} {[getattr(arg, 'dtype', type(arg)) for arg in args]}"
-            if key not in seen:
-                seen.append(key)
-                if len(seen) % of == share:
-                    compile_one(kernel, label, grid, args, options)
+    def one_of(kernel: Any, label: str, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]) -> None:
+        options = {**options, **(forced or {})} if "PRECISION" in options else options
+        key = f"{kernel.__name__} {options} {[getattr(arg, 'dtype', type(arg)) for arg in args]}"
+        if key not in seen:
+            seen.append(key)
+            if len(seen) % of == share:
+                compile_one(kernel, label, grid, args, options)
 
-        launch.run = one_of
-        learner._sessions.open(learner, TaskBatch(*sized.batch()), sized.steps).meta_step(keep=True)
+    with compiled_for(target, lambda name, *_: done.append(name)), launch.through(one_of) as compile_one:
+        session(WORKLOADS[workload].unrepeated(), precision).meta_step(keep=True)  # the number of tasks is a grid's
     return len(done)
 
 
@@ -85,14 +72,10 @@ def _job(workload: str, precision: str, target: str, share: int) -> dict[str, An
 
 def main() -> None:
     """Compile for the GPU that is here."""
-    parser = argparse.ArgumentParser(description="Kernels of the workloads on images, side by side.")
-    parser.add_argument("--device", choices=devices.DEVICES, default="cuda")
+    parser = parser_of("Kernels of the workloads on images, side by side.")
     parser.add_argument("--limit", type=float, default=90, help="seconds (default: %(default)s)")
-    parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    if options.device == "cpu":
-        print("nothing is compiled for a CPU", file=sys.stderr)
-        sys.exit(SKIPPED)
+    skip_on_cpu(options.device, "nothing is compiled for a CPU")
     devices.check_device("cuda")
     import torch
 

@@ -17,9 +17,6 @@ from typing import Any
 
 import torch
 
-DEVICES = ("cpu", "cuda")
-PRECISIONS = ("float32", "tf32", "bfloat16")
-
 # Parameters of glibc's mallopt, from malloc.h: sizes from which an allocation is mapped, and from which the heap's end
 # goes back to the system. By itself glibc raises both with use, to these values at most.
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3

@@ -103,13 +103,13 @@ def measure(name: str, path: str, *, device: str, iterations: int, rounds: int) 
 
 def _job(name: str, path: str, device: str) -> tuple[Any, fastmeta.MAML, int]:
     """Family, learner and meta-batch of the presets `sinusoid` and `omniglot` of `fastmeta train`."""
-    how: dict[str, Any] = {"compile": path == "compiled", "backend": "triton" if path == "triton" else "torch"}
+    way: dict[str, Any] = {"compile": path == "compiled", "backend": "triton" if path == "triton" else "torch"}
     if name == "sinusoid":
         inner: dict[str, Any] = {"inner_optimizer": fastmeta.SGD(lr=0.01), "inner_steps": 1, "inner_loss": F.mse_loss}
-        return Sinusoid(device=device), fastmeta.MAML(sinusoid_mlp().to(device), **inner, **how), 25
+        return Sinusoid(device=device), fastmeta.MAML(sinusoid_mlp().to(device), **inner, **way), 25
     family = FewShot(_drawings(), ways=5, shots=1, queries=5, rotations=True, device=device)
     inner = {"inner_optimizer": fastmeta.SGD(lr=0.4), "inner_steps": 3}
-    return family, fastmeta.MAML(conv4(5).to(device), **inner, **how), 8
+    return family, fastmeta.MAML(conv4(5).to(device), **inner, **way), 8
 
 
 def _drawings(characters: int = 200, drawers: int = 20) -> Characters:

@@ -42,6 +42,11 @@ def choose_device(device: str) -> None:
         os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
 
 
+def interpret_kernels() -> None:
+    """Have Triton's kernels run in its interpreter, in this process. Call it before importing `fastmeta.kernels`."""
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
 def empty_compiler_cache() -> None:
     """A new folder for what torch.compile keeps, removed at the end: a first call then takes what a new user waits."""
     folder = tempfile.mkdtemp(prefix="bench-compiled-")
@@ -62,7 +67,7 @@ def describe(device: str = "cpu") -> dict[str, object]:
         "packages": {name: version for name in PACKAGES if (version := _version(name)) is not None},
         "openmp wait policy": os.environ.get("OMP_WAIT_POLICY", "default"),
         "busy before": busy_processors(),
-        "commit": _commit(),
+        "commit": commit_of(),
     }
 
 
@@ -117,13 +122,15 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _commit() -> str:
-    """Hash of HEAD, with `+changes` where tracked files differ from it."""
+def commit_of(root: Path = ROOT) -> str:
+    """Hash of a checkout's HEAD, with `+changes` where tracked files differ from it."""
 
     def git(*arguments: str) -> str:
-        return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
+        if Path(git("rev-parse", "--show-toplevel")) != root.resolve():
+            return "unknown"  # a folder inside another project
         commit = git("rev-parse", "--short=12", "HEAD")
         return commit + ("+changes" if git("status", "--porcelain", "--untracked-files=no") else "")
     except (OSError, subprocess.CalledProcessError):

@@ -15,7 +15,7 @@ from .report import OURS, TRUTH, best_of_ours, captions, rank
 from .workloads import WORKLOADS
 
 AXES = {"tasks": "tasks T of a meta-batch", "steps": "inner steps K", "width": "width of the hidden layers"}
-# fastmeta in blues, peers in other colours (matplotlib's "tab20", told apart without red beside green)
+# fastmeta in blues, peers in other colours (matplotlib's "tab20", no red beside green)
 COLOURS = {
     "fastmeta eager": "#1f77b4",
     "fastmeta compiled": "#08306b",

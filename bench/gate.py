@@ -20,8 +20,9 @@ import fastmeta
 from fastmeta import reference
 
 from .device import products
-from .problem import ALGORITHMS
-from .workloads import LOSSES, Workload
+from .names import ALGORITHMS
+from .networks import LOSSES
+from .workloads import Workload
 
 SLACK = 1e-4
 

@@ -6,26 +6,23 @@ checkout: links to `fastmeta` with `kernels` inside it, as an installation would
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
-import tempfile
 import time
-import zipfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from . import child, environment
+from . import child
+from .checkout import checkout_on_path
 from .records import FORMAT, without_folders, write
 
 LEAST_S = 5
 """A part that would have less time is left out."""
 
-# Of tests/test_kernels_gpu.py: each kind of inner loop once, all precisions and stages of one; of convolutions every
-# precision, an inner loop of another kind, and odd sizes. And CUDA graphs.
+# Of tests/kernels/test_kernels_gpu.py: each kind of inner loop once, all precisions and stages of one; of convolutions
+# every precision, an inner loop of another kind, and odd sizes. And CUDA graphs.
 SHORT_TESTS = (
     "(loop and regression and (sinusoid or (float32-1 and (first-order or reptile or momentum or adam or batches))))"
     " or (loop and classification and float32-1 and (tasks or classes)) or random-0-"
@@ -33,7 +30,7 @@ SHORT_TESTS = (
     " or (conv and options and (maml or (float32-1 and adam))) or (conv and shapes and float32-1 and odd)"
     " or (cuda_graph and not compile)"
 )
-GPU_TESTS = ("tests/test_kernels_gpu.py", "tests/test_cuda_graph_gpu.py")
+GPU_TESTS = ("tests/kernels/test_kernels_gpu.py", "tests/engine/test_cuda_graph_gpu.py")
 QUICK_PEERS = ("torch.func vmap", "fastmeta eager", "fastmeta triton")
 GPU_PEERS = (
     "torch.func vmap", "torch.func vmap graph", "jax vmap", "higher", "torchopt", "fastmeta eager",
@@ -126,7 +123,7 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + limit_s
     result: dict[str, Any] = {"format": FORMAT, "device": device, "nvidia-smi": nvidia_smi(), "parts": []}
-    with checkout_on_path(wheels) as variables:
+    with checkout_on_path(wheels=wheels) as variables:
         for name in names:
             left = deadline - time.monotonic()
             outcome = run_part(name, parts[name], out, device, left, variables)
@@ -154,23 +151,6 @@ def run_part(name: str, part: Part, out: Path, device: str, left_s: float, varia
     status = "time limit" if ended.timed_out else {0: "ok", child.SKIPPED: "skipped"}.get(ended.status, "failed")
     message = "" if status == "ok" else without_folders(ended.reason())
     return Outcome(name, status, round(ended.seconds, 1), message, ended.output, ended.errors)
-
-
-@contextmanager
-def checkout_on_path(wheels: Path | None = None) -> Iterator[dict[str, str]]:
-    """The variables under which Python imports this checkout, whatever is installed, and the wheels in a folder."""
-    with tempfile.TemporaryDirectory(prefix="fastmeta-") as folder:
-        site = Path(folder)
-        (site / "fastmeta").mkdir()
-        for path in (environment.ROOT / "fastmeta").iterdir():
-            (site / "fastmeta" / path.name).symlink_to(path)
-        (site / "fastmeta/kernels").symlink_to(environment.ROOT / "kernels")
-        (site / "bench").symlink_to(environment.ROOT / "bench")
-        for wheel in sorted(wheels.glob("*.whl")) if wheels is not None else ():
-            zipfile.ZipFile(wheel).extractall(site)
-        before = os.environ.get("PYTHONPATH")
-        path = str(site) if not before else f"{site}{os.pathsep}{before}"
-        yield {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 def nvidia_smi() -> str:

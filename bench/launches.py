@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +12,7 @@ from . import device as devices
 from . import environment
 from .ceilings import best_seconds
 from .gate import make_gate
+from .part import parser_of
 from .records import FORMAT, Row, describe_error, write
 from .run import admit
 from .workloads import WORKLOADS
@@ -97,10 +96,7 @@ def meta_steps(workload_name: str, device: str) -> list[dict[str, Any]]:
 
 def main() -> None:
     """Measure, and write the file after every part."""
-    parser = argparse.ArgumentParser(description="The cost of launches.")
-    parser.add_argument("--device", choices=devices.DEVICES, default="cuda")
-    parser.add_argument("--out", type=Path, required=True)
-    options = parser.parse_args()
+    options = parser_of("The cost of launches.").parse_args()
     environment.choose_device(options.device)
     devices.check_device(options.device)
     result = {"format": FORMAT, "environment": environment.describe(options.device), "launches": [], "meta-steps": []}

@@ -7,7 +7,7 @@ margin by about as much, and that of a batch without one by percents.
 from __future__ import annotations
 
 import sys
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -19,22 +19,29 @@ SEEDS = range(1, 9)
 DRAWS = 2
 
 
+@dataclass(frozen=True)
+class Perturbed(Workload):
+    """A workload whose weights are moved by as much as float32 rounds them, by the noise that `draw` seeds."""
+
+    draw: int = 0
+
+    def model(self, seed: int = 0) -> nn.Sequential:
+        """In float64."""
+        model = super().model(seed).double()
+        generator = torch.Generator().manual_seed(self.draw)
+        for p in model.parameters():
+            noise = torch.rand(p.shape, generator=generator, dtype=torch.float64) - 0.5
+            p.data.mul_(1 + torch.finfo(torch.float32).eps * noise)
+        return model
+
+
 def moved(workload: Workload) -> float:
     """‖g(θ + noise) − g(θ)‖ / ‖g(θ)‖, the largest of a few draws; the noise is θ's float32 rounding."""
-    truth = gradient(workload, "maml", "cpu", torch.float64)
-    found = []
-    for draw in range(DRAWS):
-
-        def perturbed(width: int, draw: int = draw) -> nn.Sequential:
-            model = workload.make_model(width).double()
-            generator = torch.Generator().manual_seed(draw)
-            for p in model.parameters():
-                noise = torch.rand(p.shape, generator=generator, dtype=torch.float64) - 0.5
-                p.data.mul_(1 + torch.finfo(torch.float32).eps * noise)
-            return model
-
-        found.append(relative(gradient(replace(workload, make_model=perturbed), "maml", "cpu", torch.float64), truth))
-    return max(found)
+    truth, *others = (
+        gradient(case, "maml", "cpu", torch.float64)
+        for case in (workload, *(Perturbed(**vars(workload), draw=draw) for draw in range(DRAWS)))
+    )
+    return max(relative(other, truth) for other in others)
 
 
 def main() -> None:

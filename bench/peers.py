@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
 from .graphs import captured
+from .networks import LOSSES
 from .problem import Learner, MetaStep, Problem, Unsupported, accumulate, loop_over_tasks, pull
-from .workloads import LOSSES
 
 
 def autograd_loop(problem: Problem) -> MetaStep:

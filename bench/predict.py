@@ -1,7 +1,7 @@
 """What meta-steps on images should take on an H200, from what launches, bytes and products were counted without one.
 
 A prediction is committed before there is a figure to compare it with. Launches, bytes and FLOP are counted in Triton's
-interpreter at a reduced size and scaled by images (`fastmeta/kernel_counts.py`). Two times stand for what is not known:
+interpreter at a reduced size and scaled by images (`kernels/counted.py`). Two times stand for what is not known:
 
     low   the longer of products and bytes, as if one hid the other, and launches at the lower cost
     high  products, then bytes, then launches, each at its slower rate
@@ -21,11 +21,11 @@ from typing import Any
 
 from . import environment
 from .floors import meta_step_flop
+from .names import PRECISIONS
 from .records import FORMAT, write
 from .workloads import WORKLOADS
 
 PREDICTED = ("omniglot-20w1s", "torchbench-maml", "mini-5w1s")
-PRECISIONS = ("float32", "tf32", "bfloat16")
 
 PEAK = {"tf32": 395e12, "bfloat16": 790e12}
 """FLOP a second of large matrix products on an H200: 769 to 798 TFLOP/s of bfloat16 were measured, tf32 is half."""
@@ -58,21 +58,19 @@ def counted(workload: str, storage: str) -> dict[str, Any]:
 
     Bytes are proportional to images, and of bfloat16, whose FLOP are float32's, one image is enough.
     """
-    from .kernels import counted as kernel_counts
-    from .kernels.compiled import WORKLOADS as COUNTED
+    from .kernels.counted import per_image
 
-    kernel_counts.interpreted()
-    work = COUNTED[workload]
-    found = kernel_counts.per_image(work if storage == "float32" else work._replace(counted=1), storage)
+    full = WORKLOADS[workload]
+    found = per_image(full, storage, images=None if storage == "float32" else 1)
     return {
-        "sizes": {"T": found.sizes.tasks, "N": found.sizes.support, "M": found.sizes.query, "K": found.steps},
+        "sizes": {"T": full.tasks, "N": full.support, "M": full.query, "K": full.steps},
         "counted at": {"T": 1, "N": found.counted, "M": found.counted, "K": 1},
         "launches": found.launches,
         "bytes": round(found.image_bytes() + found.row_bytes()),
         "bytes of images": round(found.image_bytes()),
-        "B3 bytes": found.b3_bytes(),
+        "fused bytes": found.fused_bytes(),
         "FLOP": round(found.flop()),
-        "model FLOP": meta_step_flop(WORKLOADS[workload], "maml"),
+        "model FLOP": meta_step_flop(full, "maml"),
         "phases": found.by_phase(),
     }
 
@@ -81,7 +79,7 @@ def predictions(workloads: Sequence[str], processes: int) -> list[dict[str, Any]
     """A row for each workload and precision; tf32 stores what float32 does."""
     rows: list[dict[str, Any]] = []
     spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(processes, mp_context=spawn) as pool:
+    with ProcessPoolExecutor(processes, spawn, environment.interpret_kernels) as pool:
         # the slowest ones first
         jobs = {(w, s): pool.submit(counted, w, s) for s in ("float32", "bfloat16") for w in reversed(workloads)}
         for workload in workloads:
@@ -101,7 +99,7 @@ def predicted(figures: Mapping[str, Any], precision: str, channels: int) -> dict
 
 def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
     """Markdown lines; the last column waits for a GPU."""
-    head = ("workload", "precision", "launches", "GFLOP, model", "GFLOP, counted", "MB moved", "of images / B3",
+    head = ("workload", "precision", "launches", "GFLOP, model", "GFLOP, counted", "MB moved", "of images / fused",
             "predicted, ms", "measured, ms")  # fmt: skip
     about = "Predicted for an exact meta-step on one H200 in a CUDA graph; counted at reduced size, scaled by images."
     lines = [about, "", _line(head), "| --- | --- |" + " ---: |" * (len(head) - 2)]
@@ -109,8 +107,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
         sizes = ", ".join(f"{letter}={count}" for letter, count in row["sizes"].items())
         lines.append(_line((
             f"{row['workload']} ({sizes})", row["precision"], f"{row['launches']}", f"{row['model FLOP'] / 1e9:.0f}",
-            f"{row['FLOP'] / 1e9:.0f}", f"{row['bytes'] / 1e6:,.0f}", f"{row['bytes of images'] / row['B3 bytes']:.2f}",
-            f"{row['low ms']:.2f}–{row['high ms']:.2f}", "",
+            f"{row['FLOP'] / 1e9:.0f}", f"{row['bytes'] / 1e6:,.0f}",
+            f"{row['bytes of images'] / row['fused bytes']:.2f}", f"{row['low ms']:.2f}–{row['high ms']:.2f}", "",
         )))  # fmt: skip
     return [*lines, ""]
 

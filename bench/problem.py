@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from fastmeta.tasks import Episodes
 
-from .workloads import LOSSES, Workload
-
-ALGORITHMS = ("maml", "fomaml", "reptile")
+from .networks import LOSSES
+from .workloads import Workload
 
 MetaStep = Callable[[], Mapping[str, Any]]
 """Does one meta-step of all tasks, without the outer update, and returns the meta-gradient by parameter name: the

@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from .before_after import table as before_after_table
 from .floors import floor_ms
+from .names import ALGORITHMS
 from .predict import table as predictions_table
-from .problem import ALGORITHMS
 from .records import Point, Row, load_all, points_of, rows_of
 from .workloads import WORKLOADS
 
@@ -46,6 +47,8 @@ def section(result: Mapping[str, Any]) -> str:
         lines += scaling_table(workload, algorithm, axis, list(group))
     if "end to end" in result:
         lines += end_to_end_table(result["end to end"])
+    if "before after" in result:
+        lines += before_after_table(result)
     return "\n".join(lines)
 
 

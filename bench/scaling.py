@@ -143,21 +143,20 @@ def _point(template: Point, settings: dict[str, Any]) -> Point:
     from .timing import interleave
     from .workloads import WORKLOADS
 
-    device, how = settings["device"], {k: settings[k] for k in ("algorithm", "device", "precision")}
+    device, problem = settings["device"], {k: settings[k] for k in ("algorithm", "device", "precision")}
     workload = replace(WORKLOADS[template.workload].sized_for(device), **{template.axis: template.value})
     if template.axis == "tasks":
         # what a large batch repeats has to divide every T of the axis
         workload = replace(workload, distinct=next(d for d in (workload.distinct, 10, 1) if not template.value % d))
-    template = replace(
-        template, flop=meta_step_flop(workload, how["algorithm"]), bytes=meta_step_bytes(workload, how["algorithm"])
-    )
+    algorithm = problem["algorithm"]
+    template = replace(template, flop=meta_step_flop(workload, algorithm), bytes=meta_step_bytes(workload, algorithm))
     try:
-        gate = make_gate(workload, **how)
+        gate = make_gate(workload, **problem)
     except NoGate as reason:
         return replace(template, status="no gate", message=str(reason))
-    with devices.products(device, how["precision"]):
-        row = Row(workload.name, {}, how["algorithm"], template.peer, "ok", bound=gate.bound)
-        row, step = admit(row, Problem.of(workload, **how), gate, settings["limit_s"])
+    with devices.products(device, problem["precision"]):
+        row = Row(workload.name, {}, algorithm, template.peer, "ok", bound=gate.bound)
+        row, step = admit(row, Problem.of(workload, **problem), gate, settings["limit_s"])
         template = replace(template, error=row.error, status=row.status, message=row.message)
         if step is None:
             if any(words in row.message for words in OUT_OF_MEMORY):

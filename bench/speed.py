@@ -14,8 +14,9 @@ from typing import Any
 import pytest
 
 from .gate import make_gate
+from .names import ALGORITHMS
 from .peers import peers_for
-from .problem import ALGORITHMS, Problem
+from .problem import Problem
 from .records import Row
 from .report import OURS
 from .run import admit

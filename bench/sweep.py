@@ -7,23 +7,21 @@ multiply. Processes side by side compile all pairs first, to Triton's cache: com
 
 from __future__ import annotations
 
-import argparse
 import itertools
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
 from . import device as devices
 from . import environment
-from .child import SKIPPED
 from .compile_ahead import SHARES, compile_share, compile_side_by_side
 from .gate import Gate, make_gate
+from .names import PRECISIONS
+from .part import parser_of, skip_on_cpu
 from .peers import PEERS
 from .problem import Problem
 from .records import FORMAT, describe_error, write
@@ -50,7 +48,7 @@ class Config(NamedTuple):
 def configs(workload: str) -> list[Config]:
     """The kernels' own choice first at each precision."""
     pairs = [(None, None), *itertools.product(STAGES, IMAGE_WARPS if workload in IMAGES else WARPS)]
-    return [Config(precision, *pair) for precision in devices.PRECISIONS for pair in pairs]
+    return [Config(precision, *pair) for precision in PRECISIONS for pair in pairs]
 
 
 @contextmanager
@@ -58,7 +56,6 @@ def launched_with(config: Config) -> Iterator[dict[str, list[Any]]]:
     """Inside, hot kernels have the config's stages and warps; the dict takes pairs of CUDA events by kernel."""
     from fastmeta.kernels import launch  # pyright: ignore[reportMissingImports]  # mapped by setup.py
 
-    before = launch.run
     own = {"num_stages": config.stages, "num_warps": config.warps}
     chosen = {name: value for name, value in own.items() if value is not None}
     events: dict[str, list[Any]] = {}
@@ -71,11 +68,8 @@ def launched_with(config: Config) -> Iterator[dict[str, list[Any]]]:
         end.record()
         events.setdefault(kernel.__name__, []).append((start, end))
 
-    launch.run = run
-    try:
+    with launch.through(run) as before:
         yield events
-    finally:
-        launch.run = before
 
 
 def compile_ahead(workload: str, config: Config, share: int = 0, of: int = 1) -> str:
@@ -129,15 +123,11 @@ def measure(workload: str, config: Config, gate: Gate) -> dict[str, Any]:
 
 def main() -> None:
     """Compile side by side, then measure one after another; the file is rewritten after every row."""
-    parser = argparse.ArgumentParser(description="Stages and warps of the kernels.")
+    parser = parser_of("Stages and warps of the kernels.")
     parser.add_argument("--workload", nargs="+", choices=(*SWEPT, *IMAGES), default=SWEPT)
-    parser.add_argument("--device", choices=devices.DEVICES, default="cuda")
     parser.add_argument("--compile-limit", type=float, default=60, help="seconds (default: %(default)s)")
-    parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    if options.device == "cpu":
-        print("the sweep needs a GPU: Triton's interpreter has neither stages nor warps", file=sys.stderr)
-        sys.exit(SKIPPED)
+    skip_on_cpu(options.device, "the sweep needs a GPU: Triton's interpreter has neither stages nor warps")
     devices.check_device("cuda")
     result: dict[str, Any] = {"format": FORMAT, "environment": environment.describe("cuda"), "sweep": []}
     write(result, options.out)

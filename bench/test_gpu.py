@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 
 from . import environment, gpu
-from .__main__ import parse
-from .gpu import GPU_TESTS, PARTS, SHORT_TESTS, Part, checkout_on_path
+from .checkout import checkout_on_path
+from .gpu import GPU_TESTS, PARTS, SHORT_TESTS, Part
 from .gpu_table import table
+from .options import parse
 from .peers import PEERS
 from .sweep import Config, a_step, configs, launched_with
 from .workloads import WORKLOADS
@@ -77,7 +78,7 @@ def test_parts_import_this_checkout_and_carried_wheels(tmp_path: Path):
     with zipfile.ZipFile(tmp_path / "peer-1.0-py3-none-any.whl", "w") as wheel:
         wheel.writestr("carried_peer.py", "NAME = 'peer'\n")
     code = "import carried_peer, fastmeta, fastmeta.kernels, bench; print(fastmeta.kernels.__file__, bench.__file__)"
-    with checkout_on_path(tmp_path) as variables:
+    with checkout_on_path(wheels=tmp_path) as variables:
         command = [sys.executable, "-S", "-c", f"import sys; sys.path += {sys.path!r}; {code}"]
         done = subprocess.run(command, env=variables, capture_output=True, text=True, check=False, cwd="/")
     assert done.returncode == 0, done.stderr

@@ -35,7 +35,7 @@ def test_rates_fall_from_bfloat16_to_float32_and_with_channels():
 def test_the_table_leaves_what_is_measured_empty(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     rows = [
         {"workload": "omniglot-20w1s", "precision": "tf32", "sizes": {"T": 32, "K": 5}, "bytes of images": 4.0e9,
-         "B3 bytes": 2.0e9, **FIGURES, "low ms": 1.25, "high ms": 2.5}
+         "fused bytes": 2.0e9, **FIGURES, "low ms": 1.25, "high ms": 2.5}
     ]  # fmt: skip
     monkeypatch.setattr(predict, "predictions", lambda workloads, processes: rows)
     result = predict.run(["omniglot-20w1s"], processes=1, out=tmp_path / "predictions.json")

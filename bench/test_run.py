@@ -13,8 +13,9 @@ import torch
 from . import environment
 from .floors import floor_ms, forward_flop, meta_step_bytes, meta_step_flop
 from .gate import Gate, NoGate, make_gate, relative
+from .names import ALGORITHMS
 from .peers import PEERS, peers_for
-from .problem import ALGORITHMS, Problem, Unsupported
+from .problem import Problem, Unsupported
 from .records import Row, describe_error
 from .run import Settings, admit, measure
 from .timing import MIN_BLOCK_S, TooSlow, interleave, patience

@@ -65,13 +65,14 @@ def interleave(
             if isinstance(figures, Exception) or round_index >= quota[name]:
                 continue
             try:
-                figures.append(_block(function, calls[name], wait))
+                figures.append(block_seconds(function, calls[name], wait))
             except Exception as error:  # a peer's failure is its result
                 results[name] = error
     return results
 
 
-def _block(function: Callable[[], object], calls: int, wait: Callable[[], object]) -> float:
+def block_seconds(function: Callable[[], object], calls: int, wait: Callable[[], object] = lambda: None) -> float:
+    """Seconds a call, over so many calls, after untimed ones for a moment."""
     gc.collect()
     if calls > 1:
         settled = time.perf_counter() + SETTLE_S

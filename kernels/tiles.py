@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -220,6 +222,18 @@ MOST_TERMS = 16
 
 PROGRAMS = 264
 """Two for each multiprocessor of an H200: from there on a weight's gradient is not shared out further."""
+
+
+@contextmanager
+def shared_among(programs: int) -> Iterator[None]:
+    """Inside, sums over pixels are shared out until there are so many programs: for counts of a part of a batch, whose
+    own programs are fewer."""
+    global PROGRAMS  # noqa: PLW0603  one rule for the whole process
+    before, PROGRAMS = PROGRAMS, programs
+    try:
+        yield
+    finally:
+        PROGRAMS = before
 
 
 def weight_shares(rows: int, tile: int, programs: int) -> tuple[int, int]:

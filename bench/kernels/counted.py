@@ -1,34 +1,29 @@
-"""What `bench kernels --count` and `--peak-memory` print: launches, bytes, FLOP and peak memory of meta-steps.
-
-Nothing needs a GPU: launches run in Triton's interpreter, or not at all where only their arguments matter.
+"""What `bench kernels --count` prints: launches, bytes and FLOP of a meta-step, counted in Triton's interpreter.
 
 A meta-step on images is too much for an interpreter. There one task with a few images takes one inner step, and what
-scales with images is told from what does not: a tensor whose size goes up with the number of samples holds images, any
-other rows of parameters (θ, φ, λ, v, states, schedules). Bytes of images and FLOP are proportional to the images. FLOP
-are what kernels multiply, with what fills up their tiles, of which many images need a little less each.
+grows with the images is distinguished from what does not: a tensor whose size goes up with the number of samples holds
+images, any other rows of parameters (θ, φ, λ, v, states, schedules). Bytes of images and FLOP are proportional to the
+images. FLOP are what kernels multiply, the padding of their tiles included, of which many images need a little less
+each.
 """
 
 from __future__ import annotations
 
-import os
-import weakref
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from math import prod
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, replace
 from typing import Any
+from unittest import mock
 
-from torch import Tensor
-from torch.utils import _pytree as pytree
-from torch.utils._python_dispatch import TorchDispatchMode
-
-from fastmeta.algorithms.maml import FOMAML, MAML
+from bench.floors import FusedBytes, fused_bytes
+from bench.workloads import WORKLOADS, Workload
 from fastmeta.engine.session import Session
 from fastmeta.train.progress import Progress
 
-from .compiled import WORKLOADS, FewShot, Row, Workload
+from .compiled import Row
+from .sessions import session
 
-GRADIENT, QUERY, HVP = "adapt", "apply", "adjoint"
+GRADIENT, QUERY, PRODUCT = "adapt", "apply", "adjoint"
 """A meta-step's phases, by the launchers' functions: gradients on the support set, the query pass, Hessian products."""
 
 _MORE = 16  # times the images that are counted, to see what grows with them
@@ -45,22 +40,31 @@ class Share:
 
 @dataclass(frozen=True)
 class PerImage:
-    """What a meta-step of a network moves and multiplies, by phase; "" are the launches outside of any."""
+    """What a meta-step of a workload on images moves and multiplies.
 
-    sizes: FewShot
-    steps: int
+    Attributes:
+        workload: at its full size.
+        phases: of "adapt", "apply", "adjoint", and "" for the launches outside of any.
+        launches: of a whole meta-step.
+        fused: the least that fused layers move for an image.
+        counted: images of each set that were interpreted.
+        asked, moved: bytes of those.
+        rows: the same by launch.
+    """
+
+    workload: Workload
     phases: Mapping[str, Share]
     launches: int
-    b3: Mapping[str, int]  # bytes an image of a scheme that stores no first block and nothing twice
-    counted: int  # images of each set that were interpreted
-    asked: int  # bytes of that
+    fused: FusedBytes
+    counted: int
+    asked: int
     moved: int
-    rows: list[Row]  # and that by launch
+    rows: list[Row]
 
     def images(self, phase: str) -> int:
         """Images that go through a phase in a meta-step of all tasks."""
-        per_task = {GRADIENT: self.steps * self.sizes.support, QUERY: self.sizes.query}
-        return self.sizes.tasks * (per_task | {HVP: per_task[GRADIENT]}).get(phase, 0)
+        support = self.workload.steps * self.workload.support
+        return self.workload.tasks * {GRADIENT: support, QUERY: self.workload.query, PRODUCT: support}.get(phase, 0)
 
     def by_phase(self) -> dict[str, Row]:
         """For a file."""
@@ -68,69 +72,58 @@ class PerImage:
 
     def row_bytes(self) -> int:
         """Of a meta-step of all tasks; θ, which they share in the first step, as if each had its own."""
-        steps = {GRADIENT: self.steps, HVP: self.steps}
-        return self.sizes.tasks * sum(steps.get(name, 1) * share.row_bytes for name, share in self.phases.items())
+        steps = {GRADIENT: self.workload.steps, PRODUCT: self.workload.steps}
+        return self.workload.tasks * sum(steps.get(name, 1) * share.row_bytes for name, share in self.phases.items())
 
     def image_bytes(self) -> float:
+        """Of a meta-step of all tasks."""
         return sum(self.images(name) * share.image_bytes for name, share in self.phases.items())
 
-    def b3_bytes(self) -> int:
-        return sum(self.images(name) * self.b3[name] for name in (GRADIENT, QUERY, HVP))
+    def fused_bytes(self) -> int:
+        """The least that fused layers move for the images of a meta-step of all tasks."""
+        gradients = self.images(GRADIENT) + self.images(QUERY)
+        return gradients * self.fused.gradient + self.images(PRODUCT) * self.fused.hessian_product
 
     def flop(self) -> float:
+        """Of products, in a meta-step of all tasks."""
         return sum(self.images(name) * share.image_flop for name, share in self.phases.items())
 
 
-def b3(network: Any, precision: str) -> dict[str, int]:
-    """The least bytes an image that a scheme of fused layers moves.
+def on_images(workload: Workload) -> bool:
+    """Whether a sample is an image, of which an interpreter can run a few only."""
+    return len(workload.sample_shape) == 3
 
-    Z' are convolution outputs of all blocks but the first, P pooled ones, X is the image: a gradient takes 4Z' + 6P +
-    5X values, a Hessian product 7Z' + 10P + 8X. The first block is computed again from the image.
+
+def per_image(workload: Workload, precision: str = "float32", *, images: int | None = None) -> PerImage:
+    """Counts a workload on images with so many of each set, in minutes.
+
+    `images` are five by default, and one of those larger than Omniglot's.
     """
-    convolutions = [stage for stage in network.stages if hasattr(stage, "filters")]
-    size = 2 if precision == "bfloat16" else 4
-    z = sum(prod(c.out) * c.filters for c in convolutions[1:])
-    p = sum(prod(c.pooled) * c.filters for c in convolutions)
-    x = convolutions[0].height * convolutions[0].width * convolutions[0].channels
-    gradient = size * (4 * z + 6 * p + 5 * x)
-    return {GRADIENT: gradient, QUERY: gradient, HVP: size * (7 * z + 10 * p + 8 * x)}
-
-
-def per_image(work: Workload, precision: str = "float32") -> PerImage:
-    """Counts a workload on images, in minutes."""
-    assert work.sizes is not None, "a workload on images"
-    with _shared_out_as_for(work.sizes.tasks):
-        return _per_image(work, work.sizes, precision)
-
-
-@contextmanager
-def _shared_out_as_for(tasks: int) -> Iterator[None]:
-    """One task's sums over pixels are shared out among as many programs as where there are so many tasks."""
+    check_interpreted()
     from fastmeta.kernels import tiles  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]  # mapped by setup.py
 
-    before = tiles.PROGRAMS
-    tiles.PROGRAMS = -(-before // tasks)
-    try:
-        yield
-    finally:
-        tiles.PROGRAMS = before
+    if not on_images(workload):
+        raise ValueError(f"{workload.name} is no workload on images")
+    if images is None:
+        images = 5 if max(workload.sample_shape[1:]) <= 28 else 1
+    # one task's sums over pixels are shared out among as many programs as where there are all tasks
+    with tiles.shared_among(-(-tiles.PROGRAMS // workload.tasks)):
+        return _per_image(workload, images, precision)
 
 
-def _per_image(work: Workload, full: FewShot, precision: str) -> PerImage:
+def _per_image(workload: Workload, n: int, precision: str) -> PerImage:
     from fastmeta.kernels.counts import counting, listing  # pyright: ignore[reportMissingImports]  # mapped by setup.py
 
-    n = work.counted
-    few, many = (work.at(full._replace(tasks=1, support=m, query=m), steps=1) for m in (n, _MORE * n))
+    few, many = (replace(workload, tasks=1, support=m, query=m, steps=1) for m in (n, _MORE * n))
     bar = Progress(1)
-    session = few.session(precision)
-    counted = _run(session, lambda: counting(progress=_shown(bar)))
+    counted = _meta_step(few, precision, lambda: counting(progress=_shown(bar)))
     bar.close()
-    own, others = (_run(case.session(precision), listing).records for case in (few, many))
+    own, others = (_meta_step(case, precision, listing).records for case in (few, many))
     totals: dict[str, list[float]] = {}
     rows: dict[tuple[str, str], Row] = {}
     for record, mine, other in zip(counted.records, own, others, strict=True):
         if not record.name == mine.name == other.name:
-            raise RuntimeError("another number of samples makes other launches: bytes an image cannot be told")
+            raise RuntimeError("another number of samples makes other launches: bytes an image are not known")
         # parts of statistics are a little more of more images, up to a limit
         pairs = zip(mine.arguments, other.arguments, strict=True)
         grows = [2 * size_of_many > _MORE * size for (_, size), (_, size_of_many) in pairs]
@@ -144,30 +137,29 @@ def _per_image(work: Workload, full: FewShot, precision: str) -> PerImage:
         total = totals.setdefault(record.phase, [0, 0, 0])
         for i, figure in enumerate((by_image / n, by_row, record.flop / n)):
             total[i] += figure
-    whole = work.at(full._replace(tasks=1)).session(precision)
     return PerImage(
-        sizes=full, steps=work.steps,
-        phases={name: Share(a, int(b), c) for name, (a, b, c) in totals.items()},
-        launches=len(_run(whole, listing).records),
-        b3=b3(session.backend._kernels.network, precision),  # pyright: ignore[reportAttributeAccessIssue]
-        counted=n, asked=counted.loaded + counted.stored, moved=counted.moved(), rows=list(rows.values()),
+        workload=workload, phases={name: Share(a, int(b), c) for name, (a, b, c) in totals.items()},
+        launches=len(_meta_step(replace(workload, tasks=1), precision, listing).records),
+        fused=fused_bytes(workload, precision), counted=n, asked=counted.loaded + counted.stored,
+        moved=counted.moved(), rows=list(rows.values()),
     )  # fmt: skip
 
 
-def _run(session: Session, how: Callable[[], Any]) -> Any:
-    """One meta-step inside `how`, whose records say the phase."""
-    with how() as counts, _phases(session, counts):
-        session.meta_step(keep=True)
+def _meta_step(workload: Workload, precision: str, instrument: Callable[[], Any]) -> Any:
+    """What the instrument, `counting` or `listing`, has counted in one meta-step; its records say the phase."""
+    step = session(workload, precision)
+    with instrument() as counts, _phases(counts):
+        step.meta_step(keep=True)
     return counts
 
 
 @contextmanager
-def _phases(session: Session, counts: Any) -> Iterator[None]:
+def _phases(counts: Any) -> Iterator[None]:
     """Inside, launches are in the phase of the launchers' function that makes them."""
-    kernels: Any = session.backend._kernels  # pyright: ignore[reportAttributeAccessIssue]  # a TritonBackend
+    from fastmeta.kernels.layerwise import Layerwise  # pyright: ignore[reportMissingImports]  # mapped by setup.py
 
     def noting(name: str) -> Callable[..., Any]:
-        function = getattr(kernels, name)
+        function = getattr(Layerwise, name)
 
         def noted(*args: Any, **options: Any) -> Any:
             counts.phase = name
@@ -178,13 +170,10 @@ def _phases(session: Session, counts: Any) -> Iterator[None]:
 
         return noted
 
-    names = (GRADIENT, QUERY, HVP)
-    kernels.__dict__.update({name: noting(name) for name in names})  # past a frozen dataclass
-    try:
+    with ExitStack() as stack:
+        for name in (GRADIENT, QUERY, PRODUCT):
+            stack.enter_context(mock.patch.object(Layerwise, name, noting(name)))
         yield
-    finally:
-        for name in names:
-            del kernels.__dict__[name]
 
 
 def _shown(bar: Progress) -> Callable[[str, int, int], None]:
@@ -198,29 +187,36 @@ def _shown(bar: Progress) -> Callable[[str, int, int], None]:
     return show
 
 
-def interpreted() -> None:
-    """Kernels are imported for Triton's interpreter."""
-    os.environ["TRITON_INTERPRET"] = "1"  # read when the kernels are imported
+def check_interpreted() -> None:
+    """Raises RuntimeError where kernels are compiled, or were imported to be."""
+    from triton import knobs
+
+    if not knobs.runtime.interpret:
+        raise RuntimeError(
+            "counting runs kernels in Triton's interpreter, and they are compiled here: set TRITON_INTERPRET=1 before "
+            "fastmeta.kernels is imported (`python -m bench kernels` does)"
+        )
 
 
 def counts(workload: str, precision: str = "float32") -> Row:
     """Launches, bytes and FLOP of one meta-step; on images from what an image takes.
 
+    "fused" are the least bytes that a scheme of fused layers moves for images (`floors.fused_bytes`).
     `compulsory` bytes are the tasks' data, θ, and what a meta-step gives: losses, outputs, flags, every task's λ_0 and
     their mean. The trajectory φ_1 … φ_K is listed by itself.
     """
-    interpreted()
+    check_interpreted()
     from fastmeta.kernels.counts import counting, listing  # pyright: ignore[reportMissingImports]  # mapped by setup.py
 
-    work = WORKLOADS[workload]
-    if work.sizes is not None:
+    chosen = WORKLOADS[workload]
+    if on_images(chosen):
         with listing():
-            compulsory = _compulsory(work.session(precision))
-        return {"workload": workload, "precision": precision, **_scaled(per_image(work, precision), compulsory)}
+            compulsory = _compulsory(session(chosen, precision))
+        return {"workload": workload, "precision": precision, **_scaled(per_image(chosen, precision), compulsory)}
     bar = Progress(1)
-    session = work.session(precision)
+    step = session(chosen, precision)
     with counting(progress=_shown(bar)) as counted:
-        compulsory = _compulsory(session)
+        compulsory = _compulsory(step)
     bar.close()
     distinct = counted.distinct()
     return {
@@ -262,84 +258,28 @@ def _compulsory(session: Session) -> int:
 
 def _scaled(found: PerImage, compulsory: int) -> Row:
     """A meta-step of all tasks from what an image takes."""
+    full = found.workload
     row: Row = {
-        "sizes": f"T={found.sizes.tasks}, N={found.sizes.support}, M={found.sizes.query}, K={found.steps}",
+        "sizes": f"T={full.tasks}, N={full.support}, M={full.query}, K={full.steps}",
         "launches": found.launches,
     }
-    for name, phase in (("gradient", GRADIENT), ("Hessian product", HVP)):
+    least = (("gradient", GRADIENT, found.fused.gradient), ("Hessian product", PRODUCT, found.fused.hessian_product))
+    for name, phase, fused in least:
         share = found.phases[phase]
         row |= {
             f"{name}: moved bytes an image": round(share.image_bytes),
-            f"{name}: B3 bytes an image": found.b3[phase],
-            f"{name}: moved / B3": round(share.image_bytes / found.b3[phase], 3),
+            f"{name}: fused bytes an image": fused,
+            f"{name}: moved / fused": round(share.image_bytes / fused, 3),
             f"{name}: FLOP of products an image": round(share.image_flop),
             f"{name}: bytes of parameter rows a task": share.row_bytes,
         }
     return row | {
         "moved bytes of images": round(found.image_bytes()),
-        "B3 bytes": found.b3_bytes(),
-        "moved / B3": round(found.image_bytes() / found.b3_bytes(), 3),
+        "fused bytes": found.fused_bytes(),
+        "moved / fused": round(found.image_bytes() / found.fused_bytes(), 3),
         "moved bytes of parameter rows": found.row_bytes(),
         "compulsory bytes": compulsory,
         "FLOP of products": round(found.flop()),
         f"asked for / moved, at {found.counted} images": round(found.asked / found.moved, 2),
         f"launches at {found.counted} images": found.rows,
     }
-
-
-# --- memory ---
-
-
-class Alive(TorchDispatchMode):
-    """Bytes of tensors made inside that are alive at once, the most of them, whatever device they are on."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.now = self.most = 0
-        self._known: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        given = {t.untyped_storage()._cdata for t in pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor)}
-        made = func(*args, **(kwargs or {}))
-        for tensor in pytree.tree_leaves(made):
-            if isinstance(tensor, Tensor):
-                storage = tensor.untyped_storage()
-                if storage._cdata not in given and storage._cdata not in self._known:
-                    self._known.add(storage._cdata)
-                    self.now += storage.nbytes()
-                    self.most = max(self.most, self.now)
-                    weakref.finalize(storage, self._gone, storage._cdata, storage.nbytes())
-        return made
-
-    def _gone(self, key: int, size: int) -> None:
-        self._known.discard(key)
-        self.now -= size
-
-
-LEARNERS: dict[str, tuple[type, str]] = {
-    "exact MAML": (MAML, "save"), "exact MAML, recomputing": (MAML, "recompute"), "first-order MAML": (FOMAML, "save"),
-}  # fmt: skip
-
-
-def peak_bytes(work: Workload, learner: str, precision: str = "float32") -> int:
-    """Of tensors that a meta-step makes; what stood before it, data and θ, is not counted. No kernel runs."""
-    interpreted()
-    from fastmeta.kernels import launch  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]  # mapped by setup.py
-
-    algorithm, memory = LEARNERS[learner]
-    session = work.session(precision, algorithm=algorithm, memory=memory)
-    run, launch.run = launch.run, lambda *_: None
-    try:
-        with Alive() as alive:
-            session.meta_step(keep=True)
-    finally:
-        launch.run = run
-    return alive.most
-
-
-def memory(workload: str, precision: str = "float32") -> Row:
-    """Peak memory of a meta-step at full size, and its ratio to first-order MAML's."""
-    peaks = {learner: peak_bytes(WORKLOADS[workload], learner, precision) for learner in LEARNERS}
-    first = peaks["first-order MAML"]
-    ratios = {f"{name} / first-order": round(peak / first, 3) for name, peak in peaks.items() if peak is not first}
-    return {"workload": workload, "precision": precision, **{f"{k}, bytes": v for k, v in peaks.items()}, **ratios}

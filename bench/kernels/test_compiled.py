@@ -46,7 +46,7 @@ LAYERS = {"linear_forward_kernel", "linear_backward_kernel", "linear_weight_kern
 
 
 def known_rows():
-    """The committed rows of this Triton, by what tells them apart; none for a Triton that is newer than they are."""
+    """The committed rows of this Triton, by what they differ in; none for a Triton that is newer than they are."""
     version = ".".join(triton.__version__.split(".")[:2])
     path = ROOT / f"bench/results/kernels-triton-{version}.json"
     rows = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
@@ -67,7 +67,9 @@ def launched(rows):
 def assert_no_worse(rows):
     assert len({key_of(row) for row in rows}) == len(rows)
     known = known_rows()
-    for row in rows if known else ():
+    if not known:
+        pytest.skip(f"there are no committed rows of Triton {triton.__version__} to compare with")
+    for row in rows:
         before = known[key_of(row)]
         for figure in ("launches", "registers", "stack", "spilled", "shared", "narrow"):
             assert row[figure] <= before[figure], (row, figure, before[figure])
