@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import golden_cases
 import pytest
 import torch
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
-GOLDEN = SHARED / "golden"
 
 torch.set_num_threads(2)
 if not torch.cuda.is_available():  # Triton reads it when kernels are imported
@@ -35,39 +32,22 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     marker = metafunc.definition.get_closest_marker("golden")
     pattern = marker.args[0] if marker else "*"
-    names: list[Any] = sorted(path.stem for path in GOLDEN.glob(f"{pattern}.npz"))
-    if not names and GOLDEN.is_dir():
-        raise pytest.UsageError(f"{metafunc.function.__name__}: no golden case matches {pattern!r}")
+    names = golden_cases.names(pattern)
     if not names:
-        absent = pytest.mark.skip(reason="../shared/golden is not here")
-        names = [pytest.param(None, marks=absent, id="none")]
+        raise pytest.UsageError(f"{metafunc.function.__name__}: no golden case matches {pattern!r}")
     metafunc.parametrize("golden", names, indirect=True)
 
 
-@pytest.fixture(scope="session")
-def golden_loader() -> ModuleType:
-    """../shared/golden/load.py."""
-    spec = importlib.util.spec_from_file_location("golden_load", GOLDEN / "load.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # its dataclass looks its own module up by name
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, spec.name, module)
-        spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def golden(request: pytest.FixtureRequest, golden_loader: ModuleType) -> Any:
+def golden(request: pytest.FixtureRequest) -> golden_cases.Case:
     """One golden case: `case.spec`, `case["support_x"]`, `case.model()`, `case.grad`, `case.adapted`."""
-    (case,) = golden_loader.cases(request.param)
+    (case,) = golden_cases.cases(request.param)
     return case
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder `shared` beside the repository: golden cases, real data, research notes."""
+    """The folder `shared` beside the repository, which holds files of public data sets."""
     if not SHARED.is_dir():
         pytest.skip("../shared is not here")
     return SHARED
