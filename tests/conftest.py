@@ -1,8 +1,14 @@
-"""What all tests share: seeds, the golden cases, and memory that is poisoned before it is written."""
+"""What all tests share: seeds, one thread, golden cases, memory poisoned before it is written, what is slow."""
 
 from __future__ import annotations
 
 import os
+
+# Workers run side by side, one a core: one thread each, in them and in what they start. Read when torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,18 +17,27 @@ from typing import Any
 import golden_cases
 import pytest
 import torch
+from budget import Budget
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 if not torch.cuda.is_available():  # Triton reads it when kernels are imported
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    help_text = "list the N tests that took most of the processors (unlike --durations, right on a busy machine too)"
+    parser.addoption("--cpu-durations", type=int, default=0, metavar="N", help=help_text)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     # torch.compile's and forward-mode autograd's own imports, the first time they are used
     deprecated = r"`torch\.jit\.script(_method)?` is (deprecated|not supported)"
     config.addinivalue_line("filterwarnings", f"ignore:{deprecated}:DeprecationWarning")
+    enforced = os.environ.get("CI", "").lower() in {"1", "true"}
+    config.pluginmanager.register(Budget(enforced=enforced, slowest=config.getoption("--cpu-durations")))
     config.addinivalue_line("markers", 'golden(pattern): which golden cases a test takes, such as "conv4*"')
 
 
@@ -99,6 +114,16 @@ def three_threads() -> Iterator[None]:
     """More than one, on whatever machine."""
     with threads(3):
         yield
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """`compile=True` without the compiler; the list holds the graphs that were traced, of which there must be one."""
+    from traced import trace_alone
+
+    made = trace_alone(monkeypatch)
+    yield made
+    assert made, "nothing was compiled"
 
 
 @pytest.fixture

@@ -3,28 +3,8 @@
 from __future__ import annotations
 
 import pytest
-import torch.nn.functional as F
+from golden_cases import LOSSES, learner_of
 from meta_steps import assert_close, relative
-
-import fastmeta
-
-LOSSES = {"mse": F.mse_loss, "cross_entropy": F.cross_entropy}
-ALGORITHMS = {"maml": fastmeta.MAML, "fomaml": fastmeta.FOMAML, "reptile": fastmeta.Reptile}
-
-
-def learner_of(case, **options):
-    inner = {name: value for name, value in case.spec["inner"].items() if name != "optimizer"}
-    if "betas" in inner:
-        inner["betas"] = tuple(inner["betas"])
-    kind = {"sgd": fastmeta.SGD, "adam": fastmeta.Adam}[case.spec["inner"]["optimizer"]]
-    return ALGORITHMS[case.spec["algorithm"]](
-        case.model(),
-        inner_loss=LOSSES[case.spec["loss"]],
-        inner_optimizer=kind(**inner),
-        inner_steps=case.spec["steps"],
-        backend="torch",
-        **options,
-    )
 
 
 def tolerance_of(case):

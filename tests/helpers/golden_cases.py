@@ -19,11 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import registry
 import torch
+import torch.nn.functional as F
 from torch import nn
+
+import fastmeta
 
 GOLDEN = Path(__file__).resolve().parents[1] / "golden"
 ALGORITHMS = GOLDEN / "algorithms"
+LOSSES = {"mse": F.mse_loss, "cross_entropy": F.cross_entropy}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,3 +92,19 @@ def cases(pattern: str = "*", folder: Path = GOLDEN) -> Iterator[Case]:
             spec = json.loads(str(file["case"]))
             arrays = {key: torch.from_numpy(file[key]) for key in file.files if key != "case"}
         yield Case(name, spec, arrays)
+
+
+def learner_of(case: Case, **options: Any) -> Any:
+    """The learner that a case of MAML, first-order MAML or Reptile describes, on the torch backend."""
+    inner = {name: value for name, value in case.spec["inner"].items() if name != "optimizer"}
+    if "betas" in inner:
+        inner["betas"] = tuple(inner["betas"])
+    rule = {"sgd": fastmeta.SGD, "adam": fastmeta.Adam}[case.spec["inner"]["optimizer"]]
+    return registry.ALGORITHMS[case.spec["algorithm"]].make(
+        case.model(),
+        inner_loss=LOSSES[case.spec["loss"]],
+        inner_optimizer=rule(**inner),
+        inner_steps=case.spec["steps"],
+        backend="torch",
+        **options,
+    )
