@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
-# Workers run side by side, one a core: one thread each, in them and in what they start. Read when torch is imported.
+# All of this is read when torch or Triton are imported, and by what tests start.
+# Workers run side by side, one a core: one thread each. By itself a test has one, too, so that it gives the same bits.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+# Compiled code is kept from run to run, by what it was made of.
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{Path(__file__).resolve().parents[1]}/.pytest_cache/torchinductor")
+os.environ.setdefault("TRITON_CACHE_DIR", f"{Path(__file__).resolve().parents[1]}/.pytest_cache/triton")
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import golden_cases
 import pytest
+import slow_table
 import torch
 from budget import Budget
 
@@ -32,12 +37,33 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--cpu-durations", type=int, default=0, metavar="N", help=help_text)
 
 
+# Tests that `-m "not slow"` leaves out, and which of their parameters it keeps: of every family of kernels MAML, Adam,
+# one odd shape and one golden case; of compiled code one convolution and one golden case. A row without a test fails.
+SLOW: dict[str, tuple[str, ...]] = {
+    "tests/test_golden.py::test_compiled": (),
+    "tests/algorithms/test_algorithms.py::test_compiled": (),
+    "tests/algorithms/test_algorithms.py::test_compiled_convolutional_network_of_strided_images": (),
+    "tests/engine/test_batch.py::test_finite_tasks_survives_the_compiler": (),
+    "tests/engine/test_cuda_graph.py::test_a_compiled_step_is_replayed": (),
+    "tests/engine/test_workers.py::test_learners_side_by_side": ("eager",),
+}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
+    whole = [] if config.getoption("lf", False) else [config.invocation_params.dir / arg for arg in config.args]
+    problems = slow_table.mark(items, SLOW, root=ROOT, whole=whole)
+    if problems:
+        items.append(slow_table.OutOfDate.from_parent(session, name="SLOW in tests/conftest.py", problems=problems))
+
+
 def pytest_configure(config: pytest.Config) -> None:
     # torch.compile's and forward-mode autograd's own imports, the first time they are used
     deprecated = r"`torch\.jit\.script(_method)?` is (deprecated|not supported)"
     config.addinivalue_line("filterwarnings", f"ignore:{deprecated}:DeprecationWarning")
     enforced = os.environ.get("CI", "").lower() in {"1", "true"}
     config.pluginmanager.register(Budget(enforced=enforced, slowest=config.getoption("--cpu-durations")))
+    config.addinivalue_line("markers", "slow: of the table SLOW in tests/conftest.py; continuous integration runs them")
     config.addinivalue_line("markers", 'golden(pattern): which golden cases a test takes, such as "conv4*"')
 
 

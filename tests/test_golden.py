@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from golden_cases import LOSSES, learner_of
+from golden_cases import LOSSES, cases, learner_of
 from meta_steps import assert_close, relative
 
 
@@ -56,6 +56,19 @@ def test_every_case(golden, options):
     learner = learner_of(golden, **options)
     check_step(golden, learner)
     check_learners(golden, learner)
+
+
+@pytest.fixture(scope="module")
+def compiled_sinusoid():
+    """A case and its learner with its code compiled: most of the time is the compiler's."""
+    (case,) = cases("sinusoid_maml_k1")
+    learner = learner_of(case, compile=True)
+    learner(case["support_x"], case["support_y"], case["query_x"], case["query_y"])
+    return case, learner
+
+
+def test_compiled_sinusoid(compiled_sinusoid):
+    check_step(*compiled_sinusoid)
 
 
 @pytest.mark.golden("[at]*_maml_k*")  # Adam, and a tanh MLP
