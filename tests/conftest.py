@@ -1,31 +1,69 @@
-"""What all tests share: seeds, the golden cases, and memory that is poisoned before it is written."""
+"""What all tests share: seeds, one thread, golden cases, memory poisoned before it is written, what is slow."""
 
 from __future__ import annotations
 
-import importlib.util
 import os
-import sys
+from pathlib import Path
+
+# All of this is read when torch or Triton are imported, and by what tests start.
+# Workers run side by side, one a core: one thread each. By itself a test has one, too, so that it gives the same bits.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+# Compiled code is kept from run to run, by what it was made of.
+os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{Path(__file__).resolve().parents[1]}/.pytest_cache/torchinductor")
+os.environ.setdefault("TRITON_CACHE_DIR", f"{Path(__file__).resolve().parents[1]}/.pytest_cache/triton")
+
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import golden_cases
 import pytest
+import slow_table
 import torch
+from budget import Budget
 
-SHARED = Path(__file__).resolve().parents[2] / "shared"
-GOLDEN = SHARED / "golden"
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 if not torch.cuda.is_available():  # Triton reads it when kernels are imported
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    help_text = "list the N tests that took most of the processors (unlike --durations, right on a busy machine too)"
+    parser.addoption("--cpu-durations", type=int, default=0, metavar="N", help=help_text)
+
+
+# Tests that `-m "not slow"` leaves out, and which of their parameters it keeps: of every family of kernels MAML, Adam,
+# one odd shape and one golden case; of compiled code one convolution and one golden case. A row without a test fails.
+SLOW: dict[str, tuple[str, ...]] = {
+    "tests/test_golden.py::test_compiled": (),
+    "tests/algorithms/test_algorithms.py::test_compiled": (),
+    "tests/algorithms/test_algorithms.py::test_compiled_convolutional_network_of_strided_images": (),
+    "tests/engine/test_batch.py::test_finite_tasks_survives_the_compiler": (),
+    "tests/engine/test_cuda_graph.py::test_a_compiled_step_is_replayed": (),
+    "tests/engine/test_workers.py::test_learners_side_by_side": ("eager",),
+}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
+    whole = [] if config.getoption("lf", False) else [config.invocation_params.dir / arg for arg in config.args]
+    problems = slow_table.mark(items, SLOW, root=ROOT, whole=whole)
+    if problems:
+        items.append(slow_table.OutOfDate.from_parent(session, name="SLOW in tests/conftest.py", problems=problems))
 
 
 def pytest_configure(config: pytest.Config) -> None:
     # torch.compile's and forward-mode autograd's own imports, the first time they are used
     deprecated = r"`torch\.jit\.script(_method)?` is (deprecated|not supported)"
     config.addinivalue_line("filterwarnings", f"ignore:{deprecated}:DeprecationWarning")
+    enforced = os.environ.get("CI", "").lower() in {"1", "true"}
+    config.pluginmanager.register(Budget(enforced=enforced, slowest=config.getoption("--cpu-durations")))
+    config.addinivalue_line("markers", "slow: of the table SLOW in tests/conftest.py; continuous integration runs them")
     config.addinivalue_line("markers", 'golden(pattern): which golden cases a test takes, such as "conv4*"')
 
 
@@ -35,39 +73,22 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         return
     marker = metafunc.definition.get_closest_marker("golden")
     pattern = marker.args[0] if marker else "*"
-    names: list[Any] = sorted(path.stem for path in GOLDEN.glob(f"{pattern}.npz"))
-    if not names and GOLDEN.is_dir():
-        raise pytest.UsageError(f"{metafunc.function.__name__}: no golden case matches {pattern!r}")
+    names = golden_cases.names(pattern)
     if not names:
-        absent = pytest.mark.skip(reason="../shared/golden is not here")
-        names = [pytest.param(None, marks=absent, id="none")]
+        raise pytest.UsageError(f"{metafunc.function.__name__}: no golden case matches {pattern!r}")
     metafunc.parametrize("golden", names, indirect=True)
 
 
-@pytest.fixture(scope="session")
-def golden_loader() -> ModuleType:
-    """../shared/golden/load.py."""
-    spec = importlib.util.spec_from_file_location("golden_load", GOLDEN / "load.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # its dataclass looks its own module up by name
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, spec.name, module)
-        spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
-def golden(request: pytest.FixtureRequest, golden_loader: ModuleType) -> Any:
+def golden(request: pytest.FixtureRequest) -> golden_cases.Case:
     """One golden case: `case.spec`, `case["support_x"]`, `case.model()`, `case.grad`, `case.adapted`."""
-    (case,) = golden_loader.cases(request.param)
+    (case,) = golden_cases.cases(request.param)
     return case
 
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
-    """The folder `shared` beside the repository: golden cases, real data, research notes."""
+    """The folder `shared` beside the repository, which holds files of public data sets."""
     if not SHARED.is_dir():
         pytest.skip("../shared is not here")
     return SHARED
@@ -119,6 +140,16 @@ def three_threads() -> Iterator[None]:
     """More than one, on whatever machine."""
     with threads(3):
         yield
+
+
+@pytest.fixture
+def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """`compile=True` without the compiler; the list holds the graphs that were traced, of which there must be one."""
+    from traced import trace_alone
+
+    made = trace_alone(monkeypatch)
+    yield made
+    assert made, "nothing was compiled"
 
 
 @pytest.fixture

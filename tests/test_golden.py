@@ -3,28 +3,8 @@
 from __future__ import annotations
 
 import pytest
-import torch.nn.functional as F
+from golden_cases import LOSSES, cases, learner_of
 from meta_steps import assert_close, relative
-
-import fastmeta
-
-LOSSES = {"mse": F.mse_loss, "cross_entropy": F.cross_entropy}
-ALGORITHMS = {"maml": fastmeta.MAML, "fomaml": fastmeta.FOMAML, "reptile": fastmeta.Reptile}
-
-
-def learner_of(case, **options):
-    inner = {name: value for name, value in case.spec["inner"].items() if name != "optimizer"}
-    if "betas" in inner:
-        inner["betas"] = tuple(inner["betas"])
-    kind = {"sgd": fastmeta.SGD, "adam": fastmeta.Adam}[case.spec["inner"]["optimizer"]]
-    return ALGORITHMS[case.spec["algorithm"]](
-        case.model(),
-        inner_loss=LOSSES[case.spec["loss"]],
-        inner_optimizer=kind(**inner),
-        inner_steps=case.spec["steps"],
-        backend="torch",
-        **options,
-    )
 
 
 def tolerance_of(case):
@@ -76,6 +56,19 @@ def test_every_case(golden, options):
     learner = learner_of(golden, **options)
     check_step(golden, learner)
     check_learners(golden, learner)
+
+
+@pytest.fixture(scope="module")
+def compiled_sinusoid():
+    """A case and its learner with its code compiled: most of the time is the compiler's."""
+    (case,) = cases("sinusoid_maml_k1")
+    learner = learner_of(case, compile=True)
+    learner(case["support_x"], case["support_y"], case["query_x"], case["query_y"])
+    return case, learner
+
+
+def test_compiled_sinusoid(compiled_sinusoid):
+    check_step(*compiled_sinusoid)
 
 
 @pytest.mark.golden("[at]*_maml_k*")  # Adam, and a tanh MLP

@@ -1,9 +1,8 @@
-"""Properties that every algorithm keeps in every way of running it, and a training run that ends where it should."""
+"""Properties that every algorithm and rule keep in every way of running them; training ends where it should."""
 
 from __future__ import annotations
 
 import copy
-import functools
 
 import pytest
 import torch
@@ -19,27 +18,15 @@ from meta_steps import (
     step,
     with_backend,
 )
+from registry import ALGORITHMS, MODES, PAIRS, RULES
 from torch import nn
 
 import fastmeta
 
-ALGORITHMS = {"maml": fastmeta.MAML, "fomaml": fastmeta.FOMAML, "reptile": fastmeta.Reptile}
-MODES = {
-    "eager": {"backend": "torch"},
-    "recompute": {"backend": "torch", "memory": "recompute"},
-    "chunked": {"backend": "torch", "task_chunk": 2},
-    "reference": {"backend": "reference"},
-}
-OPTIMIZERS = {
-    "sgd": fastmeta.SGD(lr=0.3),
-    "nesterov": fastmeta.SGD(lr=0.1, momentum=0.8, nesterov=True, weight_decay=0.02),
-    "adam": fastmeta.Adam(lr=0.05),
-}
-
 
 def learner_of(algorithm, model=None, **options):
     options = {"inner_loss": F.mse_loss, "inner_optimizer": fastmeta.SGD(lr=0.3), "inner_steps": 3} | options
-    return ALGORITHMS[algorithm](mlp(2, 5, 1) if model is None else model, **options)
+    return ALGORITHMS[algorithm].make(mlp(2, 5, 1) if model is None else model, **options)
 
 
 def small_conv():
@@ -67,15 +54,15 @@ class TestEveryAlgorithmInEveryMode:
         got = step(learner, batch)
         outputs = learner.module(batch.query_x)
         assert relative(got.outputs, outputs) < 1e-13
-        if algorithm == "reptile":  # θ − φ_K is zero
+        if not ALGORITHMS[algorithm].derivative:  # θ − φ_K is zero
             assert all((g == 0).all() for g in got.grads.values())
             return
         expected = torch.autograd.grad(F.mse_loss(outputs, batch.query_y), list(learner.parameters()))
         assert_close(got.grads, dict(zip(got.grads, expected, strict=True)), 1e-12)
 
-    @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-    def test_same_as_eager(self, algorithm, mode, optimizer):
-        learner = learner_of(algorithm, inner_optimizer=OPTIMIZERS[optimizer], **MODES[mode])
+    @pytest.mark.parametrize("rule", RULES)
+    def test_same_as_eager(self, algorithm, mode, rule):
+        learner = learner_of(algorithm, inner_optimizer=RULES[rule].make(), **MODES[mode])
         assert_same_step(learner, regression(tasks=5), with_backend(learner, "torch"), 1e-10)
 
     def test_inputs_stay_and_a_second_call_gives_the_same(self, algorithm, mode):
@@ -136,23 +123,53 @@ def test_modes_agree_on_a_convolutional_network(mode):
     assert relative(first.grads, got.grads) > 0.05
 
 
-def test_compiled_convolutional_network():
+@pytest.fixture(scope="module")
+def compiled_conv():
+    """A learner whose code is compiled for a batch, and the batch: most of the time is the compiler's."""
+    torch.manual_seed(0)
     batch = classification(1, 4, 4, tasks=2)
     learner = learner_of("maml", small_conv(), inner_loss=F.cross_entropy, inner_steps=1, compile=True)
+    learner(*batch)
+    return learner, batch
+
+
+def test_compiled_convolutional_network(compiled_conv):
+    learner, batch = compiled_conv
     assert_same_step(learner, batch, with_backend(learner, "torch"), 1e-10)
+
+
+def test_compiled_convolutional_network_of_strided_images(compiled_conv):
+    learner, batch = compiled_conv
     strided = batch._replace(query_x=batch.query_x.transpose(-1, -2).contiguous().transpose(-1, -2))
     assert relative(step(learner, strided).losses, step(with_backend(learner, "torch"), batch).losses) < 1e-10
 
 
-def test_what_is_compiled_is_traced_exactly(monkeypatch):
+@pytest.mark.parametrize("algorithm, rule", PAIRS)
+def test_compiled(algorithm, rule):
+    """Code of the meta-step and of learners."""
+    learner = learner_of(algorithm, inner_optimizer=RULES[rule].make(), inner_steps=2, compile=True)
+    check_compiled(learner, [regression()])
+
+
+@pytest.mark.parametrize("mode", ["eager", "recompute", "chunked"])
+@pytest.mark.parametrize("algorithm, rule", PAIRS)
+def test_what_is_compiled_is_traced_exactly(algorithm, rule, mode, traced):
     """All that `compile` does but the code generation: learners too, and inputs of other strides."""
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
-    learner, batch = learner_of("maml", compile=True, inner_steps=1), regression()
-    eager = with_backend(learner, "torch")
+    rule = RULES[rule].make()
+    learner, batch = (
+        learner_of(algorithm, inner_optimizer=rule, inner_steps=2, compile=True, **MODES[mode]),
+        regression(),
+    )
     strided = Batch(*(x.transpose(0, 1).contiguous().transpose(0, 1) for x in batch))
-    for data in (batch, strided):
-        assert_same_step(learner, data, eager, 1e-12)
-    grads = []
+    check_compiled(learner, [batch, strided])
+    assert len(traced) >= 2
+
+
+def check_compiled(learner, batches):
+    eager = with_backend(learner, "torch")
+    for batch in batches:
+        assert_same_step(learner, batch, eager, 1e-12)
+    batch, grads = batches[0], []
     for either in (learner, eager):
         either.zero_grad()
         outputs = either.adapt(batch.support_x, batch.support_y)(batch.query_x)
@@ -165,8 +182,8 @@ def test_what_is_compiled_is_traced_exactly(monkeypatch):
     (lambda: mlp(2, 9, 7, 1), lambda: regression(tasks=4)),
     (small_conv, lambda: classification(1, 4, 4, tasks=3, support=6, query=5)),
 ], ids=["mlp", "conv"])  # fmt: skip
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_float32_errs_no_more_than_autograd_does(algorithm, make, data):
+@pytest.mark.parametrize("algorithm, rule", PAIRS)
+def test_float32_errs_no_more_than_autograd_does(algorithm, rule, make, data):
     """‖fast − truth‖ ≤ 2 ‖autograd in float32 − truth‖ + a rounding of the value itself; smooth activations.
 
     Autograd's error is the largest over orders of the samples, which change roundings and nothing else: of a single
@@ -177,10 +194,11 @@ def test_float32_errs_no_more_than_autograd_does(algorithm, make, data):
     narrow, rounded = copy.deepcopy(model).float(), Batch(*(x.float() if x.is_floating_point() else x for x in batch))
     model.load_state_dict(narrow.state_dict())  # the same values
     batch = Batch(*(x.double() if x.is_floating_point() else x for x in rounded))
-    truth = step(learner_of(algorithm, model, inner_loss=loss, backend="reference"), batch)
+    options = {"inner_loss": loss, "inner_optimizer": RULES[rule].make()}
+    truth = step(learner_of(algorithm, model, backend="reference", **options), batch)
     orders = [Batch(*(x.roll(by, 1) for x in rounded)) for by in range(5)]
-    plain = [step(learner_of(algorithm, narrow, inner_loss=loss, backend="reference"), order) for order in orders]
-    fast = step(learner_of(algorithm, narrow, inner_loss=loss), rounded)
+    plain = [step(learner_of(algorithm, narrow, backend="reference", **options), order) for order in orders]
+    fast = step(learner_of(algorithm, narrow, **options), rounded)
     largest = max(g.norm() for g in truth.grads.values())
     for name, want in truth.grads.items():
         atol = torch.finfo(torch.float32).eps * max(want.norm(), 1e-1 * largest)

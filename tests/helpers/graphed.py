@@ -41,13 +41,16 @@ def assert_equal(got, want, *, exactly=True):
     torch.testing.assert_close(got, want, equal_nan=True, **tolerance)
 
 
-def assert_trains_alike(learners, batches, *, exactly=True):
-    """Outer steps of both learners, each on a batch of its own; what they gave is compared at the very end."""
+def assert_trains_alike(learners, batches, *, plain_batches=None, exactly=True):
+    """Outer steps of both learners, each on a batch of its own; what they gave is compared at the very end.
+
+    `plain_batches`: the same values for the learner without a graph, where they should lie otherwise in memory.
+    """
     ends = []
-    for learner in learners:
+    for learner, given_batches in zip(learners, (batches, plain_batches or batches), strict=True):
         optimizer = torch.optim.Adam(learner.parameters(), lr=0.05)
         outs = []
-        for batch in batches:
+        for batch in given_batches:
             torch.manual_seed(len(outs))
             optimizer.zero_grad()
             outs.append(learner(*batch))

@@ -14,10 +14,9 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+import convolutions
+import perceptrons
 import pytest
-import test_kernels_conv_block
-import test_kernels_linear
-import test_kernels_mlp_loop
 import torch
 import torch.nn.functional as F
 from kernel_runs import results
@@ -68,8 +67,8 @@ def conv4(name: str) -> tuple[nn.Module, Any]:
     (channels, *sides), most = CONV4[name.rpartition(" ")[0]]
     torch.manual_seed(int(name.rpartition(" ")[2]))
     widths = [channels, *torch.randint(most // 2 - 3, most + 1, (4,)).tolist()]
-    blocks = [test_kernels_conv_block.conv(a, b, activation=nn.SiLU, pool=nn.MaxPool2d(2)) for a, b in pairwise(widths)]
-    model = test_kernels_conv_block.net(*(part for block in blocks for part in block), image=(channels, *sides))
+    blocks = [convolutions.conv(a, b, activation=nn.SiLU, pool=nn.MaxPool2d(2)) for a, b in pairwise(widths)]
+    model = convolutions.net(*(part for block in blocks for part in block), image=(channels, *sides))
     tasks, support, query = (int(torch.randint(1, top, ())) for top in (4, 5, 8))
     return model, classification(channels, *sides, tasks=tasks, support=support + 1, query=query + 1, classes=3)
 
@@ -78,13 +77,13 @@ def convolutional(case: Case) -> tuple[nn.Module, Any, dict[str, Any]]:
     """As `meta_step`. Outside of their own table maxima are taken in float32 only, where rounding swaps no winners."""
     options: dict[str, Any] = {"inner_loss": F.cross_entropy}
     if case.table == "conv options":
-        make, more = test_kernels_conv_block.OPTIONS[case.name]
-        model, batch = make(), test_kernels_conv_block.batch_of(2, 6, 5)
+        make, more = convolutions.OPTIONS[case.name]
+        model, batch = make(), convolutions.batch_of(2, 6, 5)
         options |= more
     elif case.table in ("conv shapes", "conv maxima"):
-        image, support, layers = test_kernels_conv_block.SHAPES[case.name]
-        model = test_kernels_conv_block.net(*layers(), image=image)
-        batch = test_kernels_conv_block.batch_of(*image, support=support, tasks=1)
+        image, support, layers = convolutions.SHAPES[case.name]
+        model = convolutions.net(*layers(), image=image)
+        batch = convolutions.batch_of(*image, support=support, tasks=1)
     else:
         model, batch = conv4(case.name)
     kept = case.precision == "float32" or case.table == "conv maxima"
@@ -108,11 +107,11 @@ def meta_step(case: Case) -> tuple[nn.Module, Any, dict[str, Any]]:
         batch = regression(tasks=tasks, support=support, query=query, features=widths[0], outputs=widths[-1])
         return mlp(*widths), batch, {"inner_loss": F.mse_loss}
     if kind == "regression":
-        widths, activation, options = test_kernels_mlp_loop.CASES[case.name]
+        widths, activation, options = perceptrons.CASES[case.name]
         batch = regression(features=widths[0], outputs=widths[-1])
         activation = nn.Tanh if activation is nn.ReLU else activation  # no kinks to fall over
         return mlp(*widths, activation=activation), batch, {"inner_loss": F.mse_loss, **options}
-    shape = (test_kernels_mlp_loop if table == "loop" else test_kernels_linear).SHAPES[case.name]
+    shape = (perceptrons.LOOP_SHAPES if table == "loop" else perceptrons.LAYER_SHAPES)[case.name]
     return mlp(*shape.widths), shape.batch(), shape.options()
 
 
@@ -137,10 +136,10 @@ def launched_as(case: Case) -> Iterator[None]:
 
 def table() -> Iterator[Case]:
     names = {
-        "loop regression": test_kernels_mlp_loop.CASES, "layers regression": test_kernels_linear.OPTIONS,
-        "loop classification": test_kernels_mlp_loop.SHAPES, "layers classification": test_kernels_linear.SHAPES,
-        "layers siren": ("siren",), "conv options": test_kernels_conv_block.OPTIONS,
-        "conv shapes": test_kernels_conv_block.SHAPES,
+        "loop regression": perceptrons.CASES, "layers regression": perceptrons.LAYER_OPTIONS,
+        "loop classification": perceptrons.LOOP_SHAPES, "layers classification": perceptrons.LAYER_SHAPES,
+        "layers siren": ("siren",), "conv options": convolutions.OPTIONS,
+        "conv shapes": convolutions.SHAPES,
         "conv random": [f"{size} {seed}" for size in CONV4 for seed in range(CONV4_RANDOM)],
     }  # fmt: skip
     for name, rows in names.items():
@@ -193,7 +192,7 @@ def _compiled(request: pytest.FixtureRequest) -> None:
 def truth_of(case: Case) -> dict[str, torch.Tensor]:
     """In float64, by autograd."""
     model, batch, options = meta_step(case)
-    return results(model, batch, "reference", torch.float64, **options)
+    return results(model, batch, "reference", torch.float64, update=True, **options)
 
 
 @pytest.mark.parametrize("case", list(table()), ids=lambda case: case.id)
@@ -203,7 +202,8 @@ def test_meta_step(case: Case) -> None:
     truth = truth_of(case._replace(stages=1))
     with launched_as(case):
         first, second = (
-            results(model, batch, "triton", torch.float32, precision=case.precision, **options) for _ in range(2)
+            results(model, batch, "triton", torch.float32, update=True, precision=case.precision, **options)
+            for _ in range(2)
         )
     allowed = ALLOWED_OF_MAXIMA if case.table == "conv maxima" else ALLOWED
     for name, want in truth.items():

@@ -9,7 +9,6 @@ import torch
 import torch.nn.functional as F
 from kernel_runs import (
     DEVICE,
-    Shape,
     assert_as_good_as_torch,
     check_any_order,
     check_golden,
@@ -18,7 +17,7 @@ from kernel_runs import (
     results,
 )
 from meta_steps import classification, mlp, regression
-from test_kernels_mlp_loop import CASES, float_batch, learner_of
+from perceptrons import CASES, LAYER_OPTIONS, LAYER_SHAPES, float_batch, learner_of
 from torch import nn
 
 import fastmeta
@@ -35,11 +34,8 @@ def layer_by_layer(monkeypatch):
     monkeypatch.setattr(triton_backend, "fits_loop", lambda *_: False)
 
 
-OPTIONS = ("sinusoid", "first-order", "reptile", "no-steps", "nesterov", "adam", "batches", "slices", "own-outer-loss")
-
-
 @pytest.mark.usefixtures("poison", "layer_by_layer")
-@pytest.mark.parametrize("name", OPTIONS)
+@pytest.mark.parametrize("name", LAYER_OPTIONS)
 def test_regression(name):
     widths, activation, options = CASES[name]
     batch = regression(features=widths[0], outputs=widths[-1])
@@ -52,20 +48,10 @@ def test_golden(golden):
     check_golden(golden)
 
 
-SHAPES = {
-    "129 wide": Shape((129, 130, 2), tasks=1, support=3, query=5),
-    "one sample of width 1": Shape((1, 1), tasks=1, support=1, query=1),
-    "more samples than a tile": Shape((3, 127, 128, 40, 20), tasks=1, support=130, query=257),
-    "eleven layers": Shape((2, *[7] * 10, 5), tasks=2, support=4, query=3),
-    "37 tasks": Shape((2, 3), tasks=37, support=2, query=1, steps=1),
-    "300 classes": Shape((6, 300), tasks=2, support=5, query=7),
-}
-
-
 @pytest.mark.usefixtures("poison", "layer_by_layer")
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", LAYER_SHAPES)
 def test_classification(name):
-    shape = SHAPES[name]
+    shape = LAYER_SHAPES[name]
     assert_as_good_as_torch(mlp(*shape.widths), shape.batch(), **shape.options())
 
 

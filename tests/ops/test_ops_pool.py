@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
+from activations import CASES
 from op_harness import check_op, randn
-from test_ops_activation import CASES
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from fastmeta.ops import window

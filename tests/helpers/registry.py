@@ -1,0 +1,61 @@
+"""Every algorithm and every inner rule, a line each.
+
+A new one inherits the tests of algorithms/test_algorithms.py (all ways of running it on the torch backend and the
+reference, compiled code, float32) and of kernels/test_kernels_matrix.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+from typing import Any, NamedTuple
+
+from torch import nn
+
+import fastmeta
+from fastmeta.algorithms.base import MetaLearner
+
+
+class Algorithm(NamedTuple):
+    """How to make a learner of `(model, **options)`, and what is known of its meta-gradient.
+
+    derivative: it is the derivative of the query loss, exact or to first order; Reptile's is a displacement.
+    kernels: Triton kernels run it; of what they do not, the torch backend must be taken and said why.
+    """
+
+    make: Callable[..., MetaLearner]
+    derivative: bool = True
+    kernels: bool = True
+
+
+class Rule(NamedTuple):
+    """An inner rule; `kernels` as above. Each has a step size at which a few steps on a small network stay tame."""
+
+    make: Callable[[], Any]
+    kernels: bool = True
+
+
+ALGORITHMS = {
+    "maml": Algorithm(fastmeta.MAML),
+    "fomaml": Algorithm(fastmeta.FOMAML),
+    "reptile": Algorithm(fastmeta.Reptile, derivative=False),
+}
+RULES = {
+    "sgd": Rule(lambda: fastmeta.SGD(lr=0.3)),
+    "nesterov": Rule(lambda: fastmeta.SGD(lr=0.1, momentum=0.8, nesterov=True, weight_decay=0.02)),
+    "adam": Rule(lambda: fastmeta.Adam(lr=0.05)),
+}
+PAIRS = list(product(ALGORITHMS, RULES))
+
+MODES = {
+    "eager": {"backend": "torch"},
+    "recompute": {"backend": "torch", "memory": "recompute"},
+    "chunked": {"backend": "torch", "task_chunk": 2},
+    "reference": {"backend": "reference"},
+}
+"""Ways of running a meta-step that differ in nothing but roundings."""
+
+
+def make(algorithm: str, rule: str, model: nn.Module, **options: Any) -> MetaLearner:
+    """A learner by the names of its algorithm and of its inner rule."""
+    return ALGORITHMS[algorithm].make(model, **({"inner_optimizer": RULES[rule].make()} | options))
