@@ -7,8 +7,8 @@ differentiated twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,18 +43,13 @@ class Opaque(Op):
 
     def _mapped(self, f: Callable[..., Outputs], groups: Groups) -> Outputs:
         """f over the tasks. Where it draws random numbers one by one, each from its own key, so that no task's numbers
-        depend on who else is there."""
+        depend on which other tasks are there."""
         with sdpa_kernel(SDPBackend.MATH):
             if not self.random:
                 return self._together(f, groups)
             keys = groups[0][-1]
             assert keys is not None
-            parts = []
-            for t, key in enumerate(keys.tolist()):
-                with _seeded(key):
-                    one = tuple(tuple(None if x is None else x[t : t + 1] for x in group) for group in groups)
-                    parts.append(self._together(f, one))
-            return tuple(torch.cat(values) for values in zip(*parts, strict=True))
+            return _one_by_one(f, groups, seeds=keys.tolist())
 
     @staticmethod
     def _together(f: Callable[..., Outputs], groups: Groups) -> Outputs:
@@ -68,13 +63,12 @@ class Opaque(Op):
         args = tuple(tuple(None if x is None else _apart(x) for x in group) for group in args)
         try:
             return vmap(f, dims, randomness="different")(*args)
-        except RuntimeError as error:
-            if "vmap" not in str(error):
-                raise
-        # what vmap refuses (gaussian_nll_loss looks at its data, rrelu has no rule) runs task by task
-        tasks = next(x.shape[0] for x in groups[0] if x is not None)
-        each = [f(*(tuple(None if x is None else x[t] for x in group) for group in groups)) for t in range(tasks)]
-        return tuple(torch.stack(values) for values in zip(*each, strict=True))
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            # What vmap refuses (gaussian_nll_loss looks at its data, rrelu has no rule) has no type of its own, so the
+            # tasks are tried one by one: an error of `f` itself is raised there again, in the shapes of one task.
+            return _one_by_one(f, groups)
 
     def _call(self, inputs: tuple[Tensor, ...]) -> Outputs:
         return self.fn(*(inputs[:-1] if self.random else inputs))
@@ -157,9 +151,8 @@ def _push(f: Callable[..., Outputs], primals: tuple[Tensor, ...], tangents: tupl
         ys, ys_dot, *_ = jvp(f, primals, tangents)
         # under vmap, forward mode takes 0.1 · (a tensor without dimensions) for float64
         return tuple(dot.to(y.dtype) for y, dot in zip(ys, ys_dot, strict=True))
-    except RuntimeError as error:
-        if "forward AD" not in str(error):
-            raise
+    except NotImplementedError:  # PyTorch's word for a missing rule; where `f` raised it, it does so again below
+        pass
     ys, pull, *_ = vjp(f, *primals)
     transpose = vjp(pull, tuple(map(torch.zeros_like, ys)))[1]
     return transpose(tangents)[0]
@@ -200,6 +193,17 @@ def _apart(x: Tensor) -> Tensor:
     """A copy of a value whose elements share memory (the cotangent of a mean): dual numbers are refused on those."""
     overlaps = any(stride == 0 and size > 1 for stride, size in zip(x.stride(), x.shape, strict=True))
     return x.contiguous() if overlaps else x
+
+
+def _one_by_one(f: Callable[..., Outputs], groups: Groups, seeds: Sequence[int] | None = None) -> Outputs:
+    """f of each task by itself, where there are `seeds` with random numbers from the task's own."""
+    tasks = next(x.shape[0] for x in groups[0] if x is not None)
+    each: list[Outputs] = []
+    for t in range(tasks):
+        one = tuple(tuple(None if x is None else _apart(x[t]) for x in group) for group in groups)
+        with nullcontext() if seeds is None else _seeded(seeds[t]):
+            each.append(f(*one))
+    return tuple(torch.stack(values) for values in zip(*each, strict=True))
 
 
 def _scatter(ds: tuple[Tensor, ...], needs: Needs) -> MaybeTensors:

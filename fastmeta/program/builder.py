@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import operator
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,12 +18,10 @@ from fastmeta.ops.base import Op
 from fastmeta.ops.opaque import Opaque
 
 from .fuse import group
-from .lowering import FUNCTIONS, INPLACE_FUNCTIONS, METHODS, MODULES, NotKnown, Slot
+from .layout import Layout
+from .lowering import FUNCTIONS, INPLACE_FUNCTIONS, METHODS, MODULES, NotKnown, Rule, Slot
 from .plan import Node, Plan
 from .trace import Untraceable, has_hooks
-
-if TYPE_CHECKING:
-    from .program import Program
 
 # Calls without a tensor input whose result is the same every time: evaluated once, when the plan is made.
 _CREATORS = frozenset(
@@ -49,10 +49,19 @@ def call_with(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     return (inputs,), {}
 
 
-class Builder:
-    """A plan under construction; what the rules of lowering.py are given as `to`."""
+class ProgramSource(NamedTuple):
+    """A user's module and the names of its tensors: what of a `Program` a plan is built from."""
 
-    def __init__(self, program: Program, one_task: Any, state: dict[str, Tensor], rows: int | None) -> None:
+    module: nn.Module
+    layout: Layout  # of the trainable parameters
+    constant_names: tuple[str, ...]  # of frozen parameters and buffers
+    canonical: dict[str, str]  # any name of a tensor -> its first one, which tied tensors share
+
+
+class Builder:
+    """A plan under construction; what the rules of lowering/ are given as `to`."""
+
+    def __init__(self, program: ProgramSource, one_task: Any, state: dict[str, Tensor], rows: int | None) -> None:
         self.program = program
         self.rows = rows
         self.nodes: list[Node] = []
@@ -185,13 +194,12 @@ class Builder:
                 raise NotKnown("no op of its own")
             if any(isinstance(leaf, Slot) and leaf.like.is_complex() for leaf in pytree.tree_leaves((args, kwargs))):
                 raise NotKnown("complex numbers")  # whose cotangents are conjugated
+            _check_arguments(rule, self, *first, *args, **kwargs)
             out = rule(self, *first, *args, **kwargs)
         except NotKnown as reason:
             if inplace or target in _MUTATING_FUNCTIONS:
                 raise Untraceable(f"{self.label} changes a value in place and has no op of its own") from reason
             out = self._opaque(node, args, kwargs, modules, value, str(reason))
-        except TypeError as error:  # arguments that the rule does not have
-            out = self._opaque(node, args, kwargs, modules, value, f"called with unusual arguments ({error})")
         if inplace and isinstance(node.args[0], fx.Node):
             self._write(node, node.args[0], out, env)
         return out
@@ -293,6 +301,22 @@ def _with_last_use(nodes: list[Node], pinned: set[int]) -> list[Node]:
         seen.update(last)
         marked.append(Node(node.op, node.inputs, node.outputs, node.needs, node.label, node.why, last))
     return marked[::-1]
+
+
+def _check_arguments(rule: Rule, *args: Any, **kwargs: Any) -> None:
+    """Raises NotKnown where a call has arguments that its rule has no parameters for.
+
+    Looked at before the rule runs, so that an error inside of it is not taken for one of these.
+    """
+    try:
+        _signature(rule).bind(*args, **kwargs)
+    except TypeError as error:
+        raise NotKnown(f"called with unusual arguments ({error})") from error
+
+
+@functools.cache  # there are only as many rules as lowering/tables.py has
+def _signature(rule: Rule) -> inspect.Signature:
+    return inspect.signature(rule)
 
 
 def _has_derivative(x: Tensor) -> bool:

@@ -1,8 +1,8 @@
 """nn.Module → Program: a torch.fx trace, made into a plan of ops for each set of input shapes.
 
-Known calls become ops (builder.py, lowering), chains that have a fused op are grouped (grouping.py), everything else
-becomes an opaque op whose sweeps come from torch.func, and a module that cannot be traced becomes one opaque op as a
-whole.
+Known calls become ops (builder.py, lowering/), chains of them become the fused ops that exist (fuse.py), everything
+else becomes an opaque op whose sweeps come from torch.func, and a module that cannot be traced becomes one opaque op
+as a whole.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
-from .builder import Builder, call_with
+from .builder import Builder, ProgramSource, call_with
 from .layout import Layout
 from .messages import first_line
 from .plan import Plan
@@ -51,6 +51,7 @@ class Program:
             *module.named_buffers(remove_duplicate=False),
         ]
         self.canonical = {name: first[id(t)] for name, t in every}
+        self._source = ProgramSource(module, self.layout, self.constant_names, self.canonical)
         self.graph: fx.GraphModule | None = None
         self.untraceable = ""
         try:
@@ -107,7 +108,7 @@ class Program:
                 raise
             except Exception as error:
                 raise Untraceable(f"its trace does not run on data-free tensors: {first_line(error)}") from error
-        builder = Builder(self, one_task, state, rows)
+        builder = Builder(self._source, one_task, state, rows)
         return builder.lower(graph, recorded.values, recorded.random)
 
     def _lower_whole(self, one_task: Any, state: dict[str, Tensor], mode: FakeTensorMode, rows: int | None) -> Plan:
@@ -116,7 +117,7 @@ class Program:
                 'bn_statistics="support" needs a module that torch.fx can trace, so that its batch norms are known; '
                 f'{self.untraceable}. Use bn_statistics="batch", or backend="reference"'
             )
-        builder = Builder(self, one_task, state, rows)
+        builder = Builder(self._source, one_task, state, rows)
         names = [*self.layout.names, *self.constant_names]
         slots = [builder.named[name] for name in names]
         leaves, spec = pytree.tree_flatten(one_task)
