@@ -88,7 +88,8 @@ class Concatenate(Op):
         return torch.cat(inputs, self.dim + 1), tuple(tuple(x.shape) for x in inputs)
 
     def backward(self, saved: Saved, dy: Tensor, needs: Needs) -> MaybeTensors:
-        return dy.split([shape[self.dim + 1] for shape in saved], self.dim + 1)
+        parts = dy.split([shape[self.dim + 1] for shape in saved], self.dim + 1)
+        return tuple(part if need else None for part, need in zip(parts, needs, strict=True))
 
     def forward_dot(self, saved: Saved, inputs_dot: MaybeTensors) -> tuple[Tensor, Saved]:
         some = next(d for d in inputs_dot if d is not None)
