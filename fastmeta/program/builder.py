@@ -19,9 +19,9 @@ from fastmeta.ops.opaque import Opaque
 
 from .fuse import group
 from .layout import Layout
-from .lowering import FUNCTIONS, INPLACE_FUNCTIONS, METHODS, MODULES, NotKnown, Rule, Slot
+from .lowering import FUNCTIONS, METHODS, MODULES, NotKnown, Rule, Slot
 from .plan import Node, Plan
-from .trace import Untraceable, has_hooks
+from .trace import INPLACE_OPERATORS, Recorded, Untraceable, has_hooks
 
 # Calls without a tensor input whose result is the same every time: evaluated once, when the plan is made.
 _CREATORS = frozenset(
@@ -71,6 +71,7 @@ class Builder:
         self.stored: dict[int, Tensor] = {}
         self.values: dict[fx.Node, Any] = {}  # of the trace's nodes, without data
         self.random: set[fx.Node] = set()  # the nodes that draw random numbers
+        self.writing: set[fx.Node] = set()  # the nodes that write into what they are given
         self.label = ""
         self._layers = 0
         self._paths = {id(m): path for path, m in program.module.named_modules()}
@@ -139,8 +140,9 @@ class Builder:
         self.nodes.append(node)
         return outs
 
-    def lower(self, graph: fx.GraphModule, values: dict[fx.Node, Any], random: set[fx.Node]) -> Plan:
-        self.values, self.random = values, random
+    def lower(self, graph: fx.GraphModule, recorded: Recorded) -> Plan:
+        values, self.values = recorded.values, recorded.values
+        self.random, self.writing = recorded.random, recorded.writing
         env: dict[fx.Node, Any] = {}
         modules = dict(graph.named_modules())
         given = iter(self.args)
@@ -178,13 +180,13 @@ class Builder:
         args = fx.map_arg(node.args, env.__getitem__)
         kwargs = fx.map_arg(node.kwargs, env.__getitem__)
         target: Any = node.target
-        inplace = target in INPLACE_FUNCTIONS or kwargs.get("inplace", False)
+        inplace = node in self.writing or target in INPLACE_OPERATORS or kwargs.get("inplace", False)
         if node.op == "call_module":
             module = modules[target]
             rule, first, self.label = MODULES.get(type(module)), (self._original(module, target),), target
             if rule is not None and has_hooks(module):
                 rule = None
-            inplace = getattr(module, "inplace", False)
+            inplace = inplace or getattr(module, "inplace", False)
         else:
             table: Any = FUNCTIONS if node.op == "call_function" else METHODS
             rule, first, self.label = table.get(target), (), getattr(target, "__name__", str(target))

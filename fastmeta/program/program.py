@@ -21,7 +21,7 @@ from .builder import Builder, ProgramSource, call_with
 from .layout import Layout
 from .messages import first_line
 from .plan import Plan
-from .trace import Draws, Recorded, Untraceable, has_hooks, trace
+from .trace import Draws, Recorded, Untraceable, Writes, has_hooks, trace
 
 
 def leaves_of(tree: Any) -> tuple[Tensor, ...]:
@@ -109,7 +109,7 @@ class Program:
             except Exception as error:
                 raise Untraceable(f"its trace does not run on data-free tensors: {first_line(error)}") from error
         builder = Builder(self._source, one_task, state, rows)
-        return builder.lower(graph, recorded.values, recorded.random)
+        return builder.lower(graph, recorded)
 
     def _lower_whole(self, one_task: Any, state: dict[str, Tensor], mode: FakeTensorMode, rows: int | None) -> Plan:
         if rows is not None:
@@ -122,8 +122,10 @@ class Program:
         slots = [builder.named[name] for name in names]
         leaves, spec = pytree.tree_flatten(one_task)
         buffers = {name for name, _ in self.module.named_buffers()}
+        written: list[int] = []  # inputs that the module writes into: each call works on copies of them
 
         def run(*tensors: Tensor) -> tuple[tuple[Tensor | None, ...], pytree.TreeSpec]:
+            tensors = tuple(x.clone() if i in written else x for i, x in enumerate(tensors))
             values = dict(zip(names, tensors[len(leaves) :], strict=True))
             # a buffer that the module updates (running statistics) is a copy, thrown away after the step
             values = {n: v.clone() if n in buffers else v for n, v in values.items()}
@@ -136,8 +138,11 @@ class Program:
                     )
             return tuple(out), out_spec
 
+        given = [*leaves, *(state[name] for name in names)]
+        writes = Writes(given)
         with mode, torch.no_grad(), sdpa_kernel(SDPBackend.MATH), Draws() as draws:
-            ys, out_spec = run(*leaves, *(state[name] for name in names))
+            ys, out_spec = run(*given)
+        written.extend(i for i, seen in enumerate(writes.seen()) if seen)
         op_inputs = [*builder.inputs, *slots]
         outputs = builder.emit_opaque(
             lambda *tensors: _given(run(*tensors)[0]), op_inputs, _given(ys), type(self.module).__name__,

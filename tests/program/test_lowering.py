@@ -81,3 +81,16 @@ def test_arguments_that_a_rule_does_not_know_make_an_opaque_op(name):
     assert whys[0] == ""
     assert whys[1].startswith("called with unusual arguments (")
     check(UNUSUAL[name], torch.randn(T, N, 4))
+
+
+def test_an_option_that_an_activation_does_not_have_makes_it_opaque():
+    def call(m, x):
+        y = m.linear(x.detach())
+        with torch.no_grad():
+            z = torch.zeros_like(x)
+            torch.tanh(x, out=z)
+        return y + z.sum()
+
+    module = Calling(call)
+    assert [node.op.name for node in Program(module).plan(torch.randn(T, N, 4)).nodes] == ["Calling"]
+    check(call, torch.randn(T, N, 4))

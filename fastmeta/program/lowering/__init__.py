@@ -6,6 +6,6 @@ the call becomes an opaque op.
 """
 
 from .base import NotKnown, Rule, Slot
-from .tables import FUNCTIONS, INPLACE_FUNCTIONS, METHODS, MODULES
+from .tables import FUNCTIONS, METHODS, MODULES
 
-__all__ = ["FUNCTIONS", "INPLACE_FUNCTIONS", "METHODS", "MODULES", "NotKnown", "Rule", "Slot"]
+__all__ = ["FUNCTIONS", "METHODS", "MODULES", "NotKnown", "Rule", "Slot"]
