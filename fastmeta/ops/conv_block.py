@@ -79,7 +79,7 @@ class Flow(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ConvBlock(Op):
+class ConvBlock(Op[Block, BlockDot]):
     """Inputs: x [T, N, C, H, W], W [T, O, C, kh, kw], conv bias [T, O] where `biased`, γ and β [T, O].
 
     With `pool` the activation must be monotone.

@@ -15,16 +15,15 @@ import fastmeta.ops
 from fastmeta.ops.activation import Activation
 from fastmeta.ops.arithmetic import Add, Mul, Scale, Shift
 from fastmeta.ops.base import Bilinear, LinearMap, Loss, Op
-from fastmeta.ops.batch_norm import batch_norm
 from fastmeta.ops.conv2d import Conv2d
 from fastmeta.ops.conv_block import ConvBlock
 from fastmeta.ops.cross_entropy import CrossEntropy
 from fastmeta.ops.dropout import Dropout
 from fastmeta.ops.embedding import Embedding
 from fastmeta.ops.group_norm import GroupNorm
-from fastmeta.ops.layer_norm import layer_norm
 from fastmeta.ops.linear import Linear
 from fastmeta.ops.mse import MSE
+from fastmeta.ops.norm import batch_norm, layer_norm
 from fastmeta.ops.opaque import Opaque, OpaqueLoss
 from fastmeta.ops.pool import AvgPool2d, MaxPool2d
 from fastmeta.ops.shape import Concatenate, Permute, Reduce, Reshape, Select
