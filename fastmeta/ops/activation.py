@@ -137,9 +137,11 @@ class Activation(Op[Tensor, Tensor]):
 
     @property
     def curved(self) -> bool:
+        """Whether f'' is other than zero somewhere."""
         return KINDS[self.kind].curvature is not None
 
     def value(self, x: Tensor) -> Tensor:
+        """f(x)."""
         return KINDS[self.kind].value(x, *self.args)
 
     def times_slope(self, x: Tensor, d: Tensor) -> Tensor:

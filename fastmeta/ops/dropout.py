@@ -42,7 +42,7 @@ def step_keys(keys: Tensor, step: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Dropout(Op[Tensor, None]):
-    """`layer` tells apart the dropouts of one module. Inputs: x [T, ...] and the step's keys [T]."""
+    """Inputs: x [T, ...] and the step's keys [T]. `layer` numbers a module's dropouts, so that their masks differ."""
 
     p: float
     layer: int

@@ -68,7 +68,8 @@ class Norm(Op[Normalised, NormalisedDot]):
         return (x if self.rows is None else x[:, : self.rows]).mean(self.dims, keepdim=True)
 
     def _adjoint_mean(self, d: Tensor) -> Tensor:
-        """m(·) of a cotangent: all samples lean on the statistics, the rows behind them share the blame."""
+        """m(·) of a cotangent: every sample is normalised by the statistics, so the sum runs over all of
+        them, while the mean is one of the first rows."""
         if self.rows is None:
             return d.mean(self.dims, keepdim=True)
         return d.sum(self.dims, keepdim=True) * (d.shape[1] / (self.rows * _count(d, self.dims)))
@@ -85,8 +86,8 @@ class Norm(Op[Normalised, NormalisedDot]):
         if self.fixed:
             mean, var = (self._wide(s) for s in rest[-2:])
         else:
-            seen = x if self.rows is None else x[:, : self.rows]
-            var, mean = torch.var_mean(seen, self.dims, correction=0, keepdim=True)
+            source = x if self.rows is None else x[:, : self.rows]
+            var, mean = torch.var_mean(source, self.dims, correction=0, keepdim=True)
         r = (var + self.eps).rsqrt()
         xh = (x - mean) * r
         y = xh if gamma is None else torch.addcmul(self._wide(rest[1]), xh, gamma)

@@ -39,6 +39,7 @@ class Opaque(Op[Tensors, MaybeTensors]):
 
     @property
     def name(self) -> str:
+        """What `explain()` calls it."""
         return self.title
 
     def _mapped(self, f: Callable[..., Tensors], groups: Groups) -> Tensors:
@@ -46,13 +47,13 @@ class Opaque(Op[Tensors, MaybeTensors]):
         depend on which other tasks are there."""
         with sdpa_kernel(SDPBackend.MATH):
             if not self.random:
-                return self._together(f, groups)
+                return self._over_tasks(f, groups)
             keys = groups[0][-1]
             assert keys is not None
             return _one_by_one(f, groups, seeds=keys.tolist())
 
     @staticmethod
-    def _together(f: Callable[..., Tensors], groups: Groups) -> Tensors:
+    def _over_tasks(f: Callable[..., Tensors], groups: Groups) -> Tensors:
         """What all tasks share is handed over once."""
         dims = tuple(tuple(None if x is None or shared(x) else 0 for x in group) for group in groups)
         args = tuple(tuple(x[0] if x is not None and shared(x) else x for x in group) for group in groups)
@@ -60,7 +61,7 @@ class Opaque(Op[Tensors, MaybeTensors]):
         if all(d is None for d in flat):  # nothing to map over: hand over copies of one tensor per task
             dims = tuple(tuple(None if x is None else 0 for x in group) for group in groups)
             args = groups
-        args = tuple(tuple(None if x is None else _apart(x) for x in group) for group in args)
+        args = tuple(tuple(None if x is None else _own_memory(x) for x in group) for group in args)
         try:
             return vmap(f, dims, randomness="different")(*args)
         except torch.OutOfMemoryError:
@@ -92,7 +93,7 @@ class Opaque(Op[Tensors, MaybeTensors]):
     def backward(self, saved: Tensors, dy: Any, needs: Needs) -> MaybeTensors:
         dys = dy if isinstance(dy, tuple) else (dy,)
         ds = self._mapped(lambda xs, dys: self._pullback(xs, dys, needs), (saved, dys))
-        return _scatter(ds, needs)
+        return _at_needed(ds, needs)
 
     @staticmethod
     def tangents(inputs: Tensors, inputs_dot: MaybeTensors) -> MaybeTensors:
@@ -113,7 +114,7 @@ class Opaque(Op[Tensors, MaybeTensors]):
                 return self._call(tuple(next(it) if m else x for x, m in zip(xs, moving, strict=True)))
 
             primals = tuple(x for x, m in zip(xs, moving, strict=True) if m)
-            return _push(of, primals, tuple(d for d in dots if d is not None))
+            return _tangents_of(of, primals, tuple(d for d in dots if d is not None))
 
         mapped = self._mapped(one, (saved, inputs_dot))
         ys_dot: MaybeTensors = tuple(
@@ -138,13 +139,13 @@ class Opaque(Op[Tensors, MaybeTensors]):
                 return self._pullback(tuple(full[: len(xs)]), tuple(full[len(xs) :]), needs)  # pyright: ignore[reportArgumentType, reportReturnType]
 
             primals = tuple(v for v, m in zip(values, moving, strict=True) if m)
-            return _push(of, primals, tuple(t for t in tangents if t is not None))  # pyright: ignore[reportArgumentType]
+            return _tangents_of(of, primals, tuple(t for t in tangents if t is not None))  # pyright: ignore[reportArgumentType]
 
         ds = self._mapped(one, (saved, saved_dot, dys, dys_dot))
-        return _scatter(ds, needs)
+        return _at_needed(ds, needs)
 
 
-def _push(f: Callable[..., Tensors], primals: Tensors, tangents: Tensors) -> Tensors:
+def _tangents_of(f: Callable[..., Tensors], primals: Tensors, tangents: Tensors) -> Tensors:
     """Tangent of f's outputs. For what has no forward-mode rule (huber_loss, mish), twice reverse: u ↦ Jᵀu is linear,
     and its own transpose is J."""
     try:
@@ -196,7 +197,7 @@ class OpaqueLoss(Loss[LossInputs, MaybeTensors]):
         return self.op.backward_dot(inputs, saved_dot, torch.ones_like(losses) if dy is None else dy, dy_dot, needs)
 
 
-def _apart(x: Tensor) -> Tensor:
+def _own_memory(x: Tensor) -> Tensor:
     """A copy of a value whose elements share memory (the cotangent of a mean): dual numbers are refused on those."""
     overlaps = any(stride == 0 and size > 1 for stride, size in zip(x.stride(), x.shape, strict=True))
     return x.contiguous() if overlaps else x
@@ -207,13 +208,13 @@ def _one_by_one(f: Callable[..., Tensors], groups: Groups, seeds: Sequence[int] 
     tasks = next(x.shape[0] for x in groups[0] if x is not None)
     each: list[Tensors] = []
     for t in range(tasks):
-        one = tuple(tuple(None if x is None else _apart(x[t]) for x in group) for group in groups)
+        one = tuple(tuple(None if x is None else _own_memory(x[t]) for x in group) for group in groups)
         with nullcontext() if seeds is None else _seeded(seeds[t]):
             each.append(f(*one))
     return tuple(torch.stack(values) for values in zip(*each, strict=True))
 
 
-def _scatter(ds: Tensors, needs: Needs) -> MaybeTensors:
+def _at_needed(ds: Tensors, needs: Needs) -> MaybeTensors:
     it = iter(ds)
     return tuple(next(it) if need else None for need in needs)
 

@@ -22,6 +22,7 @@ from .layout import Layout
 from .lowering import FUNCTIONS, METHODS, MODULES, NotKnown, Rule, Slot
 from .plan import Node, Plan
 from .trace import INPLACE_OPERATORS, Recorded, Untraceable, has_hooks
+from .tree import Tree, call_with
 
 # Calls without a tensor input whose result is the same every time: evaluated once, when the plan is made.
 _CREATORS = frozenset(
@@ -40,15 +41,6 @@ _CREATORS = frozenset(
 _MUTATING_FUNCTIONS = frozenset({operator.setitem, operator.delitem})
 
 
-def call_with(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A user's input tree as call arguments: a tuple or list is unpacked, a dict becomes keywords."""
-    if isinstance(inputs, dict):
-        return (), dict(inputs)
-    if isinstance(inputs, tuple | list):
-        return tuple(inputs), {}
-    return (inputs,), {}
-
-
 class ProgramSource(NamedTuple):
     """A user's module and the names of its tensors: what of a `Program` a plan is built from."""
 
@@ -61,7 +53,7 @@ class ProgramSource(NamedTuple):
 class Builder:
     """A plan under construction; what the rules of lowering/ are given as `to`."""
 
-    def __init__(self, program: ProgramSource, one_task: Any, state: dict[str, Tensor], rows: int | None) -> None:
+    def __init__(self, program: ProgramSource, one_task: Tree, state: dict[str, Tensor], rows: int | None) -> None:
         self.program = program
         self.rows = rows
         self.nodes: list[Node] = []
@@ -93,6 +85,7 @@ class Builder:
     # what rules use -------------------------------------------------------------------------------------------------
 
     def emit(self, op: Op, *inputs: Slot) -> Slot:
+        """Adds a node of `op`, which has one output, and gives the output's slot."""
         with torch.no_grad():
             like = self._like(op, inputs)
         needs = self._needs(inputs)
@@ -101,15 +94,18 @@ class Builder:
         return out
 
     def tensor(self, module: nn.Module, name: str) -> Slot | None:
+        """The slot of one of the user's submodules' parameters or buffers, or None where it has none of that name."""
         if getattr(module, name) is None:
             return None
         path = self._paths[id(module)]
         return self.named[self.program.canonical[f"{path}.{name}" if path else name]]
 
     def keys(self) -> Slot:
+        """The slot of the step's random keys [T]."""
         return self._keys
 
     def next_layer(self) -> int:
+        """A number of its own for each dropout, from 0."""
         self._layers += 1
         return self._layers - 1
 
@@ -129,6 +125,10 @@ class Builder:
     def emit_opaque(
         self, fn: Any, inputs: list[Slot], ys: Sequence[Tensor], label: str, why: str, *, random: bool
     ) -> list[Slot]:
+        """Adds a node of `fn` as an opaque op, and gives the slots of its outputs, which are like `ys`.
+
+        `label` is what `explain()` calls it, `why` its reason there. A `random` one is given the step's keys, too.
+        """
         op = Opaque(fn, label, random)
         needs = self._needs(inputs)
         outs = [self._slot(y, any(needs) and _has_derivative(y)) for y in ys]
@@ -141,6 +141,11 @@ class Builder:
         return outs
 
     def lower(self, graph: fx.GraphModule, recorded: Recorded) -> Plan:
+        """The plan of a trace, with the values of its run on data-free tensors.
+
+        Raises:
+            Untraceable: only the module as a whole can be an opaque op.
+        """
         values, self.values = recorded.values, recorded.values
         self.random, self.writing = recorded.random, recorded.writing
         env: dict[fx.Node, Any] = {}
@@ -296,11 +301,11 @@ class Builder:
 
 def _with_last_use(nodes: list[Node], pinned: set[int]) -> list[Node]:
     """Marks after which node each intermediate value may be released."""
-    seen: set[int] = set(pinned)
+    kept: set[int] = set(pinned)  # what the module's caller or a later node reads
     marked: list[Node] = []
     for node in reversed(nodes):
-        last = tuple({*node.inputs, *node.outputs} - seen)
-        seen.update(last)
+        last = tuple({*node.inputs, *node.outputs} - kept)
+        kept.update(last)
         marked.append(Node(node.op, node.inputs, node.outputs, node.needs, node.label, node.why, last))
     return marked[::-1]
 

@@ -8,7 +8,6 @@ as a whole.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -17,14 +16,15 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
-from .builder import Builder, ProgramSource, call_with
+from .builder import Builder, ProgramSource
 from .layout import Layout
 from .messages import first_line
 from .plan import Plan
 from .trace import Draws, Recorded, Untraceable, Writes, has_hooks, trace
+from .tree import Tree, call_with
 
 
-def leaves_of(tree: Any) -> tuple[Tensor, ...]:
+def leaves_of(tree: Tree) -> tuple[Tensor, ...]:
     """The tensors of a user's tree."""
     if isinstance(tree, Tensor):
         return (tree,)
@@ -70,7 +70,7 @@ class Program:
         named = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
         return tuple(named[name].detach() for name in self.constant_names)
 
-    def plan(self, inputs: Any, *, rows: int | None = None) -> Plan:
+    def plan(self, inputs: Tree, *, rows: int | None = None) -> Plan:
         """The plan for inputs like these: a tree of [T, N, ...] tensors, of which only shapes and dtypes are read.
 
         With `rows` batch norm takes its statistics from the first so many samples of a task, the support set.
@@ -92,7 +92,7 @@ class Program:
     def _lower_graph(
         self,
         graph: fx.GraphModule,
-        one_task: Any,
+        one_task: Tree,
         state: dict[str, Tensor],
         mode: FakeTensorMode,
         rows: int | None,
@@ -111,7 +111,7 @@ class Program:
         builder = Builder(self._source, one_task, state, rows)
         return builder.lower(graph, recorded)
 
-    def _lower_whole(self, one_task: Any, state: dict[str, Tensor], mode: FakeTensorMode, rows: int | None) -> Plan:
+    def _lower_whole(self, one_task: Tree, state: dict[str, Tensor], mode: FakeTensorMode, rows: int | None) -> Plan:
         if rows is not None:
             raise ValueError(
                 'bn_statistics="support" needs a module that torch.fx can trace, so that its batch norms are known; '
@@ -142,7 +142,7 @@ class Program:
         writes = Writes(given)
         with mode, torch.no_grad(), sdpa_kernel(SDPBackend.MATH), Draws() as draws:
             ys, out_spec = run(*given)
-        written.extend(i for i, seen in enumerate(writes.seen()) if seen)
+        written.extend(i for i, found in enumerate(writes.found()) if found)
         op_inputs = [*builder.inputs, *slots]
         outputs = builder.emit_opaque(
             lambda *tensors: _given(run(*tensors)[0]), op_inputs, _given(ys), type(self.module).__name__,

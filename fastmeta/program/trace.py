@@ -1,4 +1,4 @@
-"""A module's torch.fx trace, and one run of it on data-free tensors that tells every shape and plain number."""
+"""A module's torch.fx trace, and one run of it on data-free tensors that gives every shape and plain number."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class Writes:
         self._tensors = [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
         self._before = [x._version for x in self._tensors]
 
-    def seen(self) -> list[bool]:
+    def found(self) -> list[bool]:
         """For each tensor of the tree whether it was written into."""
         return [x._version != before for x, before in zip(self._tensors, self._before, strict=True)]
 
@@ -65,7 +65,7 @@ class _Recorder(fx.Interpreter):
             self.values[n] = value = super().run_node(n)
         if draws.any:
             self.random.add(n)
-        if any(writes.seen()):
+        if any(writes.found()):
             self.writing.add(n)
         return value
 

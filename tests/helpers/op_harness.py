@@ -149,7 +149,7 @@ class _Check:
         self.dys = tuple(None if pair is None else back(pair[0]) for pair in dys)
         self.dys_dot = tuple(None if pair is None else dense(pair[1]) for pair in dys)
         self._truths: dict[frozenset[int], tuple[tuple[Tensor | None, ...], ...]] = {}
-        self._agree("forward", self.outputs, vmap(lambda *xs: as_tuple(plain(*xs)))(*self.inputs))
+        self._agree("forward", self.outputs, vmap(lambda *xs: as_tuple(plain(*xs)))(*map(dense, self.inputs)))
 
     def sweep(self, needs: frozenset[int], moving: frozenset[int]) -> None:
         before = [x.clone() for x in (*self.inputs, *self.dys, *self.dys_dot, *self.dots) if x is not None]

@@ -240,7 +240,7 @@ def test_query_normalised_by_support_statistics():
     learner = assert_agrees_with_reference(model, batch, bn_statistics="support")
     other = step(fastmeta.MAML(model, inner_optimizer=learner.inner_optimizer, inner_steps=2), batch)
     assert relative(other.losses, step(learner, batch).losses) > 1e-2
-    # what a query sample is told does not depend on the other query samples
+    # the output for a query sample does not depend on the other query samples
     one = batch._replace(query_x=batch.query_x[:, :1], query_y=batch.query_y[:, :1])
     assert relative(learner(*one).outputs, learner(*batch).outputs[:, :1]) < 1e-10
 

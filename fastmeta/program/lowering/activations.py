@@ -23,7 +23,7 @@ def dropout(
     x: Slot,
     p: float = 0.5,
     training: bool = True,
-    inplace: bool = False,  # noqa: ARG001  the caller of rules sees to it
+    inplace: bool = False,  # noqa: ARG001  Builder replaces what is written into
 ) -> Slot:
     if not training or p == 0:
         return x
