@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import MaybeTensors, Needs, Op, Saved
+from .base import MaybeTensors, Needs, Op
 
 _aten = torch.ops.aten
 
@@ -122,7 +122,7 @@ KINDS: dict[str, Kind] = {
 
 
 @dataclass(frozen=True)
-class Activation(Op):
+class Activation(Op[Tensor, Tensor]):
     """f applied to every element; `kind` is a key of `KINDS`, `args` its parameters (slope, alpha, ...)."""
 
     kind: str
@@ -137,9 +137,11 @@ class Activation(Op):
 
     @property
     def curved(self) -> bool:
+        """Whether f'' is other than zero somewhere."""
         return KINDS[self.kind].curvature is not None
 
     def value(self, x: Tensor) -> Tensor:
+        """f(x)."""
         return KINDS[self.kind].value(x, *self.args)
 
     def times_slope(self, x: Tensor, d: Tensor) -> Tensor:
@@ -155,21 +157,21 @@ class Activation(Op):
         curvature = KINDS[self.kind].curvature
         return None if curvature is None else curvature(x, *self.args) * d
 
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, Saved]:
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         (x,) = inputs
         y = self.value(x)
         # relu's slope reads from its output as well as from its input, and the output lives on in the next op
         return y, y if self.kind == "relu" else x
 
-    def backward(self, saved: Saved, dy: Tensor, needs: Needs) -> MaybeTensors:
+    def backward(self, saved: Tensor, dy: Tensor, needs: Needs) -> MaybeTensors:
         return (self.times_slope(saved, dy),)
 
-    def forward_dot(self, saved: Saved, inputs_dot: MaybeTensors) -> tuple[Tensor, Saved]:
+    def forward_dot(self, saved: Tensor, inputs_dot: MaybeTensors) -> tuple[Tensor, Tensor]:
         (x_dot,) = inputs_dot
         assert x_dot is not None, "an op without any tangent is not swept"
         return self.times_slope(saved, x_dot), x_dot
 
-    def backward_dot(self, saved: Saved, saved_dot: Saved, dy: Tensor, dy_dot: Tensor, needs: Needs) -> MaybeTensors:
+    def backward_dot(self, saved: Tensor, saved_dot: Tensor, dy: Tensor, dy_dot: Tensor, needs: Needs) -> MaybeTensors:
         dx_dot = self.times_slope(saved, dy_dot)
         bend = self.times_curvature(saved, saved_dot * dy) if self.curved else None
         return (dx_dot if bend is None else dx_dot + bend,)

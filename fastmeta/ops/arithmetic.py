@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from torch import Tensor
 
-from .base import Bilinear, LinearMap, MaybeTensors, Needs, Op, Saved, total
+from .base import Bilinear, Factors, FactorsDot, LinearMap, MaybeTensors, Needs, Op, Shape, total
 
 
 def align(x: Tensor, ndim: int) -> Tensor:
@@ -23,32 +24,40 @@ def unbroadcast(d: Tensor, shape: tuple[int, ...]) -> Tensor:
     return d.reshape(shape)
 
 
+class Shapes(NamedTuple):
+    """Of Add's inputs and output, [T, ...] each."""
+
+    a: Shape
+    b: Shape
+    y: Shape
+
+
 @dataclass(frozen=True)
-class Add(Op):
+class Add(Op[Shapes, None]):
     """a + scale · b."""
 
     scale: float = 1.0
 
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, Saved]:
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Shapes]:
         a, b = inputs
         ndim = max(a.dim(), b.dim())
         y = align(a, ndim).add(align(b, ndim), alpha=self.scale)
-        return y, (tuple(a.shape), tuple(b.shape), tuple(y.shape))
+        return y, Shapes(tuple(a.shape), tuple(b.shape), tuple(y.shape))
 
-    def backward(self, saved: Saved, dy: Tensor, needs: Needs) -> MaybeTensors:
+    def backward(self, saved: Shapes, dy: Tensor, needs: Needs) -> MaybeTensors:
         a_shape, b_shape, _ = saved
         da = unbroadcast(dy, a_shape) if needs[0] else None
         db = unbroadcast(dy if self.scale == 1 else dy * self.scale, b_shape) if needs[1] else None
         return da, db
 
-    def forward_dot(self, saved: Saved, inputs_dot: MaybeTensors) -> tuple[Tensor, Saved]:
+    def forward_dot(self, saved: Shapes, inputs_dot: MaybeTensors) -> tuple[Tensor, None]:
         _, _, shape = saved
         a_dot, b_dot = (None if d is None else align(d, len(shape)) for d in inputs_dot)
         y_dot = total(a_dot, b_dot if b_dot is None or self.scale == 1 else b_dot * self.scale)
         assert y_dot is not None, "an op without any tangent is not swept"
         return y_dot.expand(shape), None
 
-    def backward_dot(self, saved: Saved, saved_dot: Saved, dy: Tensor, dy_dot: Tensor, needs: Needs) -> MaybeTensors:
+    def backward_dot(self, saved: Shapes, saved_dot: None, dy: Tensor, dy_dot: Tensor, needs: Needs) -> MaybeTensors:
         return self.backward(saved, dy_dot, needs)
 
 
@@ -66,14 +75,16 @@ class Mul(Bilinear):
         dw = dy * align(x, dy.dim()) if need_w else None
         return dx, dw
 
-    def backward(self, saved: Saved, dy: Tensor, needs: Needs) -> MaybeTensors:
+    def backward(self, saved: Factors, dy: Tensor, needs: Needs) -> MaybeTensors:
         return self._narrow(saved, super().backward(saved, dy, needs))
 
-    def backward_dot(self, saved: Saved, saved_dot: Saved, dy: Tensor, dy_dot: Tensor, needs: Needs) -> MaybeTensors:
+    def backward_dot(
+        self, saved: Factors, saved_dot: FactorsDot, dy: Tensor, dy_dot: Tensor, needs: Needs
+    ) -> MaybeTensors:
         return self._narrow(saved, super().backward_dot(saved, saved_dot, dy, dy_dot, needs))
 
     @staticmethod
-    def _narrow(saved: Saved, ds: MaybeTensors) -> MaybeTensors:
+    def _narrow(saved: Factors, ds: MaybeTensors) -> MaybeTensors:
         return tuple(None if d is None else unbroadcast(d, tuple(v.shape)) for d, v in zip(ds, saved, strict=True))
 
 
@@ -91,20 +102,20 @@ class Scale(LinearMap):
 
 
 @dataclass(frozen=True)
-class Shift(Op):
+class Shift(Op[None, None]):
     """x + offset with a plain number."""
 
     offset: float
 
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, Saved]:
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, None]:
         return inputs[0] + self.offset, None
 
-    def backward(self, saved: Saved, dy: Tensor, needs: Needs) -> MaybeTensors:
+    def backward(self, saved: None, dy: Tensor, needs: Needs) -> MaybeTensors:
         return (dy,)
 
-    def forward_dot(self, saved: Saved, inputs_dot: MaybeTensors) -> tuple[Tensor, Saved]:
+    def forward_dot(self, saved: None, inputs_dot: MaybeTensors) -> tuple[Tensor, None]:
         assert inputs_dot[0] is not None, "an op without any tangent is not swept"
         return inputs_dot[0], None
 
-    def backward_dot(self, saved: Saved, saved_dot: Saved, dy: Tensor, dy_dot: Tensor, needs: Needs) -> MaybeTensors:
+    def backward_dot(self, saved: None, saved_dot: None, dy: Tensor, dy_dot: Tensor, needs: Needs) -> MaybeTensors:
         return (dy_dot,)

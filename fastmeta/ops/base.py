@@ -7,20 +7,24 @@ identically zero is `None`, which lets a first layer skip half of its work.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 import torch
 from torch import Tensor
 
-Saved = Any  # what a sweep keeps for the next one: private to each op
-Needs = tuple[bool, ...]  # which inputs depend on a trainable parameter and so want a cotangent
-MaybeTensors = tuple[Tensor | None, ...]
+Shape: TypeAlias = tuple[int, ...]
+Saved: TypeAlias = Any  # what a sweep of any op keeps for the next one
+Needs: TypeAlias = tuple[bool, ...]  # which inputs depend on a trainable parameter and so want a cotangent
+MaybeTensors: TypeAlias = tuple[Tensor | None, ...]
+S = TypeVar("S")  # what an op's forward sweep saves
+D = TypeVar("D")  # what its tangent sweep saves
 
 
-class Op:
+class Op(Generic[S, D]):
     """One differentiable operation. Subclasses are stateless: every tensor is an argument.
 
-    Shapes below are per task; every tensor carries the task dimension T in front of them.
+    Shapes in the ops' descriptions have the task dimension T in front. `saved` and `saved_dot` are private to an op:
+    what its `forward` and `forward_dot` returned beside the value.
     """
 
     @property
@@ -28,82 +32,98 @@ class Op:
         """The op's file in `fastmeta/ops`, `kernels` and `tests`."""
         return type(self).__module__.rsplit(".", 1)[-1]
 
-    def forward(self, *inputs: Tensor) -> tuple[Any, Saved]:
+    def forward(self, *inputs: Tensor) -> tuple[Any, S]:
         """Value of the op, and what the other sweeps need."""
         raise NotImplementedError
 
-    def backward(self, saved: Saved, dy: Any, needs: Needs) -> MaybeTensors:
+    def backward(self, saved: S, dy: Any, needs: Needs) -> MaybeTensors:
         """Cotangent of each input, `None` where `needs` is false."""
         raise NotImplementedError
 
-    def forward_dot(self, saved: Saved, inputs_dot: MaybeTensors) -> tuple[Any, Saved]:
-        """Tangent of the output along the inputs' tangents, and what `backward_dot` needs of it."""
+    def forward_dot(self, saved: S, inputs_dot: MaybeTensors) -> tuple[Any, D]:
+        """Tangent of the output along the inputs' tangents, of which one at least is given, and what `backward_dot`
+        needs of it."""
         raise NotImplementedError
 
-    def backward_dot(self, saved: Saved, saved_dot: Saved, dy: Any, dy_dot: Any, needs: Needs) -> MaybeTensors:
-        """Tangent of what `backward` gives: of each input's cotangent."""
+    def backward_dot(self, saved: S, saved_dot: D, dy: Any, dy_dot: Any, needs: Needs) -> MaybeTensors:
+        """Tangent of what `backward` gives: of each input's cotangent, `None` where `needs` is false."""
         raise NotImplementedError
 
 
-class Loss(Op):
+class Loss(Op[S, D]):
     """An op at the end: outputs and targets [T, N, ...] → one loss a task, [T].
 
     An inner step asks for gradients only, so the values are apart from what the sweeps need. In `backward` and
     `backward_dot` a cotangent of None is one for every task: the gradient of each task's own loss.
     """
 
-    def prepare(self, *inputs: Tensor) -> Saved:
+    def prepare(self, *inputs: Tensor) -> S:
         """What `forward` leaves for the other sweeps."""
         raise NotImplementedError
 
-    def value(self, saved: Saved) -> Tensor:
+    def value(self, saved: S) -> Tensor:
         """The losses [T]."""
         raise NotImplementedError
 
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, Saved]:
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, S]:
         saved = self.prepare(*inputs)
         return self.value(saved), saved
 
-    def backward(self, saved: Saved, dy: Tensor | None, needs: Needs) -> MaybeTensors:
+    def backward(self, saved: S, dy: Tensor | None, needs: Needs) -> MaybeTensors:
         raise NotImplementedError
 
-    def forward_dot(self, saved: Saved, inputs_dot: MaybeTensors) -> tuple[None, Saved]:
+    def forward_dot(self, saved: S, inputs_dot: MaybeTensors) -> tuple[None, D]:
         """What `backward_dot` needs. The losses' own tangents are wanted by nobody."""
         raise NotImplementedError
 
     def backward_dot(
-        self, saved: Saved, saved_dot: Saved, dy: Tensor | None, dy_dot: Tensor | None, needs: Needs
+        self, saved: S, saved_dot: D, dy: Tensor | None, dy_dot: Tensor | None, needs: Needs
     ) -> MaybeTensors:
         raise NotImplementedError
 
 
-class LinearMap(Op):
+class LinearMap(Op[Shape, None]):
     """An op linear in its one input: all four sweeps are the map or its transpose."""
 
     def apply(self, x: Tensor) -> Tensor:
+        """The map, of x [T, ...]."""
         raise NotImplementedError
 
-    def transpose(self, shape: tuple[int, ...], dy: Tensor) -> Tensor:
+    def transpose(self, shape: Shape, dy: Tensor) -> Tensor:
         """The transposed map, from the output's space to an input of `shape` ([T, ...])."""
         raise NotImplementedError
 
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, Saved]:
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Shape]:
         (x,) = inputs
         return self.apply(x), tuple(x.shape)
 
-    def backward(self, saved: Saved, dy: Tensor, needs: Needs) -> MaybeTensors:
+    def backward(self, saved: Shape, dy: Tensor, needs: Needs) -> MaybeTensors:
         return (self.transpose(saved, dy),)
 
-    def forward_dot(self, saved: Saved, inputs_dot: MaybeTensors) -> tuple[Tensor, Saved]:
+    def forward_dot(self, saved: Shape, inputs_dot: MaybeTensors) -> tuple[Tensor, None]:
         (x_dot,) = inputs_dot
         assert x_dot is not None, "an op without any tangent is not swept"
         return self.apply(x_dot), None
 
-    def backward_dot(self, saved: Saved, saved_dot: Saved, dy: Tensor, dy_dot: Tensor, needs: Needs) -> MaybeTensors:
+    def backward_dot(self, saved: Shape, saved_dot: None, dy: Tensor, dy_dot: Tensor, needs: Needs) -> MaybeTensors:
         return (self.transpose(saved, dy_dot),)
 
 
-class Bilinear(Op):
+class Factors(NamedTuple):
+    """What a bilinear op's forward sweep leaves."""
+
+    x: Tensor
+    w: Tensor
+
+
+class FactorsDot(NamedTuple):
+    """What its tangent sweep leaves."""
+
+    x_dot: Tensor | None
+    w_dot: Tensor | None
+
+
+class Bilinear(Op[Factors, FactorsDot]):
     """y = B(x, w) + b with B linear in each argument: linear, convolution, product, embedding.
 
     The product rule gives the dual sweeps: y_dot = B(x_dot, w) + B(x, w_dot), and `product_backward` is itself
@@ -111,6 +131,7 @@ class Bilinear(Op):
     """
 
     def product(self, x: Tensor, w: Tensor) -> Tensor:
+        """B(x, w)."""
         raise NotImplementedError
 
     def product_backward(
@@ -136,18 +157,19 @@ class Bilinear(Op):
         raise NotImplementedError
 
     def bias_backward(self, dy: Tensor) -> Tensor:
+        """The transpose of `bias_like`: dy summed over what b was repeated along."""
         raise NotImplementedError
 
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, Saved]:
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Factors]:
         x, w, *bias = inputs
-        return self.product_plus(self.bias_like(bias[0], x) if bias else None, x, w), (x, w)
+        return self.product_plus(self.bias_like(bias[0], x) if bias else None, x, w), Factors(x, w)
 
-    def backward(self, saved: Saved, dy: Tensor, needs: Needs) -> MaybeTensors:
+    def backward(self, saved: Factors, dy: Tensor, needs: Needs) -> MaybeTensors:
         x, w = saved
         dx, dw = self.product_backward(dy, x, w, needs[0], needs[1])
         return (dx, dw, *(self.bias_backward(dy) if need else None for need in needs[2:]))
 
-    def forward_dot(self, saved: Saved, inputs_dot: MaybeTensors) -> tuple[Tensor, Saved]:
+    def forward_dot(self, saved: Factors, inputs_dot: MaybeTensors) -> tuple[Tensor, FactorsDot]:
         x, w = saved
         x_dot, w_dot, *bias_dot = inputs_dot
         y_dot = None if not bias_dot or bias_dot[0] is None else self.bias_like(bias_dot[0], x)
@@ -158,9 +180,11 @@ class Bilinear(Op):
         if x_dot is not None:
             y_dot = self.product_plus(y_dot, x_dot, w)
         assert y_dot is not None, "an op without any tangent is not swept"
-        return y_dot, (inputs_dot[0], w_dot)
+        return y_dot, FactorsDot(inputs_dot[0], w_dot)
 
-    def backward_dot(self, saved: Saved, saved_dot: Saved, dy: Tensor, dy_dot: Tensor, needs: Needs) -> MaybeTensors:
+    def backward_dot(
+        self, saved: Factors, saved_dot: FactorsDot, dy: Tensor, dy_dot: Tensor, needs: Needs
+    ) -> MaybeTensors:
         x, w = saved
         x_dot, w_dot = saved_dot
         dx_dot, dw_dot = self.product_backward(dy_dot, x, w, needs[0], needs[1])

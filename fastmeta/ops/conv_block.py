@@ -79,7 +79,7 @@ class Flow(NamedTuple):
 
 
 @dataclass(frozen=True)
-class ConvBlock(Op):
+class ConvBlock(Op[Block, BlockDot]):
     """Inputs: x [T, N, C, H, W], W [T, O, C, kh, kw], conv bias [T, O] where `biased`, γ and β [T, O].
 
     With `pool` the activation must be monotone.
@@ -134,11 +134,12 @@ class ConvBlock(Op):
         dx = dw = None
         if needs[0] or needs[1]:
             dx, dw = self.conv.product_backward(_second(self._dz(saved, flow)), saved.x, saved.w, needs[0], needs[1])
-        return self._join(dx, dw, flow.d_gamma, flow.d_beta)
+        return self._join(dx, dw, flow, needs)
 
-    def _join(self, dx: Tensor | None, dw: Tensor | None, d_gamma: Tensor, d_beta: Tensor) -> MaybeTensors:
-        d_gamma, d_beta = (d.flatten(1) for d in (d_gamma, d_beta))
-        return (dx, dw, *((torch.zeros_like(d_beta),) if self.biased else ()), d_gamma, d_beta)
+    def _join(self, dx: Tensor | None, dw: Tensor | None, flow: Flow, needs: Needs) -> MaybeTensors:
+        d_gamma, d_beta = (d.flatten(1) for d in (flow.d_gamma, flow.d_beta))
+        d_bias = (torch.zeros_like(d_beta) if needs[2] else None,) if self.biased else ()
+        return (dx, dw, *d_bias, d_gamma if needs[-2] else None, d_beta if needs[-1] else None)
 
     def forward_dot(self, saved: Block, inputs_dot: MaybeTensors) -> tuple[Tensor, BlockDot]:
         x_dot, w_dot, gamma_dot, beta_dot = self._split(inputs_dot)
@@ -187,7 +188,7 @@ class ConvBlock(Op):
                 along_w = saved.w if saved_dot.w_dot is None else saved_dot.w_dot
                 terms = self.conv.product_backward(dz, along_x, along_w, need_x, need_w)
                 dx_dot, dw_dot = total(dx_dot, terms[0]), total(dw_dot, terms[1])
-        return self._join(dx_dot, dw_dot, flow_dot.d_gamma, flow_dot.d_beta)
+        return self._join(dx_dot, dw_dot, flow_dot, needs)
 
     def _dz_dot(self, saved: Block, dot: BlockDot, flow: Flow, flow_dot: Flow) -> Tensor:
         scale, r, count = saved.gamma * saved.r, saved.r, _count(saved.z)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .base import MaybeTensors, Needs, Op, Saved
+from .base import MaybeTensors, Needs, Op
 
 _MASK32 = 0xFFFFFFFF
 _GOLDEN = 0x9E3779B9  # 2**32 / golden ratio: spreads consecutive counters
@@ -41,8 +41,8 @@ def step_keys(keys: Tensor, step: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Dropout(Op):
-    """`layer` tells apart the dropouts of one module. Inputs: x [T, ...] and the step's keys [T]."""
+class Dropout(Op[Tensor, None]):
+    """Inputs: x [T, ...] and the step's keys [T]. `layer` numbers a module's dropouts, so that their masks differ."""
 
     p: float
     layer: int
@@ -55,18 +55,18 @@ class Dropout(Op):
         scale = 1.0 / (1.0 - self.p) if self.p < 1 else 0.0
         return (keep.to(x.dtype) * scale).view(x.shape)
 
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, Saved]:
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Tensor]:
         x, keys = inputs
         mask = self._mask(keys, x)
         return x * mask, mask
 
-    def backward(self, saved: Saved, dy: Tensor, needs: Needs) -> MaybeTensors:
+    def backward(self, saved: Tensor, dy: Tensor, needs: Needs) -> MaybeTensors:
         return dy * saved, None
 
-    def forward_dot(self, saved: Saved, inputs_dot: MaybeTensors) -> tuple[Tensor, Saved]:
+    def forward_dot(self, saved: Tensor, inputs_dot: MaybeTensors) -> tuple[Tensor, None]:
         x_dot = inputs_dot[0]
         assert x_dot is not None, "an op without any tangent is not swept"
         return x_dot * saved, None
 
-    def backward_dot(self, saved: Saved, saved_dot: Saved, dy: Tensor, dy_dot: Tensor, needs: Needs) -> MaybeTensors:
+    def backward_dot(self, saved: Tensor, saved_dot: None, dy: Tensor, dy_dot: Tensor, needs: Needs) -> MaybeTensors:
         return dy_dot * saved, None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .base import Bilinear, MaybeTensors, Needs, Saved, shared
+from .base import Bilinear, Factors, FactorsDot, MaybeTensors, Needs, shared
 
 
 def _product(a: Tensor, b: Tensor, plus: Tensor | None = None) -> Tensor:
@@ -69,7 +69,9 @@ class Linear(Bilinear):
             _product(dy.transpose(1, 2), x, dw) if need_w else dw,
         )
 
-    def backward_dot(self, saved: Saved, saved_dot: Saved, dy: Tensor, dy_dot: Tensor, needs: Needs) -> MaybeTensors:
+    def backward_dot(
+        self, saved: Factors, saved_dot: FactorsDot, dy: Tensor, dy_dot: Tensor, needs: Needs
+    ) -> MaybeTensors:
         (x, w), (x_dot, w_dot) = saved, saved_dot
         if x_dot is None or w_dot is None or not needs[1] or dy.dim() != 3 or shared(x) or not _stacking_pays(dy, x):
             return super().backward_dot(saved, saved_dot, dy, dy_dot, needs)

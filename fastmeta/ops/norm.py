@@ -1,6 +1,6 @@
-"""Normalisation: x̂ = (x − μ) r, r = (var + ε)^−½, y = γ x̂ + β; the shared mathematics of batch, layer and group norm.
+"""Normalisation: x̂ = (x − μ) r, r = (var + ε)^−½, y = γ x̂ + β: batch norm, layer norm, and what group norm is made of.
 
-With m(·) the mean over the normalised elements and dx̂ = γ dy (research notes D3, Ioffe & Szegedy 2015):
+With m(·) the mean over the normalised elements and dx̂ = γ dy (Ioffe & Szegedy 2015):
 
     dx     = r u,  u = dx̂ − m(dx̂) − x̂ m(dx̂ x̂)
     x̂_dot = r (x_dot − m(x_dot) − x̂ m(x̂ x_dot)),  r_dot = −r² m(x̂ x_dot)
@@ -11,15 +11,33 @@ With m(·) the mean over the normalised elements and dx̂ = γ dy (research note
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .base import MaybeTensors, Needs, Op, Saved, total
+from .base import MaybeTensors, Needs, Op, Shape, total
+
+
+class Normalised(NamedTuple):
+    """What a forward sweep leaves."""
+
+    xh: Tensor  # x̂, as x
+    r: Tensor  # broadcasts to x, as gamma
+    gamma: Tensor | None
+    affine_shape: Shape  # γ's own, [T, ...]; () without
+
+
+class NormalisedDot(NamedTuple):
+    """What a tangent sweep leaves; None where nothing moves."""
+
+    xh_dot: Tensor | None
+    r_dot: Tensor | None
+    gamma_dot: Tensor | None
 
 
 @dataclass(frozen=True)
-class Norm(Op):
+class Norm(Op[Normalised, NormalisedDot]):
     """Inputs: x [T, ...], then γ and β where `affine`, then fixed mean and variance where `fixed`.
 
     Args:
@@ -50,7 +68,8 @@ class Norm(Op):
         return (x if self.rows is None else x[:, : self.rows]).mean(self.dims, keepdim=True)
 
     def _adjoint_mean(self, d: Tensor) -> Tensor:
-        """m(·) of a cotangent: all samples lean on the statistics, the rows behind them share the blame."""
+        """m(·) of a cotangent: every sample is normalised by the statistics, so the sum runs over all of
+        them, while the mean is one of the first rows."""
         if self.rows is None:
             return d.mean(self.dims, keepdim=True)
         return d.sum(self.dims, keepdim=True) * (d.shape[1] / (self.rows * _count(d, self.dims)))
@@ -61,18 +80,18 @@ class Norm(Op):
             return x
         return torch.cat([x[:, : self.rows], torch.zeros_like(x[:, self.rows :])], 1)
 
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, Saved]:
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Normalised]:
         x, *rest = inputs
         gamma = self._wide(rest[0]) if self.affine else None
         if self.fixed:
             mean, var = (self._wide(s) for s in rest[-2:])
         else:
-            seen = x if self.rows is None else x[:, : self.rows]
-            var, mean = torch.var_mean(seen, self.dims, correction=0, keepdim=True)
+            source = x if self.rows is None else x[:, : self.rows]
+            var, mean = torch.var_mean(source, self.dims, correction=0, keepdim=True)
         r = (var + self.eps).rsqrt()
         xh = (x - mean) * r
         y = xh if gamma is None else torch.addcmul(self._wide(rest[1]), xh, gamma)
-        return y, (xh, r, gamma, tuple(rest[0].shape) if self.affine else ())
+        return y, Normalised(xh, r, gamma, tuple(rest[0].shape) if self.affine else ())
 
     def _residual(self, dxh: Tensor, xh: Tensor) -> tuple[Tensor, Tensor | None]:
         """u and m(dx̂ x̂)."""
@@ -89,7 +108,7 @@ class Norm(Op):
             self._narrow(dy, shape) if needs[2] else None,
         ]
 
-    def backward(self, saved: Saved, dy: Tensor, needs: Needs) -> MaybeTensors:
+    def backward(self, saved: Normalised, dy: Tensor, needs: Needs) -> MaybeTensors:
         xh, r, gamma, shape = saved
         dx = None
         if needs[0]:
@@ -100,7 +119,7 @@ class Norm(Op):
     def _statistics(self) -> tuple[None, ...]:
         return (None, None) if self.fixed else ()
 
-    def forward_dot(self, saved: Saved, inputs_dot: MaybeTensors) -> tuple[Tensor, Saved]:
+    def forward_dot(self, saved: Normalised, inputs_dot: MaybeTensors) -> tuple[Tensor, NormalisedDot]:
         xh, r, gamma, _ = saved
         x_dot, *rest = inputs_dot
         gamma_dot = self._wide(rest[0]) if self.affine and rest[0] is not None else None
@@ -119,9 +138,11 @@ class Norm(Op):
         if beta_dot is not None:
             y_dot = beta_dot.expand_as(xh) if y_dot is None else y_dot + beta_dot
         assert y_dot is not None, "an op without any tangent is not swept"
-        return y_dot, (xh_dot, r_dot, gamma_dot)
+        return y_dot, NormalisedDot(xh_dot, r_dot, gamma_dot)
 
-    def backward_dot(self, saved: Saved, saved_dot: Saved, dy: Tensor, dy_dot: Tensor, needs: Needs) -> MaybeTensors:
+    def backward_dot(
+        self, saved: Normalised, saved_dot: NormalisedDot, dy: Tensor, dy_dot: Tensor, needs: Needs
+    ) -> MaybeTensors:
         xh, r, gamma, shape = saved
         xh_dot, r_dot, gamma_dot = saved_dot
         dx_dot = None
@@ -145,6 +166,26 @@ class Norm(Op):
         bend = self._adjoint_mean(dxh_dot * xh + dxh * xh_dot)
         flow = self._adjoint_mean(dxh_dot) + xh_dot * slope + xh * bend
         return r_dot * u + r * (dxh_dot - self._spread(flow))
+
+
+def batch_norm(ndim: int, channels: int, eps: float, *, affine: bool, fixed: bool, rows: int | None) -> Norm:
+    """Over a task's own samples: x [T, N, C, ...], γ and β [T, C].
+
+    `ndim` is that of a task's x: 2 for [N, C], 4 for [N, C, H, W]. For the other arguments see `Norm`.
+    """
+    dims = (1, *range(3, ndim + 1))
+    shape = (1, channels, *(1,) * (ndim - 2))
+    return Norm(dims, shape, eps, affine, fixed, rows)
+
+
+def layer_norm(ndim: int, normalized_shape: tuple[int, ...], eps: float, *, affine: bool) -> Norm:
+    """Over the last dimensions of each sample: x [T, N, ..., *normalized_shape], γ and β [T, *normalized_shape].
+
+    `ndim` is that of a task's x.
+    """
+    k = len(normalized_shape)
+    dims = tuple(range(ndim + 1 - k, ndim + 1))
+    return Norm(dims, (*(1,) * (ndim - k), *normalized_shape), eps, affine)
 
 
 def _count(x: Tensor, dims: tuple[int, ...]) -> int:

@@ -7,24 +7,24 @@ differentiated twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.func import jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .base import Loss, MaybeTensors, Needs, Op, Saved, shared
+from .base import Loss, MaybeTensors, Needs, Op, shared
 
-Outputs = tuple[Tensor, ...]
-Groups = tuple[tuple[Tensor | None, ...], ...]
+Tensors: TypeAlias = tuple[Tensor, ...]
+Groups: TypeAlias = tuple[MaybeTensors, ...]
 
 
 @dataclass(frozen=True)
-class Opaque(Op):
+class Opaque(Op[Tensors, MaybeTensors]):
     """`fn(*tensors) → tuple of tensors`, all without the task dimension.
 
     Args:
@@ -33,31 +33,27 @@ class Opaque(Op):
         random: it draws random numbers; its last input is then the step's keys [T], which seed every sweep alike.
     """
 
-    fn: Callable[..., Outputs]
+    fn: Callable[..., Tensors]
     title: str
     random: bool = False
 
     @property
     def name(self) -> str:
+        """What `explain()` calls it."""
         return self.title
 
-    def _mapped(self, f: Callable[..., Outputs], groups: Groups) -> Outputs:
+    def _mapped(self, f: Callable[..., Tensors], groups: Groups) -> Tensors:
         """f over the tasks. Where it draws random numbers one by one, each from its own key, so that no task's numbers
-        depend on who else is there."""
+        depend on which other tasks are there."""
         with sdpa_kernel(SDPBackend.MATH):
             if not self.random:
-                return self._together(f, groups)
+                return self._over_tasks(f, groups)
             keys = groups[0][-1]
             assert keys is not None
-            parts = []
-            for t, key in enumerate(keys.tolist()):
-                with _seeded(key):
-                    one = tuple(tuple(None if x is None else x[t : t + 1] for x in group) for group in groups)
-                    parts.append(self._together(f, one))
-            return tuple(torch.cat(values) for values in zip(*parts, strict=True))
+            return _one_by_one(f, groups, seeds=keys.tolist())
 
     @staticmethod
-    def _together(f: Callable[..., Outputs], groups: Groups) -> Outputs:
+    def _over_tasks(f: Callable[..., Tensors], groups: Groups) -> Tensors:
         """What all tasks share is handed over once."""
         dims = tuple(tuple(None if x is None or shared(x) else 0 for x in group) for group in groups)
         args = tuple(tuple(x[0] if x is not None and shared(x) else x for x in group) for group in groups)
@@ -65,29 +61,28 @@ class Opaque(Op):
         if all(d is None for d in flat):  # nothing to map over: hand over copies of one tensor per task
             dims = tuple(tuple(None if x is None else 0 for x in group) for group in groups)
             args = groups
-        args = tuple(tuple(None if x is None else _apart(x) for x in group) for group in args)
+        args = tuple(tuple(None if x is None else _own_memory(x) for x in group) for group in args)
         try:
             return vmap(f, dims, randomness="different")(*args)
-        except RuntimeError as error:
-            if "vmap" not in str(error):
-                raise
-        # what vmap refuses (gaussian_nll_loss looks at its data, rrelu has no rule) runs task by task
-        tasks = next(x.shape[0] for x in groups[0] if x is not None)
-        each = [f(*(tuple(None if x is None else x[t] for x in group) for group in groups)) for t in range(tasks)]
-        return tuple(torch.stack(values) for values in zip(*each, strict=True))
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            # What vmap refuses (gaussian_nll_loss looks at its data, rrelu has no rule) has no type of its own, so the
+            # tasks are tried one by one: an error of `f` itself is raised there again, in the shapes of one task.
+            return _one_by_one(f, groups)
 
-    def _call(self, inputs: tuple[Tensor, ...]) -> Outputs:
+    def _call(self, inputs: Tensors) -> Tensors:
         return self.fn(*(inputs[:-1] if self.random else inputs))
 
-    def forward(self, *inputs: Tensor) -> tuple[Any, Saved]:
+    def forward(self, *inputs: Tensor) -> tuple[Any, Tensors]:
         ys = self._mapped(self._call, (inputs,))
         return (ys[0] if len(ys) == 1 else ys), inputs
 
-    def _pullback(self, xs: tuple[Tensor, ...], dys: tuple[Tensor | None, ...], needs: Needs) -> tuple[Tensor, ...]:
+    def _pullback(self, xs: Tensors, dys: tuple[Tensor | None, ...], needs: Needs) -> Tensors:
         """Cotangents of the needed inputs, for one task."""
         wanted = tuple(x for x, need in zip(xs, needs, strict=True) if need)
 
-        def of(*some: Tensor) -> Outputs:
+        def of(*some: Tensor) -> Tensors:
             it = iter(some)
             ys = self._call(tuple(next(it) if need else x for x, need in zip(xs, needs, strict=True)))
             return tuple(y for y, dy in zip(ys, dys, strict=True) if dy is not None)
@@ -95,31 +90,31 @@ class Opaque(Op):
         pull = vjp(of, *wanted)[1]
         return pull(tuple(dy for dy in dys if dy is not None))
 
-    def backward(self, saved: Saved, dy: Any, needs: Needs) -> MaybeTensors:
+    def backward(self, saved: Tensors, dy: Any, needs: Needs) -> MaybeTensors:
         dys = dy if isinstance(dy, tuple) else (dy,)
         ds = self._mapped(lambda xs, dys: self._pullback(xs, dys, needs), (saved, dys))
-        return _scatter(ds, needs)
+        return _at_needed(ds, needs)
 
     @staticmethod
-    def tangents(inputs: tuple[Tensor, ...], inputs_dot: MaybeTensors) -> MaybeTensors:
+    def tangents(inputs: Tensors, inputs_dot: MaybeTensors) -> MaybeTensors:
         """Zeros in full for None: some of PyTorch's formulas (mse_loss) write into the symbolic zero they are given."""
         return tuple(
             torch.zeros_like(x) if d is None and (x.is_floating_point() or x.is_complex()) else d
             for x, d in zip(inputs, inputs_dot, strict=True)
         )
 
-    def forward_dot(self, saved: Saved, inputs_dot: MaybeTensors) -> tuple[Any, Saved]:
+    def forward_dot(self, saved: Tensors, inputs_dot: MaybeTensors) -> tuple[Any, MaybeTensors]:
         inputs_dot = self.tangents(saved, inputs_dot)
 
-        def one(xs: tuple[Tensor, ...], dots: MaybeTensors) -> Outputs:
+        def one(xs: Tensors, dots: MaybeTensors) -> Tensors:
             moving = tuple(d is not None for d in dots)
 
-            def of(*some: Tensor) -> Outputs:
+            def of(*some: Tensor) -> Tensors:
                 it = iter(some)
                 return self._call(tuple(next(it) if m else x for x, m in zip(xs, moving, strict=True)))
 
             primals = tuple(x for x, m in zip(xs, moving, strict=True) if m)
-            return _push(of, primals, tuple(d for d in dots if d is not None))
+            return _tangents_of(of, primals, tuple(d for d in dots if d is not None))
 
         mapped = self._mapped(one, (saved, inputs_dot))
         ys_dot: MaybeTensors = tuple(
@@ -127,46 +122,52 @@ class Opaque(Op):
         )  # an index has none
         return (ys_dot[0] if len(mapped) == 1 else ys_dot), inputs_dot
 
-    def backward_dot(self, saved: Saved, saved_dot: Saved, dy: Any, dy_dot: Any, needs: Needs) -> MaybeTensors:
+    def backward_dot(self, saved: Tensors, saved_dot: MaybeTensors, dy: Any, dy_dot: Any, needs: Needs) -> MaybeTensors:
         dys = dy if isinstance(dy, tuple) else (dy,)
         dys_dot = dy_dot if isinstance(dy_dot, tuple) else (dy_dot,)
         dys_dot = tuple(
             torch.zeros_like(d) if d is not None and dot is None else dot for d, dot in zip(dys, dys_dot, strict=True)
         )
 
-        def one(xs: tuple[Tensor, ...], dots: MaybeTensors, dys: MaybeTensors, dys_dot: MaybeTensors) -> Outputs:
+        def one(xs: Tensors, dots: MaybeTensors, dys: MaybeTensors, dys_dot: MaybeTensors) -> Tensors:
             values, tangents = (*xs, *dys), (*dots, *dys_dot)
             moving = tuple(t is not None for t in tangents)
 
-            def of(*some: Tensor) -> tuple[Tensor, ...]:
+            def of(*some: Tensor) -> Tensors:
                 it = iter(some)
                 full = [next(it) if m else v for v, m in zip(values, moving, strict=True)]
                 return self._pullback(tuple(full[: len(xs)]), tuple(full[len(xs) :]), needs)  # pyright: ignore[reportArgumentType, reportReturnType]
 
             primals = tuple(v for v, m in zip(values, moving, strict=True) if m)
-            return _push(of, primals, tuple(t for t in tangents if t is not None))  # pyright: ignore[reportArgumentType]
+            return _tangents_of(of, primals, tuple(t for t in tangents if t is not None))  # pyright: ignore[reportArgumentType]
 
         ds = self._mapped(one, (saved, saved_dot, dys, dys_dot))
-        return _scatter(ds, needs)
+        return _at_needed(ds, needs)
 
 
-def _push(f: Callable[..., Outputs], primals: tuple[Tensor, ...], tangents: tuple[Tensor, ...]) -> Outputs:
+def _tangents_of(f: Callable[..., Tensors], primals: Tensors, tangents: Tensors) -> Tensors:
     """Tangent of f's outputs. For what has no forward-mode rule (huber_loss, mish), twice reverse: u ↦ Jᵀu is linear,
     and its own transpose is J."""
     try:
         ys, ys_dot, *_ = jvp(f, primals, tangents)
         # under vmap, forward mode takes 0.1 · (a tensor without dimensions) for float64
         return tuple(dot.to(y.dtype) for y, dot in zip(ys, ys_dot, strict=True))
-    except RuntimeError as error:
-        if "forward AD" not in str(error):
-            raise
+    except NotImplementedError:  # PyTorch's word for a missing rule; where `f` raised it, it does so again below
+        pass
     ys, pull, *_ = vjp(f, *primals)
     transpose = vjp(pull, tuple(map(torch.zeros_like, ys)))[1]
     return transpose(tangents)[0]
 
 
+class LossInputs(NamedTuple):
+    """What a forward sweep of a loss leaves: all inputs, and the losses [T]."""
+
+    inputs: Tensors
+    losses: Tensor
+
+
 @dataclass(frozen=True)
-class OpaqueLoss(Loss):
+class OpaqueLoss(Loss[LossInputs, MaybeTensors]):
     """A loss as an opaque op of one output."""
 
     op: Opaque
@@ -175,34 +176,45 @@ class OpaqueLoss(Loss):
     def name(self) -> str:
         return self.op.name
 
-    def prepare(self, *inputs: Tensor) -> Saved:
+    def prepare(self, *inputs: Tensor) -> LossInputs:
         losses, saved = self.op.forward(*inputs)
-        return saved, losses
+        return LossInputs(saved, losses)
 
-    def value(self, saved: Saved) -> Tensor:
-        return saved[1]
+    def value(self, saved: LossInputs) -> Tensor:
+        return saved.losses
 
-    def backward(self, saved: Saved, dy: Tensor | None, needs: Needs) -> MaybeTensors:
+    def backward(self, saved: LossInputs, dy: Tensor | None, needs: Needs) -> MaybeTensors:
         inputs, losses = saved
         return self.op.backward(inputs, torch.ones_like(losses) if dy is None else dy, needs)
 
-    def forward_dot(self, saved: Saved, inputs_dot: MaybeTensors) -> tuple[None, Saved]:
-        return None, self.op.tangents(saved[0], inputs_dot)
+    def forward_dot(self, saved: LossInputs, inputs_dot: MaybeTensors) -> tuple[None, MaybeTensors]:
+        return None, self.op.tangents(saved.inputs, inputs_dot)
 
     def backward_dot(
-        self, saved: Saved, saved_dot: Saved, dy: Tensor | None, dy_dot: Tensor | None, needs: Needs
+        self, saved: LossInputs, saved_dot: MaybeTensors, dy: Tensor | None, dy_dot: Tensor | None, needs: Needs
     ) -> MaybeTensors:
         inputs, losses = saved
         return self.op.backward_dot(inputs, saved_dot, torch.ones_like(losses) if dy is None else dy, dy_dot, needs)
 
 
-def _apart(x: Tensor) -> Tensor:
+def _own_memory(x: Tensor) -> Tensor:
     """A copy of a value whose elements share memory (the cotangent of a mean): dual numbers are refused on those."""
     overlaps = any(stride == 0 and size > 1 for stride, size in zip(x.stride(), x.shape, strict=True))
     return x.contiguous() if overlaps else x
 
 
-def _scatter(ds: tuple[Tensor, ...], needs: Needs) -> MaybeTensors:
+def _one_by_one(f: Callable[..., Tensors], groups: Groups, seeds: Sequence[int] | None = None) -> Tensors:
+    """f of each task by itself, where there are `seeds` with random numbers from the task's own."""
+    tasks = next(x.shape[0] for x in groups[0] if x is not None)
+    each: list[Tensors] = []
+    for t in range(tasks):
+        one = tuple(tuple(None if x is None else _own_memory(x[t]) for x in group) for group in groups)
+        with nullcontext() if seeds is None else _seeded(seeds[t]):
+            each.append(f(*one))
+    return tuple(torch.stack(values) for values in zip(*each, strict=True))
+
+
+def _at_needed(ds: Tensors, needs: Needs) -> MaybeTensors:
     it = iter(ds)
     return tuple(next(it) if need else None for need in needs)
 

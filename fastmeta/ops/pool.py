@@ -3,19 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .base import LinearMap, MaybeTensors, Needs, Op, Saved
+from .base import LinearMap, MaybeTensors, Needs, Op, Shape
 
 _aten = torch.ops.aten
 Pair = tuple[int, int]
 
 
+class Winners(NamedTuple):
+    """What a forward sweep leaves: which element of its image each window took, and x's shape."""
+
+    index: Tensor  # [T·N, C, H', W'] int64
+    shape: Shape
+
+
 @dataclass(frozen=True)
-class MaxPool2d(Op):
+class MaxPool2d(Op[Winners, None]):
     """Linear once the winners are known, so the tangent gathers and the cotangent scatters at their indices."""
 
     kernel: Pair
@@ -24,15 +32,15 @@ class MaxPool2d(Op):
     dilation: Pair
     ceil_mode: bool
 
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, Saved]:
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, Winners]:
         (x,) = inputs
         flat = x.flatten(0, 1)
         y, index = _aten.max_pool2d_with_indices(
             flat, self.kernel, self.stride, self.padding, self.dilation, self.ceil_mode
         )
-        return y.unflatten(0, x.shape[:2]), (index, x.shape)
+        return y.unflatten(0, x.shape[:2]), Winners(index, x.shape)
 
-    def _scatter(self, saved: Saved, dy: Tensor) -> Tensor:
+    def _scatter(self, saved: Winners, dy: Tensor) -> Tensor:
         index, shape = saved
         # the operator reads only the shape of its input
         x = dy.new_empty(()).expand(shape[0] * shape[1], *shape[2:])
@@ -41,17 +49,17 @@ class MaxPool2d(Op):
         )
         return dx.unflatten(0, shape[:2])
 
-    def backward(self, saved: Saved, dy: Tensor, needs: Needs) -> MaybeTensors:
+    def backward(self, saved: Winners, dy: Tensor, needs: Needs) -> MaybeTensors:
         return (self._scatter(saved, dy),)
 
-    def forward_dot(self, saved: Saved, inputs_dot: MaybeTensors) -> tuple[Tensor, Saved]:
+    def forward_dot(self, saved: Winners, inputs_dot: MaybeTensors) -> tuple[Tensor, None]:
         index, shape = saved
         (x_dot,) = inputs_dot
         assert x_dot is not None, "an op without any tangent is not swept"
         y_dot = x_dot.flatten(0, 1).flatten(2).gather(2, index.flatten(2))
         return y_dot.view(shape[0], shape[1], *index.shape[1:]), None
 
-    def backward_dot(self, saved: Saved, saved_dot: Saved, dy: Tensor, dy_dot: Tensor, needs: Needs) -> MaybeTensors:
+    def backward_dot(self, saved: Winners, saved_dot: None, dy: Tensor, dy_dot: Tensor, needs: Needs) -> MaybeTensors:
         return (self._scatter(saved, dy_dot),)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .base import LinearMap, MaybeTensors, Needs, Op, Saved
+from .base import LinearMap, MaybeTensors, Needs, Op, Shape
 
 
 @dataclass(frozen=True)
@@ -79,21 +79,24 @@ class Reduce(LinearMap):
 
 
 @dataclass(frozen=True)
-class Concatenate(Op):
+class Concatenate(Op[tuple[Shape, ...], None]):
     """cat along `dim`."""
 
     dim: int
 
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, Saved]:
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, tuple[Shape, ...]]:
         return torch.cat(inputs, self.dim + 1), tuple(tuple(x.shape) for x in inputs)
 
-    def backward(self, saved: Saved, dy: Tensor, needs: Needs) -> MaybeTensors:
-        return dy.split([shape[self.dim + 1] for shape in saved], self.dim + 1)
+    def backward(self, saved: tuple[Shape, ...], dy: Tensor, needs: Needs) -> MaybeTensors:
+        parts = dy.split([shape[self.dim + 1] for shape in saved], self.dim + 1)
+        return tuple(part if need else None for part, need in zip(parts, needs, strict=True))
 
-    def forward_dot(self, saved: Saved, inputs_dot: MaybeTensors) -> tuple[Tensor, Saved]:
+    def forward_dot(self, saved: tuple[Shape, ...], inputs_dot: MaybeTensors) -> tuple[Tensor, None]:
         some = next(d for d in inputs_dot if d is not None)
         parts = [some.new_zeros(shape) if d is None else d for d, shape in zip(inputs_dot, saved, strict=True)]
         return torch.cat(parts, self.dim + 1), None
 
-    def backward_dot(self, saved: Saved, saved_dot: Saved, dy: Tensor, dy_dot: Tensor, needs: Needs) -> MaybeTensors:
+    def backward_dot(
+        self, saved: tuple[Shape, ...], saved_dot: None, dy: Tensor, dy_dot: Tensor, needs: Needs
+    ) -> MaybeTensors:
         return self.backward(saved, dy_dot, needs)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -17,12 +19,11 @@ from fastmeta.ops.base import Op
 from fastmeta.ops.opaque import Opaque
 
 from .fuse import group
-from .lowering import FUNCTIONS, INPLACE_FUNCTIONS, METHODS, MODULES, NotKnown, Slot
+from .layout import Layout
+from .lowering import FUNCTIONS, METHODS, MODULES, NotKnown, Rule, Slot
 from .plan import Node, Plan
-from .trace import Untraceable, has_hooks
-
-if TYPE_CHECKING:
-    from .program import Program
+from .trace import INPLACE_OPERATORS, Recorded, Untraceable, has_hooks
+from .tree import Tree, call_with
 
 # Calls without a tensor input whose result is the same every time: evaluated once, when the plan is made.
 _CREATORS = frozenset(
@@ -41,20 +42,21 @@ _CREATORS = frozenset(
 _MUTATING_FUNCTIONS = frozenset({operator.setitem, operator.delitem})
 
 
-def call_with(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A user's input tree as call arguments: a tuple or list is unpacked, a dict becomes keywords."""
-    if isinstance(inputs, dict):
-        return (), dict(inputs)
-    if isinstance(inputs, tuple | list):
-        return tuple(inputs), {}
-    return (inputs,), {}
+class ProgramSource(NamedTuple):
+    """A user's module and the names of its tensors: what of a `Program` a plan is built from."""
+
+    module: nn.Module
+    layout: Layout  # of the fast weights
+    shared: Layout  # of the trainable parameters that all tasks share
+    constant_names: tuple[str, ...]  # of frozen parameters and buffers
+    canonical: dict[str, str]  # any name of a tensor -> its first one, which tied tensors share
 
 
 class Builder:
-    """A plan under construction; what the rules of lowering.py are given as `to`."""
+    """A plan under construction; what the rules of lowering/ are given as `to`."""
 
     def __init__(
-        self, program: Program, one_task: Any, state: dict[str, Tensor], rows: int | None, wanted: Sequence[bool]
+        self, program: ProgramSource, one_task: Tree, state: dict[str, Tensor], rows: int | None, wanted: Sequence[bool]
     ) -> None:
         self.program = program
         self.rows = rows
@@ -66,6 +68,7 @@ class Builder:
         self.stored: dict[int, Tensor] = {}
         self.values: dict[fx.Node, Any] = {}  # of the trace's nodes, without data
         self.random: set[fx.Node] = set()  # the nodes that draw random numbers
+        self.writing: set[fx.Node] = set()  # the nodes that write into what they are given
         self.label = ""
         self._layers = 0
         self._paths = {id(m): path for path, m in program.module.named_modules()}
@@ -90,6 +93,7 @@ class Builder:
     # what rules use -------------------------------------------------------------------------------------------------
 
     def emit(self, op: Op, *inputs: Slot) -> Slot:
+        """Adds a node of `op`, which has one output, and gives the output's slot."""
         with torch.no_grad():
             like = self._like(op, inputs)
         needs, moves = self._needs(inputs)
@@ -98,15 +102,18 @@ class Builder:
         return out
 
     def tensor(self, module: nn.Module, name: str) -> Slot | None:
+        """The slot of one of the user's submodules' parameters or buffers, or None where it has none of that name."""
         if getattr(module, name) is None:
             return None
         path = self._paths[id(module)]
         return self.named[self.program.canonical[f"{path}.{name}" if path else name]]
 
     def keys(self) -> Slot:
+        """The slot of the step's random keys [T]."""
         return self._keys
 
     def next_layer(self) -> int:
+        """A number of its own for each dropout, from 0."""
         self._layers += 1
         return self._layers - 1
 
@@ -131,6 +138,10 @@ class Builder:
     def emit_opaque(
         self, fn: Any, inputs: list[Slot], ys: Sequence[Tensor], label: str, why: str, *, random: bool
     ) -> list[Slot]:
+        """Adds a node of `fn` as an opaque op, and gives the slots of its outputs, which are like `ys`.
+
+        `label` is what `explain()` calls it, `why` its reason there. A `random` one is given the step's keys, too.
+        """
         op = Opaque(fn, label, random)
         needs, moves = self._needs(inputs)
         outs = [self._slot(y, any(needs) and _has_derivative(y), any(moves) and _has_derivative(y)) for y in ys]
@@ -145,8 +156,14 @@ class Builder:
         self.nodes.append(node)
         return outs
 
-    def lower(self, graph: fx.GraphModule, values: dict[fx.Node, Any], random: set[fx.Node]) -> Plan:
-        self.values, self.random = values, random
+    def lower(self, graph: fx.GraphModule, recorded: Recorded) -> Plan:
+        """The plan of a trace, with the values of its run on data-free tensors.
+
+        Raises:
+            Untraceable: only the module as a whole can be an opaque op.
+        """
+        values, self.values = recorded.values, recorded.values
+        self.random, self.writing = recorded.random, recorded.writing
         env: dict[fx.Node, Any] = {}
         modules = dict(graph.named_modules())
         given = iter(self.args)
@@ -184,13 +201,13 @@ class Builder:
         args = fx.map_arg(node.args, env.__getitem__)
         kwargs = fx.map_arg(node.kwargs, env.__getitem__)
         target: Any = node.target
-        inplace = target in INPLACE_FUNCTIONS or kwargs.get("inplace", False)
+        inplace = node in self.writing or target in INPLACE_OPERATORS or kwargs.get("inplace", False)
         if node.op == "call_module":
             module = modules[target]
             rule, first, self.label = MODULES.get(type(module)), (self._original(module, target),), target
             if rule is not None and has_hooks(module):
                 rule = None
-            inplace = getattr(module, "inplace", False)
+            inplace = inplace or getattr(module, "inplace", False)
         else:
             table: Any = FUNCTIONS if node.op == "call_function" else METHODS
             rule, first, self.label = table.get(target), (), getattr(target, "__name__", str(target))
@@ -200,13 +217,12 @@ class Builder:
                 raise NotKnown("no op of its own")
             if any(isinstance(leaf, Slot) and leaf.like.is_complex() for leaf in pytree.tree_leaves((args, kwargs))):
                 raise NotKnown("complex numbers")  # whose cotangents are conjugated
+            _check_arguments(rule, self, *first, *args, **kwargs)
             out = rule(self, *first, *args, **kwargs)
         except NotKnown as reason:
             if inplace or target in _MUTATING_FUNCTIONS:
                 raise Untraceable(f"{self.label} changes a value in place and has no op of its own") from reason
             out = self._opaque(node, args, kwargs, modules, value, str(reason))
-        except TypeError as error:  # arguments that the rule does not have
-            out = self._opaque(node, args, kwargs, modules, value, f"called with unusual arguments ({error})")
         if inplace and isinstance(node.args[0], fx.Node):
             self._write(node, node.args[0], out, env)
         return out
@@ -305,13 +321,29 @@ class Builder:
 
 def _with_last_use(nodes: list[Node], pinned: set[int]) -> list[Node]:
     """Marks after which node each intermediate value may be released."""
-    seen: set[int] = set(pinned)
+    kept: set[int] = set(pinned)  # what the module's caller or a later node reads
     marked: list[Node] = []
     for node in reversed(nodes):
-        last = tuple({*node.inputs, *node.outputs} - seen)
-        seen.update(last)
+        last = tuple({*node.inputs, *node.outputs} - kept)
+        kept.update(last)
         marked.append(replace(node, last_use=last))
     return marked[::-1]
+
+
+def _check_arguments(rule: Rule, *args: Any, **kwargs: Any) -> None:
+    """Raises NotKnown where a call has arguments that its rule has no parameters for.
+
+    Looked at before the rule runs, so that an error inside of it is not taken for one of these.
+    """
+    try:
+        _signature(rule).bind(*args, **kwargs)
+    except TypeError as error:
+        raise NotKnown(f"called with unusual arguments ({error})") from error
+
+
+@functools.cache  # there are only as many rules as lowering/tables.py has
+def _signature(rule: Rule) -> inspect.Signature:
+    return inspect.signature(rule)
 
 
 def _has_derivative(x: Tensor) -> bool:

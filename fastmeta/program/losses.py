@@ -17,8 +17,9 @@ from fastmeta.ops.opaque import Opaque, OpaqueLoss
 
 from .plan import Plan
 from .targets import check_class_targets, check_labels, check_per_task_loss
+from .tree import Tree
 
-Loss = Callable[[Any, Any], Tensor]
+Loss = Callable[[Tree, Tree], Tensor]  # (outputs, targets) -> a scalar for one task
 
 
 def known_loss(loss: Loss) -> CrossEntropy | MSE | None:
@@ -38,7 +39,7 @@ def known_loss(loss: Loss) -> CrossEntropy | MSE | None:
     return MSE() if loss is F.mse_loss and not options else None
 
 
-def loss_op(name: str, loss: Loss, plan: Plan, targets: Any, *, skip: int = 0) -> LossOp:
+def loss_op(name: str, loss: Loss, plan: Plan, targets: Tree, *, skip: int = 0) -> LossOp:
     """The op of `loss` between a plan's outputs and a tree of targets [T, N, ...].
 
     Its inputs are the leaves of the outputs, then the leaves of the targets; it gives one loss per task [T]. `skip`

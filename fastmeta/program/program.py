@@ -1,15 +1,14 @@
 """nn.Module → Program: a torch.fx trace, made into a plan of ops for each set of input shapes.
 
-Known calls become ops (builder.py, lowering), chains that have a fused op are grouped (grouping.py), everything else
-becomes an opaque op whose sweeps come from torch.func, and a module that cannot be traced becomes one opaque op as a
-whole.
+Known calls become ops (builder.py, lowering/), chains of them become the fused ops that exist (fuse.py), everything
+else becomes an opaque op whose sweeps come from torch.func, and a module that cannot be traced becomes one opaque op
+as a whole.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -18,14 +17,15 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils import _pytree as pytree
 
-from .builder import Builder, call_with
+from .builder import Builder, ProgramSource
 from .layout import Layout
 from .messages import first_line
 from .plan import Plan
-from .trace import Draws, Recorded, Untraceable, has_hooks, trace
+from .trace import Draws, Recorded, Untraceable, Writes, has_hooks, trace
+from .tree import Tree, call_with
 
 
-def leaves_of(tree: Any) -> tuple[Tensor, ...]:
+def leaves_of(tree: Tree) -> tuple[Tensor, ...]:
     """The tensors of a user's tree."""
     if isinstance(tree, Tensor):
         return (tree,)
@@ -57,6 +57,7 @@ class Program:
             *module.named_buffers(remove_duplicate=False),
         ]
         self.canonical = {name: first[id(t)] for name, t in every}
+        self._source = ProgramSource(module, self.layout, self.shared, self.constant_names, self.canonical)
         self._why_whole = ""  # why a plan is one opaque op, where its trace could not be lowered
 
     @cached_property
@@ -93,7 +94,7 @@ class Program:
             return ()
         return [p for i, p in enumerate(trainable) if i not in self._fast]
 
-    def plan(self, inputs: Any, *, rows: int | None = None, wanted: Sequence[bool] = ()) -> Plan:
+    def plan(self, inputs: Tree, *, rows: int | None = None, wanted: Sequence[bool] = ()) -> Plan:
         """The plan for inputs like these: a tree of [T, N, ...] tensors, of which only shapes and dtypes are read.
 
         With `rows` batch norm takes its statistics from the first so many samples of a task, the support set. `wanted`
@@ -117,7 +118,7 @@ class Program:
     def _lower_graph(
         self,
         graph: fx.GraphModule,
-        one_task: Any,
+        one_task: Tree,
         state: dict[str, Tensor],
         mode: FakeTensorMode,
         rows: int | None,
@@ -134,24 +135,26 @@ class Program:
                 raise
             except Exception as error:
                 raise Untraceable(f"its trace does not run on data-free tensors: {first_line(error)}") from error
-        builder = Builder(self, one_task, state, rows, wanted)
-        return builder.lower(graph, recorded.values, recorded.random)
+        builder = Builder(self._source, one_task, state, rows, wanted)
+        return builder.lower(graph, recorded)
 
     def _lower_whole(
-        self, one_task: Any, state: dict[str, Tensor], mode: FakeTensorMode, rows: int | None, wanted: Sequence[bool]
+        self, one_task: Tree, state: dict[str, Tensor], mode: FakeTensorMode, rows: int | None, wanted: Sequence[bool]
     ) -> Plan:
         if rows is not None:
             raise ValueError(
                 'bn_statistics="support" needs a module that torch.fx can trace, so that its batch norms are known; '
                 f'{self.untraceable}. Use bn_statistics="batch", or backend="reference"'
             )
-        builder = Builder(self, one_task, state, rows, wanted)
+        builder = Builder(self._source, one_task, state, rows, wanted)
         names = [*self.layout.names, *self.shared.names, *self.constant_names]
         slots = [builder.named[name] for name in names]
         leaves, spec = pytree.tree_flatten(one_task)
         buffers = {name for name, _ in self.module.named_buffers()}
+        written: list[int] = []  # inputs that the module writes into: each call works on copies of them
 
         def run(*tensors: Tensor) -> tuple[tuple[Tensor | None, ...], pytree.TreeSpec]:
+            tensors = tuple(x.clone() if i in written else x for i, x in enumerate(tensors))
             values = dict(zip(names, tensors[len(leaves) :], strict=True))
             # a buffer that the module updates (running statistics) is a copy, thrown away after the step
             values = {n: v.clone() if n in buffers else v for n, v in values.items()}
@@ -164,8 +167,11 @@ class Program:
                     )
             return tuple(out), out_spec
 
+        given = [*leaves, *(state[name] for name in names)]
+        writes = Writes(given)
         with mode, torch.no_grad(), sdpa_kernel(SDPBackend.MATH), Draws() as draws:
-            ys, out_spec = run(*leaves, *(state[name] for name in names))
+            ys, out_spec = run(*given)
+        written.extend(i for i, found in enumerate(writes.found()) if found)
         op_inputs = [*builder.inputs, *slots]
         outputs = builder.emit_opaque(
             lambda *tensors: _given(run(*tensors)[0]), op_inputs, _given(ys), type(self.module).__name__,

@@ -1,14 +1,16 @@
-"""A module's torch.fx trace, and one run of it on data-free tensors that tells every shape and plain number."""
+"""A module's torch.fx trace, and one run of it on data-free tensors that gives every shape and plain number."""
 
 from __future__ import annotations
 
 import operator
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.parametrize import is_parametrized
+from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 
@@ -34,21 +36,37 @@ class Draws(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+class Writes:
+    """Notes which tensors of a tree are written into from now on: PyTorch counts the writes to each."""
+
+    def __init__(self, tree: Any) -> None:
+        self._tensors = [leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)]
+        self._before = [x._version for x in self._tensors]
+
+    def found(self) -> list[bool]:
+        """For each tensor of the tree whether it was written into."""
+        return [x._version != before for x, before in zip(self._tensors, self._before, strict=True)]
+
+
 class _Recorder(fx.Interpreter):
-    """Runs a traced module on data-free tensors and keeps every node's value (all shapes, all plain numbers), and
-    which nodes draw random numbers."""
+    """Runs a traced module on data-free tensors and keeps every node's value (all shapes, all plain numbers), which
+    nodes draw random numbers, and which write into what they are given."""
 
     def __init__(self, module: fx.GraphModule) -> None:
         super().__init__(module, garbage_collect_values=False)
         self.extra_traceback = False
         self.values: dict[fx.Node, Any] = {}
         self.random: set[fx.Node] = set()
+        self.writing: set[fx.Node] = set()
 
     def run_node(self, n: fx.Node) -> Any:
+        writes = Writes(self.fetch_args_kwargs_from_env(n))
         with Draws() as draws:
             self.values[n] = value = super().run_node(n)
         if draws.any:
             self.random.add(n)
+        if any(writes.found()):
+            self.writing.add(n)
         return value
 
 
@@ -60,6 +78,7 @@ class Recorded(nn.Module):
         self.module = module
         self.values: dict[fx.Node, Any] = {}
         self.random: set[fx.Node] = set()
+        self.writing: set[fx.Node] = set()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         recorder = _Recorder(self.module)
@@ -73,24 +92,27 @@ class Recorded(nn.Module):
             else:
                 raise TypeError(f"the module's forward needs an argument {n.target!r} that the inputs do not hold")
         out = recorder.run(*given)
-        self.values, self.random = recorder.values, recorder.random
+        self.values, self.random, self.writing = recorder.values, recorder.random, recorder.writing
         return out
 
 
 class _Value(fx.Proxy):
-    """fx records `a += b` as `a = a + b`, which forgets that others may hold `a`."""
+    """fx records `a += b` as `a = a + b`, which forgets that others may hold `a`; here it is recorded as it stands."""
 
-    def __iadd__(self, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", operator.iadd, (self, other), {})
 
-    def __isub__(self, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", operator.isub, (self, other), {})
+def _record_in_place(function: Callable[[Any, Any], Any]) -> Callable[[fx.Proxy, Any], fx.Proxy]:
+    def method(self: fx.Proxy, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
 
-    def __imul__(self, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", operator.imul, (self, other), {})
+    return method
 
-    def __itruediv__(self, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", operator.itruediv, (self, other), {})
+
+INPLACE_OPERATORS: tuple[Callable[[Any, Any], Any], ...] = (
+    operator.iadd, operator.isub, operator.imul, operator.itruediv, operator.ifloordiv, operator.imod, operator.ipow,
+    operator.iand, operator.ior, operator.ixor, operator.ilshift, operator.irshift,
+)  # fmt: skip
+for _operator in INPLACE_OPERATORS:
+    setattr(_Value, f"__{_operator.__name__}__", _record_in_place(_operator))
 
 
 class _Tracer(fx.Tracer):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from itertools import combinations
 from typing import Any
 
 import torch
@@ -74,6 +75,11 @@ def subsets(indices: Sequence[int]) -> list[frozenset[int]]:
     return sorted(some - {every, frozenset()}, key=sorted)
 
 
+def every_subset(indices: Sequence[int]) -> list[frozenset[int]]:
+    """All of them, the empty one first."""
+    return [frozenset(some) for n in range(len(indices) + 1) for some in combinations(indices, n)]
+
+
 def check_op(
     op: Op, plain: Callable[..., Any], *inputs: Tensor, active: Sequence[int] | None = None, unused: Sequence[int] = ()
 ) -> None:
@@ -98,6 +104,23 @@ def check_op(
                 check.sweep(some, some)
                 check.sweep(everything, some)
                 check.sweep(some, everything)
+
+
+def check_every_pattern(
+    op: Op, plain: Callable[..., Any], *inputs: Tensor, active: Sequence[int] | None = None, unused: Sequence[int] = ()
+) -> None:
+    """As `check_op`, for every set of inputs that want a cotangent times every set that has a tangent.
+
+    Fast weights have both. Parameters that all tasks share and a module's inputs want a cotangent and have no tangent;
+    what comes after a fast weight has a tangent, and wants no cotangent where only its neighbour is trained.
+    """
+    if active is None:
+        active = [i for i, x in enumerate(inputs) if x.is_floating_point()]
+    for name in ("dense", "shared parameters"):
+        check = _Check(op, plain, inputs, LAYOUTS[name], unused, name)
+        for needs in every_subset(active)[1:]:
+            for moving in every_subset(active):
+                check.sweep(needs, moving)
 
 
 class _Check:
@@ -126,7 +149,7 @@ class _Check:
         self.dys = tuple(None if pair is None else back(pair[0]) for pair in dys)
         self.dys_dot = tuple(None if pair is None else dense(pair[1]) for pair in dys)
         self._truths: dict[frozenset[int], tuple[tuple[Tensor | None, ...], ...]] = {}
-        self._agree("forward", self.outputs, vmap(lambda *xs: as_tuple(plain(*xs)))(*self.inputs))
+        self._agree("forward", self.outputs, vmap(lambda *xs: as_tuple(plain(*xs)))(*map(dense, self.inputs)))
 
     def sweep(self, needs: frozenset[int], moving: frozenset[int]) -> None:
         before = [x.clone() for x in (*self.inputs, *self.dys, *self.dys_dot, *self.dots) if x is not None]
@@ -134,17 +157,20 @@ class _Check:
         mask = tuple(i in needs for i in range(len(self.inputs)))
         dots = tuple(d if i in moving else None for i, d in enumerate(self.dots))
         dy, dy_dot = (self.dys, self.dys_dot) if many else (self.dys[0], self.dys_dot[0])
-        ds = op.backward(self.saved, dy, mask)
-        y_dot, saved_dot = op.forward_dot(self.saved, dots)
-        ds_dot = op.backward_dot(self.saved, saved_dot, dy, dy_dot, mask)
         if moving not in self._truths:
             self._truths[moving] = self._truth(dots)
         ys_dot_true, ds_true, ds_dot_true = self._truths[moving]
         where = f"needs {sorted(needs)}, tangents {sorted(moving)}"
-        if not isinstance(op, Loss):  # which has no tangent of its own
-            self._agree(f"forward_dot, {where}", as_tuple(y_dot), ys_dot_true)
-        self._agree(f"backward, {where}", _only(ds, needs), _only(ds_true, needs))
-        self._agree(f"backward_dot, {where}", _only(ds_dot, needs), _only(ds_dot_true, needs))
+        ds = op.backward(self.saved, dy, mask)
+        if moving:
+            y_dot, saved_dot = op.forward_dot(self.saved, dots)
+            ds_dot = op.backward_dot(self.saved, saved_dot, dy, dy_dot, mask)
+            if not isinstance(op, Loss):  # which has no tangent of its own
+                self._agree(f"forward_dot, {where}", as_tuple(y_dot), ys_dot_true)
+        else:  # such an op has no tangent sweep: its backward is linear in dy
+            ds_dot = op.backward(self.saved, dy_dot, mask)
+        self._agree(f"backward, {where}", ds, _only(ds_true, needs))
+        self._agree(f"backward_dot, {where}", ds_dot, _only(ds_dot_true, needs))
         after = [x for x in (*self.inputs, *self.dys, *self.dys_dot, *self.dots) if x is not None]
         assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True)), "a sweep changed what it was given"
 
@@ -189,5 +215,5 @@ class _Check:
 
 
 def _only(values: Sequence[Tensor | None], needs: frozenset[int]) -> tuple[Tensor | None, ...]:
-    """What the engine reads: cotangents that nobody needs do not count."""
+    """None for the cotangents that nobody needs."""
     return tuple(d if i in needs else None for i, d in enumerate(values))

@@ -7,9 +7,8 @@ import torch
 import torch.nn.functional as F
 from op_harness import check_op, randn
 
-from fastmeta.ops.batch_norm import batch_norm
 from fastmeta.ops.group_norm import GroupNorm
-from fastmeta.ops.layer_norm import layer_norm
+from fastmeta.ops.norm import batch_norm, layer_norm
 
 T, N, C = 3, 5, 7
 EPS = 1e-3

@@ -167,6 +167,72 @@ def test_functions_that_vmap_refuses(name):
     assert_agrees_with_reference(model, regression(), loss=loss)
 
 
+def test_an_error_of_the_function_itself_is_raised_whatever_its_words():
+    def broken(*_):
+        raise RuntimeError("vmap")
+
+    with pytest.raises(RuntimeError, match=r"^vmap$"):
+        Opaque(broken, "broken").forward(randn(T, N))
+    with pytest.raises(RuntimeError, match=r"shapes cannot be multiplied \(5x4 and 7x2\)"):
+        Opaque(lambda x: (x @ torch.ones(7, 2, dtype=x.dtype),), "mismatch").forward(randn(T, N, 4))
+
+
+class Doubled(torch.autograd.Function):
+    """A user's own function with neither a vmap nor a jvp rule."""
+
+    @staticmethod
+    def forward(x):
+        return 2 * x
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, dy):
+        return 2 * dy
+
+
+def test_an_autograd_function_without_rules():
+    def fn(x, w):
+        return Doubled.apply(x.sin()) * w
+
+    x, w, x_dot, w_dot, dy, dy_dot = (randn(T, N) for _ in range(6))
+    op, needs = opaque(fn), (True, True)
+    y, saved = op.forward(x, w)
+    torch.testing.assert_close(y, 2 * x.sin() * w)
+    y_dot, saved_dot = op.forward_dot(saved, (x_dot, w_dot))
+    torch.testing.assert_close(y_dot, 2 * x.cos() * x_dot * w + 2 * x.sin() * w_dot)
+    dx, dw = op.backward_dot(saved, saved_dot, dy, dy_dot, needs)
+    torch.testing.assert_close(dw, 2 * (x.sin() * dy_dot + x.cos() * x_dot * dy))
+    torch.testing.assert_close(dx, 2 * ((w_dot * dy + w * dy_dot) * x.cos() - w * dy * x.sin() * x_dot))
+
+
+class RefusedBackward(torch.autograd.Function):
+    """x, whose backward looks at its data: vmap takes the one and refuses the other."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, dy):
+        return dy if bool(dy.isfinite().all()) else dy * 0
+
+
+def test_random_draws_are_alike_where_vmap_refuses_one_sweep():
+    op = Opaque(lambda x: (RefusedBackward.apply(F.dropout(x, 0.5)),), "random", random=True)
+    x, keys = torch.ones(T, 50, dtype=torch.float64), task_keys(5, T, torch.device("cpu"))
+    y, saved = op.forward(x, keys)
+    assert torch.equal(op.backward(saved, torch.ones_like(y), (True, False))[0], y)
+
+
 class Normed(nn.Module):
     """What weight_norm computes, written out."""
 

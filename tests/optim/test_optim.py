@@ -10,6 +10,7 @@ from fastmeta.optim.adam import Adam
 from fastmeta.optim.sgd import SGD
 
 T, P, STEPS = 3, 7, 4
+RATE = (torch.tensor([0.1], dtype=torch.float64),)  # what `meta` hands a step
 CASES = {
     "sgd": (SGD(lr=0.1), torch.optim.SGD, {"lr": 0.1}),
     "weight decay": (SGD(lr=0.1, weight_decay=0.3), torch.optim.SGD, {"lr": 0.1, "weight_decay": 0.3}),
@@ -43,7 +44,7 @@ def test_steps_are_those_of_torch_optim(name):
         before = phi.clone(), g.clone(), tuple(s.clone() for s in state)
         theirs.grad = g.clone()
         optimizer.step()
-        new, new_state = ours.step(phi, g, state, k)
+        new, new_state = ours.step(phi, g, state, k, RATE)
         assert torch.equal(phi, before[0])
         assert torch.equal(g, before[1])
         assert all(torch.equal(a, b) for a, b in zip(state, before[2], strict=True))
@@ -60,11 +61,11 @@ def test_vjp(name, k):
     sigma = tuple(map(torch.randn_like, state))
 
     def step(phi, g, *state):
-        new, new_state = ours.step(phi, g, state, k)
+        new, new_state = ours.step(phi, g, state, k, RATE)
         return new, *new_state
 
     expected = vjp(step, phi, g, *state)[1]((lam, *sigma))
-    d_phi, v, factor, d_state = ours.vjp(phi, g if ours.vjp_reads_gradient else None, state, k, lam, sigma)
+    d_phi, v, factor, d_state, _ = ours.vjp(phi, g if ours.reads_gradient else None, state, k, RATE, lam, sigma)
     for got, want in zip((d_phi, factor * v, *d_state), expected, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
 
@@ -77,8 +78,8 @@ def test_step_and_vjp_take_theta_shared_by_all_tasks(name):
     results = []
     for phi in (shared, dense):
         state = ours.init(phi)
-        new, new_state = ours.step(phi, g, state, 0)
-        d_phi, v, factor, d_state = ours.vjp(phi, g, state, 0, lam, ours.init(lam))
+        new, new_state = ours.step(phi, g, state, 0, RATE)
+        d_phi, v, factor, d_state, _ = ours.vjp(phi, g, state, 0, RATE, lam, ours.init(lam))
         results.append((new, *new_state, d_phi, factor * v, *d_state))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
@@ -90,9 +91,9 @@ def test_adam_at_gradients_of_exactly_zero_is_finite(dtype):
     g[:, ::2] = 0.0
     g[0, 1] = 1e-30  # its square is zero in float32
     state, lam = ours.init(phi), torch.ones_like(phi)
-    new, new_state = ours.step(phi, g, state, 0)
+    new, new_state = ours.step(phi, g, state, 0, (RATE[0].to(dtype),))
     assert torch.equal(new[:, ::2], phi[:, ::2])
-    pulled = ours.vjp(phi, g, state, 0, lam, tuple(map(torch.ones_like, state)))
+    pulled = ours.vjp(phi, g, state, 0, (RATE[0].to(dtype),), lam, tuple(map(torch.ones_like, state)))
     assert all(x.isfinite().all() for x in (new, *new_state, pulled.direct, pulled.v, *pulled.state))
 
 

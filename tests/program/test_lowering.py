@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from fastmeta.ops.dropout import task_keys
+from fastmeta.program.lowering import FUNCTIONS
 from fastmeta.program.program import Program
 
 T, N = 3, 5
@@ -55,3 +56,41 @@ def test_integers_stay_integers(name):
 @pytest.mark.parametrize("name", SCALARS)
 def test_a_scalar_of_a_task_is_not_reduced_over_the_tasks(name):
     check(SCALARS[name], torch.randn(T, N, 4))
+
+
+def test_a_bug_in_a_rule_is_no_reason_for_an_opaque_op(monkeypatch):
+    def buggy(_, x):
+        return x + None
+
+    monkeypatch.setitem(FUNCTIONS, torch.tanh, buggy)
+    with pytest.raises(TypeError, match="unsupported operand"):
+        Program(Calling(lambda m, x: torch.tanh(m.linear(x)))).plan(torch.randn(T, N, 4))
+
+
+UNUSUAL = {
+    "keyword": lambda m, x: torch.tanh(input=m.linear(x)),
+    "dtype": lambda m, x: m.linear(x).mean(1, dtype=torch.float32),
+    "too many": lambda m, x: m.linear(x).contiguous(memory_format=torch.contiguous_format),
+}
+
+
+@pytest.mark.parametrize("name", UNUSUAL)
+def test_arguments_that_a_rule_does_not_know_make_an_opaque_op(name):
+    module = Calling(UNUSUAL[name])
+    whys = [node.why for node in Program(module).plan(torch.randn(T, N, 4)).nodes]
+    assert whys[0] == ""
+    assert whys[1].startswith("called with unusual arguments (")
+    check(UNUSUAL[name], torch.randn(T, N, 4))
+
+
+def test_an_option_that_an_activation_does_not_have_makes_it_opaque():
+    def call(m, x):
+        y = m.linear(x.detach())
+        with torch.no_grad():
+            z = torch.zeros_like(x)
+            torch.tanh(x, out=z)
+        return y + z.sum()
+
+    module = Calling(call)
+    assert [node.op.name for node in Program(module).plan(torch.randn(T, N, 4)).nodes] == ["Calling"]
+    check(call, torch.randn(T, N, 4))

@@ -9,6 +9,8 @@ from meta_steps import assert_agrees_with_reference, classification, mlp, regres
 from torch import nn
 
 import fastmeta
+from fastmeta.ops.dropout import task_keys
+from fastmeta.program.program import Program
 
 
 class ResidualBlock(nn.Module):
@@ -136,6 +138,18 @@ class InPlace(nn.Module):
         return last(torch.tanh(same))
 
 
+class InPlaceFunctions(InPlace):
+    """Calls that write into what they are given without a trailing `inplace`."""
+
+    def forward(self, x):
+        first, middle, last = self.layers
+        y = middle(first(x)) * 1
+        same = y
+        y **= 2
+        torch.exp_(y[:, :2])
+        return last(torch.tanh(same + torch.sigmoid_(y.sum(1, keepdim=True))))
+
+
 class InPlaceThroughView(InPlace):
     def forward(self, x):
         first, middle, last = self.layers
@@ -192,6 +206,7 @@ MODULES = {
     "nn.LSTMCell": (lambda: Recurrent(False), lambda: classification(4, 3)),
     "untraceable": (Branching, lambda: classification(4)),
     "in-place": (InPlace, lambda: classification(4)),
+    "in-place-functions": (InPlaceFunctions, lambda: classification(4)),
     "in-place-through-view": (InPlaceThroughView, lambda: classification(4)),
     "weight-standardisation": (Standardised, lambda: classification(2, 6, 6)),
     "awkward": (Awkward, lambda: classification(4)),
@@ -225,7 +240,7 @@ def test_query_normalised_by_support_statistics():
     learner = assert_agrees_with_reference(model, batch, bn_statistics="support")
     other = step(fastmeta.MAML(model, inner_optimizer=learner.inner_optimizer, inner_steps=2), batch)
     assert relative(other.losses, step(learner, batch).losses) > 1e-2
-    # what a query sample is told does not depend on the other query samples
+    # the output for a query sample does not depend on the other query samples
     one = batch._replace(query_x=batch.query_x[:, :1], query_y=batch.query_y[:, :1])
     assert relative(learner(*one).outputs, learner(*batch).outputs[:, :1]) < 1e-10
 
@@ -286,6 +301,31 @@ def test_noise_is_one_and_the_same_in_all_sweeps_of_a_step(kind, memory):
     # y = W n + b and d/dW of its sum is the sum of n: W · dW = sum of (y - b)
     expected = (outputs - model.last.bias).sum()
     assert relative((model.last.weight * model.last.weight.grad).sum(), expected) < 1e-10
+
+
+class WritesIntoItsInput(nn.Linear):
+    """Not traced, for its control flow depends on a value."""
+
+    def forward(self, x):
+        if len(list(x)) > 1:
+            x.sin_()
+            x.mul_(self.bias.sum())
+        return super().forward(x)
+
+
+def test_a_module_that_writes_into_its_input_leaves_the_data_alone():
+    model, x = WritesIntoItsInput(4, 3).double(), torch.randn(2, 5, 4, dtype=torch.float64)
+    before, program = x.clone(), Program(model)
+    params = [p.detach().expand(2, *p.shape) for p in model.parameters()]
+    plan = program.plan(x)
+    (y,), tape = plan.forward(params, [x], program.constants(), task_keys(0, 2, x.device))
+    grads, _ = plan.backward(tape, [torch.ones_like(y)])
+    assert torch.equal(x, before)
+    out = torch.stack([model(one.clone()) for one in x])
+    out.sum().backward()
+    torch.testing.assert_close(y, out.detach())
+    for got, p in zip(grads, model.parameters(), strict=True):
+        torch.testing.assert_close(got.sum(0), p.grad)
 
 
 def test_a_draw_that_a_trace_would_hold_fixed_is_drawn_anew():

@@ -5,7 +5,7 @@ returns the slot of the result. Where a variant has no op of its own, the rule r
 the call becomes an opaque op.
 """
 
-from .base import NotKnown, Slot
-from .tables import FUNCTIONS, INPLACE_FUNCTIONS, METHODS, MODULES
+from .base import NotKnown, Rule, Slot
+from .tables import FUNCTIONS, METHODS, MODULES
 
-__all__ = ["FUNCTIONS", "INPLACE_FUNCTIONS", "METHODS", "MODULES", "NotKnown", "Slot"]
+__all__ = ["FUNCTIONS", "METHODS", "MODULES", "NotKnown", "Rule", "Slot"]

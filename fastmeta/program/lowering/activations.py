@@ -7,7 +7,7 @@ from torch import nn
 from fastmeta.ops.activation import Activation
 from fastmeta.ops.dropout import Dropout
 
-from .base import Lower, Rule, Slot
+from .base import Lower, NotKnown, Rule, Slot
 
 
 def act(to: Lower, x: Slot, kind: str, *args: float) -> Slot:
@@ -23,7 +23,7 @@ def dropout(
     x: Slot,
     p: float = 0.5,
     training: bool = True,
-    inplace: bool = False,  # noqa: ARG001  the caller of rules sees to it
+    inplace: bool = False,  # noqa: ARG001  Builder replaces what is written into
 ) -> Slot:
     if not training or p == 0:
         return x
@@ -34,6 +34,8 @@ def _activation(kind: str, *names: str, **defaults: float) -> tuple[Rule, Rule]:
     """The rules of an activation: as a function with keyword parameters, and as a module with attributes."""
 
     def function(to: Lower, x: Slot, *args: float, inplace: bool = False, **options: float) -> Slot:  # noqa: ARG001
+        if unknown := sorted(options.keys() - defaults.keys()):
+            raise NotKnown(f"{kind} with {', '.join(unknown)}")
         values = {**defaults, **dict(zip(defaults, args, strict=False)), **options}
         return act(to, x, kind, *(float(values[k]) for k in defaults))
 

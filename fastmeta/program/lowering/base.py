@@ -24,6 +24,7 @@ class Slot:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """Of one task."""
         return tuple(self.like.shape)
 
 
@@ -32,7 +33,9 @@ class Lower(Protocol):
 
     rows: int | None  # batch-norm statistics from the first rows only
 
-    def emit(self, op: Op, *inputs: Slot) -> Slot: ...
+    def emit(self, op: Op, *inputs: Slot) -> Slot:
+        """Adds an op to the plan, and gives the slot of its one output."""
+        ...
 
     def tensor(self, module: nn.Module, name: str) -> Slot | None:
         """The slot of a module's parameter or buffer, or None where it has none."""
@@ -51,4 +54,5 @@ Rule = Callable[..., Any]
 
 
 def pair(value: int | Sequence[int]) -> tuple[int, int]:
+    """(height, width) from one number for both, or from one or two in a sequence."""
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[-1]))

@@ -6,9 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from fastmeta.ops.batch_norm import batch_norm
 from fastmeta.ops.group_norm import GroupNorm
-from fastmeta.ops.layer_norm import layer_norm
+from fastmeta.ops.norm import batch_norm, layer_norm
 
 from .base import Lower, NotKnown, Slot
 

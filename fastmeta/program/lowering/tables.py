@@ -144,5 +144,3 @@ METHODS: dict[str, Rule] = {
     "unsqueeze": unsqueeze, "permute": permute, "transpose": transpose, "mean": mean, "sum": total,
     "chunk": chunk, "split": split, "unbind": unbind, "contiguous": identity, "clone": identity,
 }  # fmt: skip
-
-INPLACE_FUNCTIONS = frozenset({operator.iadd, operator.isub, operator.imul, operator.itruediv})

@@ -1,0 +1,200 @@
+"""Learned rates, ANIL and BOIL, the multi-step loss, gradients of data and weights, iMAML: as public libraries have them.
+
+Each algorithm is written here as a user would write it, through the public API alone.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from golden_cases import ALGORITHMS, LOSSES, cases, names
+
+import fastmeta
+from fastmeta.engine.adjoint import Implicit
+from fastmeta.engine.prior import Proximal
+
+WAYS: dict[str, dict[str, Any]] = {
+    "eager": {"backend": "torch"},
+    "recompute": {"backend": "torch", "memory": "recompute"},
+    "chunked": {"backend": "torch", "task_chunk": 2},
+    "reference": {"backend": "reference"},
+    "compiled": {"backend": "torch", "compile": True},
+}
+COMPILED = {"meta_sgd_classifier_k3", "lslr_tensor_k3", "anil_mlp_k3", "msl_k3_epoch0", "data_gradient_k2"}
+
+
+def ways(*patterns):
+    """Every case of the patterns in every way; compiled, which takes seconds, one of each algorithm."""
+    found = [name for pattern in patterns for name in names(pattern, ALGORITHMS)]
+    assert found
+    return pytest.mark.parametrize(
+        "name, way", [(name, way) for name in found for way in WAYS if way != "compiled" or name in COMPILED]
+    )
+
+
+def case_of(name):
+    (case,) = cases(name, ALGORITHMS)
+    return case
+
+
+def batch_of(case):
+    return [case[name].clone() for name in ("support_x", "support_y", "query_x", "query_y")]
+
+
+def relative(got, want):
+    """‖got − want‖ / ‖want‖ over all tensors together."""
+    assert got.keys() == want.keys()
+    difference = torch.cat([(got[name] - want[name]).flatten() for name in want])
+    return (difference.norm() / torch.cat([x.flatten() for x in want.values()]).norm()).item()
+
+
+def check(case, learner, batch, *, extra=None, adapted=True):
+    """A meta-step's loss and gradients, and the same by `adapt` and an outer loss of the user's."""
+    tolerance = 1e-10
+    out = learner(*batch)
+    assert abs(out.loss.item() - case["loss"].item()) < tolerance
+    torch.testing.assert_close(out.task_losses.detach(), case["task_losses"], rtol=tolerance, atol=tolerance)
+    out.loss.backward()
+    grads = {name: p.grad for name, p in learner.module.named_parameters()}
+    assert relative(grads, case.grad) < tolerance
+    if extra is not None:
+        assert relative(extra(), case.grad_extra) < tolerance
+    if adapted:
+        with torch.no_grad():
+            phi = learner.adapt(*batch[:2]).parameters()
+        want = {name: x for name, x in case.adapted.items() if name in phi}
+        assert relative(phi, want) < tolerance
+    learner.zero_grad(set_to_none=False)
+    if learner.weights(learner.inner_steps) is None:
+        learners = learner.adapt(*batch[:2])
+        outputs = learners(batch[2])
+        losses = [learner.outer_loss(outputs[t], batch[3][t]) for t in range(len(outputs))]
+        torch.stack(losses).mean().backward()
+        again = {name: p.grad for name, p in learner.module.named_parameters()}
+        assert relative(again, case.grad) < tolerance
+
+
+def common(case, way):
+    return {"inner_loss": LOSSES[case.spec["loss"]], "inner_steps": case.spec["steps"], **WAYS[way]}
+
+
+def rate(case):
+    return case.spec["inner"]["lr"]
+
+
+@ways("meta_sgd*")
+def test_meta_sgd(name, way):
+    case = case_of(name)
+    algorithm = fastmeta.FOMAML if case.spec["first_order"] else fastmeta.MAML
+    rates = fastmeta.PerParameter(0.01)
+    learner = algorithm(case.model(), inner_optimizer=fastmeta.SGD(lr=rates), **common(case, way))
+    with torch.no_grad():
+        for key, view in rates.named().items():
+            view.copy_(case.extra[f"alpha/{key}"])
+
+    def extra():
+        return {f"alpha/{key}": g for key, g in rates.named(learner.learned.values.grad).items()}
+
+    check(case, learner, batch_of(case), extra=extra)
+
+
+@ways("lslr*")
+def test_rates_of_layers_and_steps(name, way):
+    case = case_of(name)
+    algorithm = fastmeta.FOMAML if case.spec["first_order"] else fastmeta.MAML
+    rates = fastmeta.PerLayerPerStep(0.01, by=case.spec["per"])
+    learner = algorithm(case.model(), inner_optimizer=fastmeta.SGD(lr=rates), **common(case, way))
+    with torch.no_grad():
+        rates.values.copy_(torch.stack([case.extra[f"alpha/{key}"] for key in rates.names], 1))
+
+    def extra():
+        return {f"alpha/{key}": rates.values.grad[:, i] for i, key in enumerate(rates.names)}
+
+    check(case, learner, batch_of(case), extra=extra)
+
+
+@ways("anil*", "boil*")
+def test_parameters_that_all_tasks_share(name, way):
+    case = case_of(name)
+
+    class Partial(fastmeta.MAML):
+        def adapts(self, name):
+            return name in case.spec["adapted"]
+
+    learner = Partial(case.model(), inner_optimizer=fastmeta.SGD(lr=rate(case)), **common(case, way))
+    check(case, learner, batch_of(case))
+    assert set(learner.adapt(*batch_of(case)[:2]).parameters()) == set(case.spec["adapted"])
+
+
+@ways("msl*")
+def test_query_losses_of_every_step(name, way):
+    case = case_of(name)
+
+    class MultiStep(fastmeta.MAML):
+        def weights(self, steps):
+            return [0.0, *case.spec["weights"]]
+
+    learner = MultiStep(case.model(), inner_optimizer=fastmeta.SGD(lr=rate(case)), **common(case, way))
+    check(case, learner, batch_of(case))
+
+
+@ways("data_gradient*")
+def test_gradients_of_the_support_set(name, way):
+    case = case_of(name)
+    learner = fastmeta.MAML(case.model(), inner_optimizer=fastmeta.SGD(lr=rate(case)), **common(case, way))
+    batch = batch_of(case)
+    for x in batch[:2]:
+        x.requires_grad_()
+    learner(*batch).loss.backward()
+    got = {"support_x": batch[0].grad, "support_y": batch[1].grad}
+    assert relative(got, case.grad_extra) < 1e-10
+    assert relative({n: p.grad for n, p in learner.module.named_parameters()}, case.grad) < 1e-10
+    assert batch[2].grad is None
+
+
+@ways("sample_weights*")
+def test_gradients_of_weights_of_samples(name, way):
+    case = case_of(name)
+
+    def weighted(logits, targets):
+        labels, weights = targets
+        return (weights * F.cross_entropy(logits, labels, reduction="none")).mean()
+
+    options = common(case, way) | {"inner_loss": weighted, "outer_loss": F.cross_entropy}
+    learner = fastmeta.MAML(case.model(), inner_optimizer=fastmeta.SGD(lr=rate(case)), **options)
+    weights = case.extra["sample_weights"].clone().requires_grad_()
+    x, y, *query = batch_of(case)
+    learner(x, (y, weights), *query).loss.backward()
+    assert relative({"sample_weights": weights.grad}, case.grad_extra) < 1e-10
+    assert relative({n: p.grad for n, p in learner.module.named_parameters()}, case.grad) < 1e-10
+
+
+@pytest.mark.parametrize("way", ["eager", "recompute", "chunked"])
+@pytest.mark.parametrize("name", names("imaml*", ALGORITHMS))
+def test_implicit_meta_gradient(name, way):
+    case = case_of(name)
+    strength = case.spec["lam"]
+
+    class IMAML(fastmeta.MAML):
+        adjoint = Implicit(strength, case.spec["cg_iterations"] or 200)
+        prior = Proximal(strength)
+
+    learner = IMAML(case.model(), inner_optimizer=fastmeta.SGD(lr=rate(case)), **common(case, way))
+    check(case, learner, batch_of(case))
+
+
+def test_no_case_passes_where_the_hessian_is_dropped():
+    """Each has teeth: the first-order gradient of the same algorithm is far away."""
+    first = functools.partial(fastmeta.FOMAML, backend="torch")
+    for name in ("anil_mlp_k3", "data_gradient_k2", "msl_k3_epoch0"):
+        case = case_of(name)
+        learner = first(
+            case.model(), inner_optimizer=fastmeta.SGD(lr=rate(case)), inner_loss=LOSSES[case.spec["loss"]],
+            inner_steps=case.spec["steps"],
+        )  # fmt: skip
+        learner(*batch_of(case)).loss.backward()
+        assert relative({n: p.grad for n, p in learner.module.named_parameters()}, case.grad) > 1e-2
