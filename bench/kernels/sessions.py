@@ -31,4 +31,4 @@ def session(
 
 def session_of(learner: MetaLearner, batch: TaskBatch) -> Session:
     """A meta-step of the learner on a batch, with the learner's own number of inner steps."""
-    return learner._sessions.open(learner, batch, learner.inner_steps)
+    return learner.session(batch)

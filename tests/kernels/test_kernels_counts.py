@@ -35,7 +35,7 @@ def counted(monkeypatch, optimizer, *, by_layer):
         backend="triton", memory="recompute",
     )  # fmt: skip
     batch = TaskBatch(*classification(3, tasks=2, support=9, query=70, classes=5, dtype=torch.float32))
-    session = learner._sessions.open(learner, batch, STEPS)
+    session = learner.session(batch, steps=STEPS)
     with counting(watch=True) as counts:
         result = session.meta_step(keep=True)
     return counts, result
@@ -95,7 +95,7 @@ def test_no_two_programs_of_a_convolution_write_to_one_place(monkeypatch):
         conv_net(2), inner_loss=F.cross_entropy, inner_optimizer=OPTIMIZERS["sgd"], inner_steps=1, backend="triton"
     )
     batch = TaskBatch(*classification(1, 7, 7, tasks=2, support=2, query=1, classes=3, dtype=torch.float32))
-    session = learner._sessions.open(learner, batch, 1)
+    session = learner.session(batch, steps=1)
     with counting(watch=True) as counts:
         tasks = session.meta_step(keep=True).tasks
     assert counts.written_twice() == set()
@@ -115,7 +115,7 @@ def test_launches_of_conv4(monkeypatch):
         inner_optimizer=fastmeta.SGD(lr=0.1), inner_steps=5, backend="triton",
     )  # fmt: skip
     batch = TaskBatch(*classification(1, 28, 28, tasks=2, support=3, query=2, classes=3, dtype=torch.float32))
-    session = learner._sessions.open(learner, batch, 5)
+    session = learner.session(batch, steps=5)
     launches = []
     monkeypatch.setattr(launch, "run", lambda kernel, *_: launches.append(kernel.__name__))
     session.meta_step(keep=True)

@@ -167,7 +167,7 @@ def compile_case(case: Case, target: str) -> list[str]:
     names = []
     with compiled_for(target, lambda name, *_: names.append(name)), launched_as(case), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # nothing has run, so what came out is whatever memory held
-        learner._sessions.open(learner, batch, learner.inner_steps).meta_step(keep=True)
+        learner.session(batch).meta_step(keep=True)
         learner.adapt(batch.support_x, batch.support_y)
     return names
 
