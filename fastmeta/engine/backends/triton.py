@@ -61,7 +61,9 @@ class TritonBackend:
         rules = (
             _inner_rule(loop.optimizer, loop.steps, loop.batch), _loss_rule(loop.objective.loss), precision,
         )  # fmt: skip
-        self._schedule = rules[0].schedule(layout.device)  # the cache may drop it, a CUDA graph holds its place
+        self._corrections = rules[0].corrections(layout.device)  # the cache may drop it, a CUDA graph holds its place
+        rates = torch.full((loop.steps,), loop.optimizer.lr, dtype=torch.float32, device=layout.device)
+        self._rates = rules[0].schedule(rates)  # made once: it is a copy, and the rate stays
         layers = [stage for stage in graph.stages if isinstance(stage, Layer)]
         self._images = len(layers) < len(graph.stages)
         if not self._images and fits_loop(engine, layers):
@@ -111,7 +113,8 @@ class TritonBackend:
         return self._inputs(support.inputs[0]), support.targets[0].contiguous()
 
     def _adapt(self, params: Sequence[Tensor], support: tuple[Tensor, Tensor], *, keep: bool) -> Adapted:
-        return self._kernels.adapt(self._theta(params), *support, keep=keep and self.engine.order == "exact")
+        keep = keep and self.engine.order == "exact"
+        return self._kernels.adapt(self._theta(params), *support, rates=self._rates, keep=keep)
 
     def meta_step(
         self, params: Sequence[Tensor], support: Data, query: Data, context: Context, *, keep: bool
@@ -142,7 +145,7 @@ class TritonBackend:
         else:
             outputs, losses = self._own_loss(adapted, x, query, lam=lam, finite=last)
         if lam is not None and exact and steps:
-            self._kernels.adjoint(adapted, lam, *data, finite=finite)
+            self._kernels.adjoint(adapted, lam, *data, rates=self._rates, finite=finite)
         lam = None if lam is None else self._outside(lam)
         return TaskResults(losses, [outputs], finite.view(torch.bool), lam)
 
@@ -190,7 +193,7 @@ class TritonBackend:
             lam = self._inside(lam)
             lam = lam.clone(memory_format=torch.contiguous_format) if self._order is None else lam
             for run, part, s in zip(runs, data, self.slices, strict=True):
-                self._kernels.adjoint(run, lam[s], *part)
+                self._kernels.adjoint(run, lam[s], *part, rates=self._rates)
             return self._outside(lam)
 
         finals = [run.final(s.stop - s.start, steps) for run, s in zip(runs, self.slices, strict=True)]
@@ -275,9 +278,9 @@ def _order(graph: Graph, layout: Layout) -> Tensor:
 
 def _inner_rule(optimizer: InnerOptimizer, steps: int, batch: int | None) -> InnerRule:
     if isinstance(optimizer, Adam):
-        return InnerRule("adam", (*optimizer.betas, optimizer.eps), optimizer.lr, steps, batch)
+        return InnerRule("adam", (*optimizer.betas, optimizer.eps), steps, batch)
     hyper = (optimizer.momentum, float(optimizer.nesterov), optimizer.weight_decay)
-    return InnerRule("sgd", hyper, optimizer.lr, steps, batch)
+    return InnerRule("sgd", hyper, steps, batch)
 
 
 def _loss_rule(loss: Loss | None) -> LossRule:
