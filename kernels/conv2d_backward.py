@@ -61,9 +61,9 @@ def weight_tile(
 
 @triton.jit
 def deliver_filters(
-    g, g_bias, p_phi, p_to, p_with, p_state, p_next, p_lr, p_steps, o_o, at_k, first, last, G: tl.constexpr,
+    g, g_bias, p_phi, p_to, p_with, p_state, p_next, p_lr, p_steps, p_u, o_o, at_k, first, last, G: tl.constexpr,
     BIAS: tl.constexpr, P: tl.constexpr, BK: tl.constexpr, SINK: tl.constexpr, RULE: tl.constexpr,
-    HYPER: tl.constexpr, LR_EACH: tl.constexpr,
+    HYPER: tl.constexpr, LR_EACH: tl.constexpr, DIRECTIONS: tl.constexpr,
 ):  # fmt: skip
     """A tile of dW and, in one tile of each row of tiles, db, to where `sink.py` says; pointers are the weight's."""
     OUT: tl.constexpr = G[5]
@@ -72,28 +72,29 @@ def deliver_filters(
     o_k = at_k + tl.arange(0, BK)
     m_load = (o_o < OUT)[:, None] & (o_k < VALUES)[None, :]
     m_store = m_load | ((o_o == OUT)[:, None] & (o_k < GAP)[None, :])
-    deliver(g, p_phi, p_to, p_with, p_state, p_next, p_lr, p_steps, o_o[:, None] * VALUES + o_k[None, :], m_load,
-            m_store, first, last, P, SINK, RULE, HYPER, LR_EACH)  # fmt: skip
+    deliver(g, p_phi, p_to, p_with, p_state, p_next, p_lr, p_steps, p_u, o_o[:, None] * VALUES + o_k[None, :], m_load,
+            m_store, first, last, P, SINK, RULE, HYPER, LR_EACH, DIRECTIONS)  # fmt: skip
     if BIAS != 0:  # noqa: SIM102  the outer condition is the compiler's
         if at_k == 0:
             deliver(g_bias, p_phi + BIAS, p_to + BIAS, p_with + BIAS, p_state + BIAS, p_next + BIAS, p_lr + BIAS,
-                    p_steps, o_o, o_o < OUT, o_o < (OUT + 3) // 4 * 4, first, last, P, SINK, RULE, HYPER,
-                    LR_EACH)  # fmt: skip
+                    p_steps, p_u + BIAS, o_o, o_o < OUT, o_o < (OUT + 3) // 4 * 4, first, last, P, SINK, RULE, HYPER,
+                    LR_EACH, DIRECTIONS)  # fmt: skip
 
 
 @triton.jit
 def deliver_shares(
-    g, g_bias, p_terms, p_arrived, i_tile, i_share, p_phi, p_to, p_with, p_state, p_next, p_lr, p_steps, o_o, at_k,
+    g, g_bias, p_terms, p_arrived, i_tile, i_share, p_phi, p_to, p_with, p_state, p_next, p_lr, p_steps, p_u, o_o, at_k,
     first, last, G: tl.constexpr, BIAS: tl.constexpr, P: tl.constexpr, SHARES: tl.constexpr, BO: tl.constexpr,
     BK: tl.constexpr, SINK: tl.constexpr, RULE: tl.constexpr, HYPER: tl.constexpr, LR_EACH: tl.constexpr,
+    DIRECTIONS: tl.constexpr,
 ):  # fmt: skip
     """The same of a share's terms: the last of SHARES programs to come here adds them all, in their order.
 
     `terms` and `arrived` are those of tile `i_tile` of all tasks' tiles, counted through.
     """
     if SHARES == 1:
-        deliver_filters(g, g_bias, p_phi, p_to, p_with, p_state, p_next, p_lr, p_steps, o_o, at_k, first, last, G,
-                        BIAS, P, BK, SINK, RULE, HYPER, LR_EACH)  # fmt: skip
+        deliver_filters(g, g_bias, p_phi, p_to, p_with, p_state, p_next, p_lr, p_steps, p_u, o_o, at_k, first, last, G,
+                        BIAS, P, BK, SINK, RULE, HYPER, LR_EACH, DIRECTIONS)  # fmt: skip
     else:
         SIZE: tl.constexpr = BO * BK + BO
         p_terms += i_tile * SHARES * SIZE
@@ -109,22 +110,21 @@ def deliver_shares(
                 if BIAS != 0:
                     g_bias += tl.load(p_terms + o_bias, cache_modifier=".cg")
                 p_terms += SIZE
-            deliver_filters(g, g_bias, p_phi, p_to, p_with, p_state, p_next, p_lr, p_steps, o_o, at_k, first, last, G,
-                            BIAS, P, BK, SINK, RULE, HYPER, LR_EACH)  # fmt: skip
+            deliver_filters(g, g_bias, p_phi, p_to, p_with, p_state, p_next, p_lr, p_steps, p_u, o_o, at_k, first, last,
+                            G, BIAS, P, BK, SINK, RULE, HYPER, LR_EACH, DIRECTIONS)  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["row", "first", "last"])
 def conv_backward_kernel(
-    p_phi, p_v, p_dz, p_dz_dot, p_x, p_x_dot, p_dx, p_dx_dot, p_to, p_with, p_state, p_next, p_lr, p_steps, p_terms,
-    p_arrived, p_z, p_z_dot, p_stats, p_stats_dot, p_parts, row, first, last, N: tl.constexpr, G: tl.constexpr,
+    p_phi, p_v, p_dz, p_dz_dot, p_x, p_x_dot, p_dx, p_dx_dot, p_to, p_with, p_state, p_next, p_lr, p_steps, p_u,
+    p_terms, p_arrived, p_z, p_z_dot, p_stats, p_stats_dot, p_parts, row, first, last, N: tl.constexpr, G: tl.constexpr,
     W_AT: tl.constexpr, BIAS: tl.constexpr, P: tl.constexpr, TILES: tl.constexpr, SHARES: tl.constexpr,
     EACH: tl.constexpr, BO: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr, X_MOVES: tl.constexpr,
     IMAGE: tl.constexpr, ADD: tl.constexpr, I_SHARES: tl.constexpr, I_EACH: tl.constexpr, I_BR: tl.constexpr,
     I_BC: tl.constexpr, I_BK: tl.constexpr, I_STAGES: tl.constexpr, SUMS: tl.constexpr, HZ: tl.constexpr,
-    WZ: tl.constexpr, G_AT: tl.constexpr, B_AT: tl.constexpr, POOL: tl.constexpr, ACT: tl.constexpr,
-    A: tl.constexpr, B: tl.constexpr,
-    DUAL: tl.constexpr, SINK: tl.constexpr, RULE: tl.constexpr, HYPER: tl.constexpr, STATES: tl.constexpr,
-    LR_EACH: tl.constexpr, PRECISION: tl.constexpr,
+    WZ: tl.constexpr, G_AT: tl.constexpr, B_AT: tl.constexpr, POOL: tl.constexpr, ACT: tl.constexpr, A: tl.constexpr,
+    B: tl.constexpr, DUAL: tl.constexpr, SINK: tl.constexpr, RULE: tl.constexpr, HYPER: tl.constexpr,
+    STATES: tl.constexpr, LR_EACH: tl.constexpr, DIRECTIONS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dW, db (BIAS ≠ 0) to where `sink.py` says and, with IMAGE, dx [T, N, H, W, C], on top of what is there with ADD.
 
@@ -151,8 +151,8 @@ def conv_backward_kernel(
         at = i_task * P + W_AT
         at_state = i_task * STATES * P + W_AT
         deliver_shares(g, g_bias, p_terms, p_arrived, i_task * TILES + i_tile, i_share, p_phi + W_AT, p_to + at,
-                       p_with + at, p_state + at_state, p_next + at_state, p_lr + W_AT, p_steps, o_o, at_k, first, last,
-                       G, BIAS, P, SHARES, BO, BK, SINK, RULE, HYPER, LR_EACH)  # fmt: skip
+                       p_with + at, p_state + at_state, p_next + at_state, p_lr + W_AT, p_steps, p_u + at, o_o, at_k,
+                       first, last, G, BIAS, P, SHARES, BO, BK, SINK, RULE, HYPER, LR_EACH, DIRECTIONS)  # fmt: skip
     elif IMAGE:
         i_program -= TILES * SHARES
         i_share, o_c = i_program // I_ACROSS, i_program % I_ACROSS * I_BC + tl.arange(0, I_BC)

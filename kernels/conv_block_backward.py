@@ -69,29 +69,31 @@ def unpooled(
 
 @triton.jit
 def deliver_channels(
-    g, AT: tl.constexpr, p_phi, p_to, p_with, p_state, p_next, p_lr, p_steps, o_c, first, last, OUT: tl.constexpr,
+    g, AT: tl.constexpr, p_phi, p_to, p_with, p_state, p_next, p_lr, p_steps, p_u, o_c, first, last, OUT: tl.constexpr,
     P: tl.constexpr, SINK: tl.constexpr, RULE: tl.constexpr, HYPER: tl.constexpr, LR_EACH: tl.constexpr,
+    DIRECTIONS: tl.constexpr,
 ):  # fmt: skip
     """A channel parameter's gradient [BC] to where `sink.py` says, if there is such a parameter; pointers are rows."""
     if AT >= 0:
-        deliver(g, p_phi + AT, p_to + AT, p_with + AT, p_state + AT, p_next + AT, p_lr + AT, p_steps, o_c, o_c < OUT,
-                o_c < (OUT + 3) // 4 * 4, first, last, P, SINK, RULE, HYPER, LR_EACH)  # fmt: skip
+        deliver(g, p_phi + AT, p_to + AT, p_with + AT, p_state + AT, p_next + AT, p_lr + AT, p_steps, p_u + AT, o_c,
+                o_c < OUT, o_c < (OUT + 3) // 4 * 4, first, last, P, SINK, RULE, HYPER, LR_EACH,
+                DIRECTIONS)  # fmt: skip
 
 
 @triton.jit
 def deliver_norm(
-    d_gamma, d_beta, p_phi, p_to, p_with, p_state, p_next, p_lr, p_steps, o_c, first, last, G_AT: tl.constexpr,
+    d_gamma, d_beta, p_phi, p_to, p_with, p_state, p_next, p_lr, p_steps, p_u, o_c, first, last, G_AT: tl.constexpr,
     B_AT: tl.constexpr, BIAS_AT: tl.constexpr, OUT: tl.constexpr, P: tl.constexpr, SINK: tl.constexpr,
-    RULE: tl.constexpr, HYPER: tl.constexpr, LR_EACH: tl.constexpr,
+    RULE: tl.constexpr, HYPER: tl.constexpr, LR_EACH: tl.constexpr, DIRECTIONS: tl.constexpr,
 ):  # fmt: skip
     """dγ, dβ and, of a convolution's bias, which the norm takes away, a zero (BIAS_AT ≥ 0); pointers are rows."""
-    deliver_channels(d_gamma, G_AT, p_phi, p_to, p_with, p_state, p_next, p_lr, p_steps, o_c, first, last, OUT, P,
-                     SINK, RULE, HYPER, LR_EACH)  # fmt: skip
-    deliver_channels(d_beta, B_AT, p_phi, p_to, p_with, p_state, p_next, p_lr, p_steps, o_c, first, last, OUT, P,
-                     SINK, RULE, HYPER, LR_EACH)  # fmt: skip
+    deliver_channels(d_gamma, G_AT, p_phi, p_to, p_with, p_state, p_next, p_lr, p_steps, p_u, o_c, first, last, OUT, P,
+                     SINK, RULE, HYPER, LR_EACH, DIRECTIONS)  # fmt: skip
+    deliver_channels(d_beta, B_AT, p_phi, p_to, p_with, p_state, p_next, p_lr, p_steps, p_u, o_c, first, last, OUT, P,
+                     SINK, RULE, HYPER, LR_EACH, DIRECTIONS)  # fmt: skip
     none = tl.zeros(d_beta.shape, tl.float32)
-    deliver_channels(none, BIAS_AT, p_phi, p_to, p_with, p_state, p_next, p_lr, p_steps, o_c, first, last, OUT, P,
-                     SINK, RULE, HYPER, LR_EACH)  # fmt: skip
+    deliver_channels(none, BIAS_AT, p_phi, p_to, p_with, p_state, p_next, p_lr, p_steps, p_u, o_c, first, last, OUT, P,
+                     SINK, RULE, HYPER, LR_EACH, DIRECTIONS)  # fmt: skip
 
 
 @triton.jit
@@ -142,11 +144,12 @@ def centred(
 @triton.jit(do_not_specialize=["row", "first", "last"])
 def block_backward_kernel(
     p_phi, p_v, p_x, p_x_dot, p_z, p_z_dot, p_stats, p_stats_dot, p_winner, p_dy, p_dy_dot, p_parts, p_dz, p_dz_dot,
-    p_to, p_with, p_state, p_next, p_lr, p_steps, row, first, last, N: tl.constexpr, SEEN: tl.constexpr,
+    p_to, p_with, p_state, p_next, p_lr, p_steps, p_u, row, first, last, N: tl.constexpr, SEEN: tl.constexpr,
     G: tl.constexpr, HP: tl.constexpr, WP: tl.constexpr, G_AT: tl.constexpr, B_AT: tl.constexpr, BIAS_AT: tl.constexpr,
     NORM: tl.constexpr, POOL: tl.constexpr, ACT: tl.constexpr, A: tl.constexpr, B: tl.constexpr, P: tl.constexpr,
     SHARES: tl.constexpr, BS: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr, Z: tl.constexpr, DUAL: tl.constexpr,
     SINK: tl.constexpr, RULE: tl.constexpr, HYPER: tl.constexpr, STATES: tl.constexpr, LR_EACH: tl.constexpr,
+    DIRECTIONS: tl.constexpr,
 ):  # fmt: skip
     """dz from dy and the shares' parts of Σ g and Σ g x̂; DUAL its tangent too. z is stored, or a sum.
 
@@ -188,8 +191,8 @@ def block_backward_kernel(
         if tl.program_id(0) % (ACROSS * ((ROWS + BR - 1) // BR)) < ACROSS:  # the first tile of these channels
             at_state = i_task * STATES * P
             deliver_norm(sums[3], sums[2], p_phi, p_to + i_task * P, p_with + i_task * P, p_state + at_state,
-                         p_next + at_state, p_lr, p_steps, o_c, first, last, G_AT, B_AT, BIAS_AT, OUT, P, SINK, RULE,
-                         HYPER, LR_EACH)  # fmt: skip
+                         p_next + at_state, p_lr, p_steps, p_u + i_task * P, o_c, first, last, G_AT, B_AT, BIAS_AT, OUT,
+                         P, SINK, RULE, HYPER, LR_EACH, DIRECTIONS)  # fmt: skip
 
 
 @triton.jit
@@ -205,12 +208,12 @@ def filtered(x, p_w, o_o, G: tl.constexpr, BIAS: tl.constexpr, BK: tl.constexpr,
 @triton.jit(do_not_specialize=["row", "first", "last"])
 def block_weight_kernel(
     p_phi, p_v, p_x, p_stats, p_stats_dot, p_winner, p_dy, p_dy_dot, p_parts, p_to, p_with, p_state, p_next, p_lr,
-    p_steps, p_terms, p_arrived, row, first, last, N: tl.constexpr, SEEN: tl.constexpr, G: tl.constexpr,
-    HP: tl.constexpr, WP: tl.constexpr, W_AT: tl.constexpr, BIAS: tl.constexpr, G_AT: tl.constexpr,
-    B_AT: tl.constexpr, BIAS_AT: tl.constexpr, NORM: tl.constexpr, POOL: tl.constexpr, ACT: tl.constexpr,
-    A: tl.constexpr, B: tl.constexpr, P: tl.constexpr, TILES: tl.constexpr, SHARES: tl.constexpr, EACH: tl.constexpr,
-    PARTS: tl.constexpr, BS: tl.constexpr, BO: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr, DUAL: tl.constexpr,
-    SINK: tl.constexpr, RULE: tl.constexpr, HYPER: tl.constexpr, STATES: tl.constexpr, LR_EACH: tl.constexpr,
+    p_steps, p_u, p_terms, p_arrived, row, first, last, N: tl.constexpr, SEEN: tl.constexpr, G: tl.constexpr,
+    HP: tl.constexpr, WP: tl.constexpr, W_AT: tl.constexpr, BIAS: tl.constexpr, G_AT: tl.constexpr, B_AT: tl.constexpr,
+    BIAS_AT: tl.constexpr, NORM: tl.constexpr, POOL: tl.constexpr, ACT: tl.constexpr, A: tl.constexpr, B: tl.constexpr,
+    P: tl.constexpr, TILES: tl.constexpr, SHARES: tl.constexpr, EACH: tl.constexpr, PARTS: tl.constexpr,
+    BS: tl.constexpr, BO: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr, DUAL: tl.constexpr, SINK: tl.constexpr,
+    RULE: tl.constexpr, HYPER: tl.constexpr, STATES: tl.constexpr, LR_EACH: tl.constexpr, DIRECTIONS: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The parameters' gradients of a block that is the first and whose z is not stored, from dy and PARTS shares' parts
@@ -264,10 +267,11 @@ def block_weight_kernel(
     p_with += i_task * P
     p_state += i_task * STATES * P
     p_next += i_task * STATES * P
+    p_u += i_task * P
     deliver_shares(g, g_bias, p_terms, p_arrived, i_task * TILES + i_tile, i_share, p_phi + W_AT, p_to + W_AT,
-                   p_with + W_AT, p_state + W_AT, p_next + W_AT, p_lr + W_AT, p_steps, o_o, 0, first, last, G, BIAS, P,
-                   SHARES, BO, BK, SINK, RULE, HYPER, LR_EACH)  # fmt: skip
+                   p_with + W_AT, p_state + W_AT, p_next + W_AT, p_lr + W_AT, p_steps, p_u + W_AT, o_o, 0, first, last,
+                   G, BIAS, P, SHARES, BO, BK, SINK, RULE, HYPER, LR_EACH, DIRECTIONS)  # fmt: skip
     if NORM:  # noqa: SIM102  the outer condition is the compiler's
         if i_share == 0:
-            deliver_norm(sums[3], sums[2], p_phi, p_to, p_with, p_state, p_next, p_lr, p_steps, o_o, first, last, G_AT,
-                         B_AT, BIAS_AT, OUT, P, SINK, RULE, HYPER, LR_EACH)  # fmt: skip
+            deliver_norm(sums[3], sums[2], p_phi, p_to, p_with, p_state, p_next, p_lr, p_steps, p_u, o_o, first, last,
+                         G_AT, B_AT, BIAS_AT, OUT, P, SINK, RULE, HYPER, LR_EACH, DIRECTIONS)  # fmt: skip

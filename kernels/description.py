@@ -179,11 +179,13 @@ class LossRule:
 
 @dataclass(frozen=True)
 class InnerRule:
-    """K steps of "sgd" (momentum, nesterov, weight decay) or "adam" (beta1, beta2, eps), on `batch` samples each."""
+    """K steps of "sgd" (momentum, nesterov, weight decay) or "adam" (beta1, beta2, eps), on `batch` samples each.
+
+    Learning rates are arguments of the launchers, so that another one is no other kernel.
+    """
 
     name: str
     hyper: tuple[float, float, float]
-    lr: float
     steps: int
     batch: int | None
 
@@ -193,11 +195,19 @@ class InnerRule:
         return 2 if self.name == "adam" else int(self.hyper[0] > 0)
 
     @lru_cache(maxsize=64)  # noqa: B019  frozen and small, and a copy to a GPU waits for it
-    def schedule(self, device: torch.device) -> Tensor:
-        """[K, 4] float32: learning rate, 1 − beta1^(k+1), 1 − beta2^(k+1), and a zero."""
+    def corrections(self, device: torch.device) -> Tensor:
+        """[K, 4] float32: zero, Adam's 1 − beta1^(k+1) and 1 − beta2^(k+1), and a zero."""
         beta1, beta2 = self.hyper[:2] if self.name == "adam" else (0.0, 0.0)
-        rows = [(self.lr, 1.0 - beta1 ** (k + 1), 1.0 - beta2 ** (k + 1), 0.0) for k in range(self.steps)]
+        rows = [(0.0, 1.0 - beta1 ** (k + 1), 1.0 - beta2 ** (k + 1), 0.0) for k in range(self.steps)]
         return torch.tensor(rows, dtype=torch.float64).reshape(-1, 4).float().to(device)
+
+    def schedule(self, rates: Tensor) -> Tensor:
+        """[K, 1, 4]: one learning rate a step [K], with the `corrections` beside it, as kernels read them.
+
+        Launchers take it in the place of [K], of which they make it in every call: one small copy, which rates that
+        stay the same need not cost.
+        """
+        return torch.cat((rates[:, None], self.corrections(rates.device)[:, 1:]), 1)[:, None]
 
     def start(self, theta: list[Tensor], like: Tensor, *, keep: bool) -> Adapted:
         """Room for the tasks of `like` [T, ...], with θ, whose pieces are given, in its place."""
@@ -208,6 +218,44 @@ class InnerRule:
 
     def constants(self) -> dict[str, Any]:
         return {"RULE": self.name, "HYPER": self.hyper, "STATES": self.states}
+
+
+class Rates(NamedTuple):
+    """Learning rates of K steps, as kernels read them, and room for what their gradient asks for."""
+
+    alpha: Tensor  # [K, P], or the schedule again
+    schedule: Tensor  # [K, 4]: one rate a step and the corrections
+    directions: Tensor | None  # [K, T, P]: the u_k of φ_{k+1} = φ_k − α_k u_k
+
+    @classmethod
+    def of(cls, inner: InnerRule, rates: Tensor, directions: Tensor | None, tasks: int, size: int) -> Rates:
+        """From rates [K], [K, P] or an inner rule's `schedule`; kernels would read any other wrongly."""
+        steps, wanted = inner.steps, (inner.steps, tasks, size)
+        of_all, made, each = (steps,), (steps, 1, 4), (steps, size)
+        assert rates.shape in (of_all, made, each), f"rates are {of_all} or {each}, not {tuple(rates.shape)}"
+        assert rates.dtype == torch.float32, f"rates are float32, not {rates.dtype}"
+        if directions is not None:
+            assert directions.shape == wanted, f"directions are {wanted}, not {tuple(directions.shape)}"
+            assert directions.dtype == torch.float32, f"directions are float32, not {directions.dtype}"
+            assert directions.is_contiguous(), "directions are contiguous"
+        if rates.dim() == 2:
+            assert rates.is_contiguous(), "rates are contiguous"
+            return cls(rates, inner.corrections(rates.device), directions)
+        schedule = (inner.schedule(rates) if rates.dim() == 1 else rates).view(-1, 4)
+        return cls(schedule, schedule, directions)
+
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """For a kernel of all steps, which reads no directions where there are none."""
+        return self.alpha, self.schedule, self.schedule if self.directions is None else self.directions
+
+    def constants(self) -> dict[str, Any]:
+        """The kernels' compile-time arguments, in which no value of a rate is."""
+        return {"LR_EACH": self.alpha is not self.schedule, "DIRECTIONS": self.directions is not None}
+
+    def part(self, tasks: slice) -> Rates:
+        """Of some tasks."""
+        return self if self.directions is None else self._replace(directions=self.directions[:, tasks])
 
 
 class Adapted(NamedTuple):

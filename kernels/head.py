@@ -31,14 +31,14 @@ def products(total, p_x, p_w, o_n, inputs, N: tl.constexpr, IN: tl.constexpr, OU
 @triton.jit(do_not_specialize=["row", "first", "last", "inputs"])
 def head_kernel(
     p_phi, p_v, p_x, p_x_dot, p_targets, p_y, p_losses, p_bad, p_dx, p_dx_dot, p_to, p_with, p_state, p_next, p_lr,
-    p_steps, p_z, p_z_dot, p_stats, p_stats_dot, p_parts, row, first, last, inputs, N: tl.constexpr, LENT: tl.constexpr,
-    IN: tl.constexpr, OUT: tl.constexpr, W_AT: tl.constexpr, BIAS: tl.constexpr, P: tl.constexpr, BN: tl.constexpr,
-    BC: tl.constexpr, BI: tl.constexpr, UNIT: tl.constexpr, PER: tl.constexpr, BU: tl.constexpr,
+    p_steps, p_u, p_z, p_z_dot, p_stats, p_stats_dot, p_parts, row, first, last, inputs, N: tl.constexpr,
+    LENT: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr, W_AT: tl.constexpr, BIAS: tl.constexpr, P: tl.constexpr,
+    BN: tl.constexpr, BC: tl.constexpr, BI: tl.constexpr, UNIT: tl.constexpr, PER: tl.constexpr, BU: tl.constexpr,
     LOSS: tl.constexpr, SMOOTHING: tl.constexpr, IGNORE: tl.constexpr, VALUE: tl.constexpr, BACKWARD: tl.constexpr,
     DUAL: tl.constexpr, SUMS: tl.constexpr, C: tl.constexpr, HZ: tl.constexpr, WZ: tl.constexpr, HP: tl.constexpr,
     WP: tl.constexpr, BP: tl.constexpr, BH: tl.constexpr, G_AT: tl.constexpr, B_AT: tl.constexpr, POOL: tl.constexpr,
     ACT: tl.constexpr, A: tl.constexpr, B: tl.constexpr, SINK: tl.constexpr, RULE: tl.constexpr, HYPER: tl.constexpr,
-    STATES: tl.constexpr, LR_EACH: tl.constexpr, KNOWN: tl.constexpr, PRECISION: tl.constexpr,
+    STATES: tl.constexpr, LR_EACH: tl.constexpr, DIRECTIONS: tl.constexpr, KNOWN: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """y = x Wᵀ + b [T, N, OUT] and the loss [T] with VALUE; with BACKWARD dW, db to where `sink.py` says and dx, with
     DUAL their tangents.
@@ -118,16 +118,17 @@ def head_kernel(
         p_state += i_task * STATES * P + W_AT
         p_next += i_task * STATES * P + W_AT
         p_lr += W_AT
+        p_u += i_task * P + W_AT
         GAP: tl.constexpr = (4 - (OUT * IN) % 4) % 4  # as in `linear_weight_kernel`
         m_load = (o_c < OUT)[:, None] & m_u[None, :]
         m_gap = (o_c == OUT)[:, None] & (tl.arange(0, BU) < tl.where(i_unit == 0, GAP, 0))[None, :]
-        deliver(g, p_w, p_to, p_with, p_state, p_next, p_lr, p_steps, o_c[:, None] * IN + o_u[None, :], m_load,
-                m_load | m_gap, first, last, P, SINK, RULE, HYPER, LR_EACH)  # fmt: skip
+        deliver(g, p_w, p_to, p_with, p_state, p_next, p_lr, p_steps, p_u, o_c[:, None] * IN + o_u[None, :], m_load,
+                m_load | m_gap, first, last, P, SINK, RULE, HYPER, LR_EACH, DIRECTIONS)  # fmt: skip
         if BIAS != 0:  # noqa: SIM102
             if i_unit == 0:
                 deliver(g_bias, p_w + BIAS, p_to + BIAS, p_with + BIAS, p_state + BIAS, p_next + BIAS, p_lr + BIAS,
-                        p_steps, o_c, o_c < OUT, o_c < (OUT + 3) // 4 * 4, first, last, P, SINK, RULE, HYPER,
-                        LR_EACH)  # fmt: skip
+                        p_steps, p_u + BIAS, o_c, o_c < OUT, o_c < (OUT + 3) // 4 * 4, first, last, P, SINK, RULE,
+                        HYPER, LR_EACH, DIRECTIONS)  # fmt: skip
     if BACKWARD and SUMS:
         tl.debug_barrier()  # dx comes back in another arrangement
         p_z += i_task * (N * HZ * WZ * C)

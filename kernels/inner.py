@@ -1,9 +1,14 @@
-"""Inner optimisers inside kernels, on a block of one parameter: the step of `fastmeta/inner.py` and its vjp.
+"""Inner optimisers inside kernels, on a block of one parameter: the step of `fastmeta/optim` and its vjp.
 
 `RULE` is "sgd" with `HYPER` = (momentum, nesterov, weight_decay) or "adam" with (beta1, beta2, eps). The state of an
 optimiser lies in up to two rows of P values `p_state`, `STRIDE` apart: the velocity, or the first and second moment.
-`p_steps` points to (lr, 1 − beta1^(k+1), 1 − beta2^(k+1), 0) of step k, made in float64: in float32 the third loses
-four digits. The zero is one that the compiler does not know (see `mlp_loop.py`).
+`p_steps` points to (α, 1 − beta1^(k+1), 1 − beta2^(k+1), 0) of step k, where α is its learning rate; with `LR_EACH`
+every parameter's value has its own, in a row of P at `p_lr`. The zero is one that the compiler does not know (see
+`mlp_registers.py`). It lies beside α: behind pointers of their own the assembler cannot tell the two apart, and takes
+44 bytes of stack (1-40-40-1, K = 1, sm_80).
+
+A step is φ_{k+1} = φ_k − α_k u_k, value by value. With `DIRECTIONS` step k leaves u_k in the row `p_u`, and the step
+back turns it into the gradient of the learning rates.
 """
 
 import triton
@@ -28,30 +33,38 @@ def learning_rate(p_lr, p_steps, offsets, mask, LR_EACH: tl.constexpr):
 
 @triton.jit
 def step(
-    phi, g, p_old, p_new, p_steps, lr, offsets, m_load, m_store, first, STRIDE: tl.constexpr, RULE: tl.constexpr,
-    HYPER: tl.constexpr,
+    phi, g, p_old, p_new, p_u, p_steps, lr, offsets, m_load, m_store, first, STRIDE: tl.constexpr, RULE: tl.constexpr,
+    HYPER: tl.constexpr, DIRECTIONS: tl.constexpr,
 ):  # fmt: skip
-    """φ_{k+1} of a block; the state goes from `p_old` to `p_new`."""
+    """φ_{k+1} of a block; the state goes from `p_old` to `p_new`, and with DIRECTIONS u_k to `p_u`."""
     if RULE == "sgd":
-        d = g + HYPER[2] * phi
+        u = g + HYPER[2] * phi
         if HYPER[0] > 0:
-            b = d + HYPER[0] * load_state(p_old, offsets, m_load, first)
+            b = u + HYPER[0] * load_state(p_old, offsets, m_load, first)
             tl.store(p_new + offsets, b, mask=m_store)
-            d = d + HYPER[0] * b if HYPER[1] > 0 else b
-        new = phi - lr * d
+            u = u + HYPER[0] * b if HYPER[1] > 0 else b
     else:
         m = HYPER[0] * load_state(p_old, offsets, m_load, first) + (1.0 - HYPER[0]) * g
         v = HYPER[1] * load_state(p_old + STRIDE, offsets, m_load, first) + (1.0 - HYPER[1]) * g * g
         tl.store(p_new + offsets, m, mask=m_store)
         tl.store(p_new + STRIDE + offsets, v, mask=m_store)
         c1, c2 = tl.load(p_steps + 1), tl.load(p_steps + 2)
-        new = phi - lr * (m / c1) / (tl.sqrt(v / c2) + HYPER[2])
-    return new
+        u = (m / c1) / (tl.sqrt(v / c2) + HYPER[2])
+    if DIRECTIONS:
+        tl.store(p_u + offsets, u, mask=m_store)
+    return phi - lr * u
+
+
+@triton.jit
+def rate_gradient(lam, p_u, offsets, m_load, m_store):
+    """Turns a block of u_k, in place, into the gradient −λ_{k+1} u_k of its learning rates."""
+    u = tl.load(p_u + offsets, mask=m_load, other=0.0)
+    tl.store(p_u + offsets, -lam * u, mask=m_store)
 
 
 @triton.jit
 def pulled_sgd(lam, lr, p_sigma, offsets, mask, first, HYPER: tl.constexpr):
-    """v of `fastmeta/inner.py`'s Pulled, whose factor is 1 here, and the new σ. Needs no gradient."""
+    """v of `fastmeta/optim`'s Pulled, whose factor is 1 here, and the new σ. Needs no gradient."""
     du = -lr * lam
     v = du
     sigma = du
@@ -89,8 +102,9 @@ def pulled_adam(
 
 @triton.jit
 def use_gradient(
-    g, phi, at, offsets, m_load, m_store, p_out, p_state, p_next, p_lam, p_lr, p_steps, first, last, P: tl.constexpr,
-    USE: tl.constexpr, RULE: tl.constexpr, HYPER: tl.constexpr, LR_EACH: tl.constexpr,
+    g, phi, at, offsets, m_load, m_store, p_out, p_state, p_next, p_lam, p_lr, p_steps, p_u, first, last,
+    P: tl.constexpr, USE: tl.constexpr, RULE: tl.constexpr, HYPER: tl.constexpr, LR_EACH: tl.constexpr,
+    DIRECTIONS: tl.constexpr,
 ):  # fmt: skip
     """What becomes of a block of gradient g, `at` its place in a row; `p_out` takes it.
 
@@ -100,7 +114,8 @@ def use_gradient(
     if USE != "store":
         lr = learning_rate(p_lr + at, p_steps, offsets, m_load, LR_EACH)
         if USE == "step":
-            out = step(phi, g, p_state + at, p_next + at, p_steps, lr, offsets, m_load, m_store, first, P, RULE, HYPER)
+            out = step(phi, g, p_state + at, p_next + at, p_u + at, p_steps, lr, offsets, m_load, m_store, first, P,
+                       RULE, HYPER, DIRECTIONS)  # fmt: skip
         else:
             lam = tl.load(p_lam + at + offsets, mask=m_load, other=0.0)
             out = pulled_adam(lam, g, lr, p_next + at, p_state + at, p_steps, offsets, m_load, m_store, first, last, P,
@@ -126,11 +141,16 @@ def pulled(
 
 @triton.jit
 def push(
-    h, at, offsets, m_load, m_store, p_lam, p_sigma, p_v, p_lr, p_steps, last, RULE: tl.constexpr,
-    HYPER: tl.constexpr, LR_EACH: tl.constexpr,
+    h, at, offsets, m_load, m_store, p_lam, p_sigma, p_v, p_lr, p_steps, p_u, last, RULE: tl.constexpr,
+    HYPER: tl.constexpr, LR_EACH: tl.constexpr, DIRECTIONS: tl.constexpr,
 ):  # fmt: skip
-    """λ_k = direct + h of a block, h = H v, and, of an optimiser with momentum, σ_k; both in place."""
+    """λ_k = direct + h of a block, h = H v, and, of an optimiser with momentum, σ_k; both in place.
+
+    With DIRECTIONS the gradient of the learning rates too, from λ_{k+1}.
+    """
     lam, v, sigma = pulled(at, offsets, m_load, p_lam, p_sigma, p_v, p_lr, p_steps, last, RULE, HYPER, LR_EACH)
+    if DIRECTIONS:
+        rate_gradient(lam, p_u + at, offsets, m_load, m_store)
     if RULE == "sgd":
         lam = lam + HYPER[2] * v
         if HYPER[0] > 0:

@@ -18,7 +18,7 @@ from torch import Tensor
 from .activation import IDENTITY
 from .block_stage import BlockStage
 from .conv_stage import ConvStage
-from .description import Adapted, Conv, GlobalMean, InnerRule, Linear, LossRule, Network, Sum
+from .description import Adapted, Conv, GlobalMean, InnerRule, Linear, LossRule, Network, Rates, Sum
 from .launch import launch
 from .linear_stage import LinearStage
 from .mean_over_tasks import finite_kernel, inputs_kernel
@@ -85,8 +85,11 @@ class Layerwise:
             self._zeros[device, count] = torch.zeros(count, dtype=torch.int32, device=device)
         return self._zeros[device, count]
 
-    def adapt(self, theta: list[Tensor], x: Tensor, y: Tensor, *, keep: bool, lr: Tensor | None = None) -> Adapted:
+    def adapt(
+        self, theta: list[Tensor], x: Tensor, y: Tensor, *, rates: Tensor, keep: bool, directions: Tensor | None = None
+    ) -> Adapted:
         """As `MLP.adapt`."""
+        learning = Rates.of(self.inner, rates, directions, x.shape[0], self.network.size)
         adapted = self.inner.start(theta, x, keep=keep)
         launch(inputs_kernel, (x.shape[0],), x, adapted.bad, SIZE=x[0].numel(), BLOCK=_WIDTH, num_warps=4)
         for k in range(self.inner.steps):
@@ -96,7 +99,7 @@ class Layerwise:
             if keep and self.save:
                 adapted.values.append(values)
             to = self._weights(adapted, k + 1).phi.value
-            sink = self._sink("step", to, to, *self._states(adapted, k), k, lr)
+            sink = self._sink("step", to, to, *self._states(adapted, k), k, learning)
             self._backward(weights, values, Target(self.inner_loss, ys), sink)
         return adapted
 
@@ -121,8 +124,8 @@ class Layerwise:
         return outputs, losses
 
     def adjoint(
-        self, adapted: Adapted, lam: Tensor, x: Tensor, y: Tensor, *, finite: Tensor | None = None,
-        lr: Tensor | None = None,
+        self, adapted: Adapted, lam: Tensor, x: Tensor, y: Tensor, *, rates: Tensor, finite: Tensor | None = None,
+        directions: Tensor | None = None,
     ) -> None:  # fmt: skip
         """As `MLP.adjoint`.
 
@@ -131,13 +134,14 @@ class Layerwise:
         MAML's peak).
         """
         tasks = x.shape[0]
+        learning = Rates.of(self.inner, rates, directions, tasks, self.network.size)
         middle = tasks if self.save else -(-tasks // 2)
         for part in filter(len, (range(middle), range(middle, tasks))):
             of = slice(part.start, part.stop)
-            self._adjoint(adapted, of, lam[of], x[of], y[of], lr)
+            self._adjoint(adapted, of, lam[of], x[of], y[of], learning.part(of))
         self._finish(adapted, lam, finite)
 
-    def _adjoint(self, adapted: Adapted, of: slice, lam: Tensor, x: Tensor, y: Tensor, lr: Tensor | None) -> None:
+    def _adjoint(self, adapted: Adapted, of: slice, lam: Tensor, x: Tensor, y: Tensor, learning: Rates) -> None:
         sigma, v = x.new_empty(x.shape[0], self.inner.states, self.network.size), torch.empty_like(lam)
         for k in range(self.inner.steps - 1, -1, -1):
             xs, ys = self._batch(x, y, k)
@@ -146,13 +150,13 @@ class Layerwise:
             values = adapted.values[k] if adapted.values else None
             if self.inner.name == "adam":
                 values = values or self._forward(weights, xs)
-                sink = self._sink("pull", v, lam, self._states(adapted, k)[0][of], sigma, k, lr)
+                sink = self._sink("pull", v, lam, self._states(adapted, k)[0][of], sigma, k, learning)
                 self._backward(weights, values, target, sink)
             else:
-                self._pull(lam, sigma, v, k, lr)
+                self._pull(lam, sigma, v, k, learning)
             moving = Weights(Dual(weights.phi.value, v), row)
             values = self._forward(moving, xs, values)
-            self._backward(moving, values, target, self._sink("add", lam, v, lam, lam, k, lr))
+            self._backward(moving, values, target, self._sink("add", lam, v, lam, lam, k, learning))
 
     def _weights(self, adapted: Adapted, k: int) -> Weights:
         return Weights(Dual(adapted.final(adapted.bad.shape[0], k)), self.network.size if k else 0)
@@ -170,15 +174,18 @@ class Layerwise:
         return x.index_select(1, rows), y.index_select(1, rows)
 
     def _sink(
-        self, name: str, to: Tensor, with_: Tensor, state: Tensor, next_: Tensor, k: int = 0, lr: Tensor | None = None
-    ) -> Sink:
-        """Where the gradients of inner step k go."""
-        schedule = self.inner.schedule(to.device)
-        row = schedule[k] if self.inner.steps else schedule
+        self, name: str, to: Tensor, with_: Tensor, state: Tensor, next_: Tensor, k: int = 0,
+        learning: Rates | None = None,
+    ) -> Sink:  # fmt: skip
+        """Where the gradients of inner step k go; those that are kept ask for no rates."""
+        rows, switches = (to, to, to), {"LR_EACH": False, "DIRECTIONS": False}
+        if learning is not None:
+            alpha, schedule, u = learning
+            rows, switches = (alpha[k], schedule[k], to if u is None else u[k]), learning.constants()
         return Sink(
-            (to, with_, state, next_, row if lr is None else lr[k], row),
+            (to, with_, state, next_, *rows),
             (int(k == 0), int(k == self.inner.steps - 1)),
-            {"SINK": name, "LR_EACH": lr is not None, **self.inner.constants()},
+            {"SINK": name, **switches, **self.inner.constants()},
             lambda count: self._counters(to.device, count),
         )
 
@@ -218,12 +225,11 @@ class Layerwise:
             found |= zip((source for source in sources if source >= 0), made, strict=True)
         return outputs
 
-    def _pull(self, lam: Tensor, sigma: Tensor, v: Tensor, k: int, lr: Tensor | None) -> None:
-        row = self.inner.schedule(lam.device)[k]
+    def _pull(self, lam: Tensor, sigma: Tensor, v: Tensor, k: int, learning: Rates) -> None:
         launch(
-            pull_kernel, (lam.shape[0] * triton.cdiv(self.network.size, _WIDTH),), lam, sigma, v,
-            row if lr is None else lr[k], row, int(k == self.inner.steps - 1), P=self.network.size, BLOCK=_WIDTH,
-            STATES=self.inner.states, HYPER=self.inner.hyper, LR_EACH=lr is not None, num_warps=4,
+            pull_kernel, (lam.shape[0] * triton.cdiv(self.network.size, _WIDTH),), lam, sigma, v, learning.alpha[k],
+            learning.schedule[k], int(k == self.inner.steps - 1), P=self.network.size, BLOCK=_WIDTH,
+            STATES=self.inner.states, HYPER=self.inner.hyper, LR_EACH=learning.constants()["LR_EACH"], num_warps=4,
         )  # fmt: skip
 
     def _finish(self, adapted: Adapted, lam: Tensor | None, finite: Tensor | None) -> None:

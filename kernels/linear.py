@@ -178,11 +178,11 @@ def linear_backward_kernel(
 
 @triton.jit(do_not_specialize=["row", "w_at", "first", "last"])
 def linear_weight_kernel(
-    p_phi, p_dz, p_dz_dot, p_x, p_x_dot, p_to, p_with, p_state, p_next, p_lr, p_steps, row, w_at, first, last,
+    p_phi, p_dz, p_dz_dot, p_x, p_x_dot, p_to, p_with, p_state, p_next, p_lr, p_steps, p_u, row, w_at, first, last,
     N: tl.constexpr, IN: tl.constexpr, OUT: tl.constexpr, BIAS: tl.constexpr, P: tl.constexpr,
     BN: tl.constexpr, BO: tl.constexpr, BI: tl.constexpr, DUAL: tl.constexpr,
     X_MOVES: tl.constexpr, SINK: tl.constexpr, RULE: tl.constexpr, HYPER: tl.constexpr, STATES: tl.constexpr,
-    LR_EACH: tl.constexpr, PRECISION: tl.constexpr,
+    LR_EACH: tl.constexpr, DIRECTIONS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """dW = dzᵀ x and db = Σ dz, or with DUAL their tangents, taken straight to where `sink.py` says."""
     i_task, o_o, o_i = tile_of(OUT, IN, BO, BI)
@@ -211,15 +211,16 @@ def linear_weight_kernel(
     p_state += i_task * STATES * P + w_at
     p_next += i_task * STATES * P + w_at
     p_lr += w_at
+    p_u += i_task * P + w_at
     GAP: tl.constexpr = (
         4 - (OUT * IN) % 4
     ) % 4  # padding to 16 bytes, where there are rows beyond OUT in the last tile
     m_load = (o_o < OUT)[:, None] & (o_i < IN)[None, :]
     m_store = m_load | ((o_o == OUT)[:, None] & (o_i < GAP)[None, :])
-    deliver(g, p_phi, p_to, p_with, p_state, p_next, p_lr, p_steps, o_o[:, None] * IN + o_i[None, :], m_load, m_store,
-            first, last, P, SINK, RULE, HYPER, LR_EACH)  # fmt: skip
+    deliver(g, p_phi, p_to, p_with, p_state, p_next, p_lr, p_steps, p_u, o_o[:, None] * IN + o_i[None, :], m_load,
+            m_store, first, last, P, SINK, RULE, HYPER, LR_EACH, DIRECTIONS)  # fmt: skip
     if BIAS != 0:  # noqa: SIM102  the outer condition is the compiler's
         if tl.program_id(0) % ((IN + BI - 1) // BI) == 0:  # one tile of each row of tiles
             deliver(g_bias, p_phi + BIAS, p_to + BIAS, p_with + BIAS, p_state + BIAS, p_next + BIAS, p_lr + BIAS,
-                    p_steps, o_o, o_o < OUT, o_o < (OUT + 3) // 4 * 4, first, last, P, SINK, RULE, HYPER,
-                    LR_EACH)  # fmt: skip
+                    p_steps, p_u + BIAS, o_o, o_o < OUT, o_o < (OUT + 3) // 4 * 4, first, last, P, SINK, RULE, HYPER,
+                    LR_EACH, DIRECTIONS)  # fmt: skip

@@ -8,7 +8,7 @@ from typing import Any
 import triton
 from torch import Tensor
 
-from .description import Adapted, Chain, InnerRule, LossRule
+from .description import Adapted, Chain, InnerRule, LossRule, Rates
 from .launch import launch
 from .mean_over_tasks import mean_kernel
 from .mlp_loop import adapt_kernel, adjoint_kernel, apply_kernel
@@ -42,24 +42,29 @@ class MLP:
     def _streams(self, samples: int) -> bool:
         return streams((*self.chain.constants()["BLOCKS"], block(samples)), self.inner.states)
 
-    def _loop(self, x: Tensor, lr: Tensor | None) -> dict[str, Any]:
+    def _loop(self, x: Tensor, learning: Rates) -> dict[str, Any]:
         samples = x.shape[1]
         batch = self.inner.batch or samples
         return {
-            **self._common(batch), **self.inner.constants(), **self.inner_loss.constants(),
-            "K": self.inner.steps, "N": samples, "B": batch, "LR_EACH": lr is not None,
+            **self._common(batch), **self.inner.constants(), **learning.constants(), **self.inner_loss.constants(),
+            "K": self.inner.steps, "N": samples, "B": batch,
         }  # fmt: skip
 
-    def adapt(self, theta: list[Tensor], x: Tensor, y: Tensor, *, keep: bool, lr: Tensor | None = None) -> Adapted:
+    def adapt(
+        self, theta: list[Tensor], x: Tensor, y: Tensor, *, rates: Tensor, keep: bool, directions: Tensor | None = None
+    ) -> Adapted:
         """K inner steps of every task on x [T, N, D_0], y [T, N, D_L] or [T, N]; `theta` are the pieces of a row [P].
 
-        `keep` leaves all φ_k for `adjoint`. `lr` [K, P] gives every parameter its own learning rate in every step.
+        `rates` are the learning rates, of any sign: [K], what `InnerRule.schedule` makes of it, or [K, P] for one of
+        every parameter's value in every step. `keep` leaves all φ_k for `adjoint`. `directions` [K, T, P] takes the
+        u_k of φ_{k+1} = φ_k − rates_k u_k.
         """
+        learning = Rates.of(self.inner, rates, directions, x.shape[0], self.chain.size)
         adapted = self.inner.start(theta, x, keep=keep)
-        schedule, room = self.inner.schedule(x.device), self._room(x, self.inner.batch or x.shape[1], 1)
+        room = self._room(x, self.inner.batch or x.shape[1], 1)
         launch(
             adapt_kernel, (x.shape[0],), adapted.phis, adapted.states, adapted.bad, x, y,
-            schedule if lr is None else lr, schedule, room, x.shape[0], adapted.sets, **self._loop(x, lr),
+            *learning.tensors, room, x.shape[0], adapted.sets, **self._loop(x, learning),
         )  # fmt: skip
         return adapted
 
@@ -84,18 +89,23 @@ class MLP:
         return outputs, losses
 
     def adjoint(
-        self, adapted: Adapted, lam: Tensor, x: Tensor, y: Tensor, *, finite: Tensor | None = None,
-        lr: Tensor | None = None,
+        self, adapted: Adapted, lam: Tensor, x: Tensor, y: Tensor, *, rates: Tensor, finite: Tensor | None = None,
+        directions: Tensor | None = None,
     ) -> None:  # fmt: skip
-        """Turns `lam` [T, P] from λ_K into λ_0. `finite` as in `apply`."""
+        """Turns `lam` [T, P] from λ_K into λ_0. `rates` are those of `adapt`, `finite` as in `apply`.
+
+        `directions` as `adapt` left them turn, in place, into every task's derivatives −λ_{k+1} u_k by its rates
+        [K, T, P], zero in the padding; those of a task that diverged may be NaN.
+        """
+        learning = Rates.of(self.inner, rates, directions, x.shape[0], self.chain.size)
         tasks, states = x.shape[0], self.inner.states
         sigma = x.new_empty(tasks, states, self.chain.size)
         v = x.new_empty(tasks if self.inner.name == "adam" else 0, self.chain.size)
-        schedule, room = self.inner.schedule(x.device), self._room(x, self.inner.batch or x.shape[1], 2)
+        room = self._room(x, self.inner.batch or x.shape[1], 2)
         launch(
             adjoint_kernel, (tasks,), adapted.phis, lam, sigma, adapted.states, v, adapted.bad,
-            adapted.bad if finite is None else finite, x, y, schedule if lr is None else lr, schedule, room, tasks,
-            adapted.sets, LAST=finite is not None, **self._loop(x, lr),
+            adapted.bad if finite is None else finite, x, y, *learning.tensors, room, tasks, adapted.sets,
+            LAST=finite is not None, **self._loop(x, learning),
         )  # fmt: skip
 
 

@@ -72,13 +72,16 @@ def loss_gradient_dot(
 
 @triton.jit(do_not_specialize=["T", "R"])
 def adapt_kernel(
-    p_phis, p_states, p_bad, p_x, p_y, p_lr, p_steps, p_room, T, R, K: tl.constexpr,
-    N: tl.constexpr, B: tl.constexpr, BN: tl.constexpr, P: tl.constexpr, DEPTH: tl.constexpr, DIMS: tl.constexpr,
-    BLOCKS: tl.constexpr, W_AT: tl.constexpr, B_AT: tl.constexpr, ACTS: tl.constexpr, ARGS: tl.constexpr,
-    ROOM: tl.constexpr, STREAM: tl.constexpr, LOSS: tl.constexpr, SMOOTHING: tl.constexpr, IGNORE: tl.constexpr,
-    RULE: tl.constexpr, HYPER: tl.constexpr, STATES: tl.constexpr, LR_EACH: tl.constexpr, PRECISION: tl.constexpr,
+    p_phis, p_states, p_bad, p_x, p_y, p_lr, p_steps, p_directions, p_room, T, R, K: tl.constexpr, N: tl.constexpr,
+    B: tl.constexpr, BN: tl.constexpr, P: tl.constexpr, DEPTH: tl.constexpr, DIMS: tl.constexpr, BLOCKS: tl.constexpr,
+    W_AT: tl.constexpr, B_AT: tl.constexpr, ACTS: tl.constexpr, ARGS: tl.constexpr, ROOM: tl.constexpr,
+    STREAM: tl.constexpr, LOSS: tl.constexpr, SMOOTHING: tl.constexpr, IGNORE: tl.constexpr, RULE: tl.constexpr,
+    HYPER: tl.constexpr, STATES: tl.constexpr, LR_EACH: tl.constexpr, DIRECTIONS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """φ_0 → φ_K of every task, every step's weights left in `p_phis` for the adjoint; NaN in `p_bad` for bad inputs."""
+    """φ_0 → φ_K of every task, every step's weights left in `p_phis` for the adjoint; NaN in `p_bad` for bad inputs.
+
+    With DIRECTIONS every step's u_k [T, P] are left in `p_directions` [K, T, P].
+    """
     i_task = tl.program_id(0).to(tl.int64)
     p_x += i_task * N * DIMS[0]
     p_y += i_task * N * (DIMS[DEPTH] if LOSS == "mse" else 1)
@@ -95,6 +98,7 @@ def adapt_kernel(
         p_state = p_states + (((k + R - 1) % R) * T + i_task) * STATES * P
         p_next = p_states + ((k % R) * T + i_task) * STATES * P
         p_lr_k, p_step = p_lr + k * P, p_steps + 4 * k
+        p_u = p_directions + (k * T + i_task) * P
         first = (k == 0) * 1
         rows, m_rows = samples(k, N, B, BN)
         x = inputs(p_x, rows, m_rows, DIMS[0], BLOCKS[0])
@@ -105,14 +109,14 @@ def adapt_kernel(
         _, d = loss_gradient(y, p_y, rows, m_rows, B, DIMS[DEPTH], BLOCKS[DEPTH], LOSS, SMOOTHING, IGNORE)
         if STREAM:
             mlp_scratch.backward(
-                d, p_room, p_phi, p_new, p_state, p_next, p_phi, p_lr_k, p_step, first, first, P, BN, DEPTH, DIMS,
-                BLOCKS, W_AT, B_AT, ROOM, ACTS, ARGS, "step", RULE, HYPER, LR_EACH, PRECISION,
+                d, p_room, p_phi, p_new, p_state, p_next, p_phi, p_lr_k, p_step, p_u, first, first, P, BN, DEPTH, DIMS,
+                BLOCKS, W_AT, B_AT, ROOM, ACTS, ARGS, "step", RULE, HYPER, LR_EACH, DIRECTIONS, PRECISION,
             )  # fmt: skip
         else:
             zs = mlp_registers.again(zs, p_step + 3, DEPTH)
             mlp_registers.backward(
-                d, zs, x, p_phi, p_new, p_state, p_next, p_phi, p_lr_k, p_step, first, first, P, DEPTH, DIMS, BLOCKS,
-                W_AT, B_AT, ACTS, ARGS, "step", RULE, HYPER, LR_EACH, PRECISION,
+                d, zs, x, p_phi, p_new, p_state, p_next, p_phi, p_lr_k, p_step, p_u, first, first, P, DEPTH, DIMS,
+                BLOCKS, W_AT, B_AT, ACTS, ARGS, "step", RULE, HYPER, LR_EACH, DIRECTIONS, PRECISION,
             )  # fmt: skip
         tl.debug_barrier()  # the next step reads what this one wrote
 
@@ -156,13 +160,13 @@ def apply_kernel(
     if BACKWARD:
         if STREAM:
             mlp_scratch.backward(
-                d, p_room, p_phi, p_lam, p_lam, p_lam, p_lam, p_lam, p_lam, 0, 0, P, BN, DEPTH, DIMS, BLOCKS, W_AT,
-                B_AT, ROOM, ACTS, ARGS, "store", "", (), False, PRECISION,
+                d, p_room, p_phi, p_lam, p_lam, p_lam, p_lam, p_lam, p_lam, p_lam, 0, 0, P, BN, DEPTH, DIMS, BLOCKS,
+                W_AT, B_AT, ROOM, ACTS, ARGS, "store", "", (), False, False, PRECISION,
             )  # fmt: skip
         else:
             mlp_registers.backward(
-                d, zs, x, p_phi, p_lam, p_lam, p_lam, p_lam, p_lam, p_lam, 0, 0, P, DEPTH, DIMS, BLOCKS, W_AT, B_AT,
-                ACTS, ARGS, "store", "", (), False, PRECISION,
+                d, zs, x, p_phi, p_lam, p_lam, p_lam, p_lam, p_lam, p_lam, p_lam, 0, 0, P, DEPTH, DIMS, BLOCKS, W_AT,
+                B_AT, ACTS, ARGS, "store", "", (), False, False, PRECISION,
             )  # fmt: skip
     if REPTILE:
         o_p = tl.arange(0, 1024)
@@ -177,18 +181,18 @@ def apply_kernel(
 
 @triton.jit
 def step_back_in_registers(
-    x, zs, y, dy, p_phi, p_lam, p_sigma, p_state, p_v, p_x, p_y, p_lr, p_step, rows, m_rows, first, last,
-    B: tl.constexpr, P: tl.constexpr, DEPTH: tl.constexpr, DIMS: tl.constexpr, BLOCKS: tl.constexpr,
-    W_AT: tl.constexpr, B_AT: tl.constexpr, ACTS: tl.constexpr, ARGS: tl.constexpr, LOSS: tl.constexpr,
-    IGNORE: tl.constexpr, RULE: tl.constexpr, HYPER: tl.constexpr, LR_EACH: tl.constexpr, PRECISION: tl.constexpr,
+    x, zs, y, dy, p_phi, p_lam, p_sigma, p_state, p_v, p_x, p_y, p_lr, p_step, p_u, rows, m_rows, first, last,
+    B: tl.constexpr, P: tl.constexpr, DEPTH: tl.constexpr, DIMS: tl.constexpr, BLOCKS: tl.constexpr, W_AT: tl.constexpr,
+    B_AT: tl.constexpr, ACTS: tl.constexpr, ARGS: tl.constexpr, LOSS: tl.constexpr, IGNORE: tl.constexpr,
+    RULE: tl.constexpr, HYPER: tl.constexpr, LR_EACH: tl.constexpr, DIRECTIONS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """λ_{k+1} → λ_k with activations in registers, the forward sweep done."""
     if RULE == "adam":
         # v asks for the gradient itself, so it is computed once more
         zs = mlp_registers.again(zs, p_step + 3, DEPTH)
         mlp_registers.backward(
-            dy, zs, x, p_phi, p_v, p_state, p_sigma, p_lam, p_lr, p_step, first, last, P, DEPTH, DIMS, BLOCKS, W_AT,
-            B_AT, ACTS, ARGS, "pull", RULE, HYPER, LR_EACH, PRECISION,
+            dy, zs, x, p_phi, p_v, p_state, p_sigma, p_lam, p_lr, p_step, p_u, first, last, P, DEPTH, DIMS, BLOCKS,
+            W_AT, B_AT, ACTS, ARGS, "pull", RULE, HYPER, LR_EACH, False, PRECISION,
         )  # fmt: skip
         tl.debug_barrier()  # v is read below
     x = inputs(p_x, rows, m_rows, DIMS[0], BLOCKS[0])
@@ -201,24 +205,24 @@ def step_back_in_registers(
     x = inputs(p_x, rows, m_rows, DIMS[0], BLOCKS[0])
     zs, zs_dot = mlp_registers.again(zs, p_step + 3, DEPTH), mlp_registers.again(zs_dot, p_step + 3, DEPTH)
     mlp_registers.backward_dot(
-        dy, dy_dot, x, zs, zs_dot, p_step + 3, p_phi, p_lam, p_sigma, p_v, p_lr, p_step, last, DEPTH, DIMS, BLOCKS,
-        W_AT, B_AT, ACTS, ARGS, RULE, HYPER, LR_EACH, PRECISION,
+        dy, dy_dot, x, zs, zs_dot, p_step + 3, p_phi, p_lam, p_sigma, p_v, p_lr, p_step, p_u, last, DEPTH, DIMS, BLOCKS,
+        W_AT, B_AT, ACTS, ARGS, RULE, HYPER, LR_EACH, DIRECTIONS, PRECISION,
     )  # fmt: skip
 
 
 @triton.jit
 def step_back_in_scratch(
-    y, dy, p_room, p_phi, p_lam, p_sigma, p_state, p_v, p_y, p_lr, p_step, rows, m_rows, first, last,
+    y, dy, p_room, p_phi, p_lam, p_sigma, p_state, p_v, p_y, p_lr, p_step, p_u, rows, m_rows, first, last,
     B: tl.constexpr, BN: tl.constexpr, P: tl.constexpr, DEPTH: tl.constexpr, DIMS: tl.constexpr, BLOCKS: tl.constexpr,
     W_AT: tl.constexpr, B_AT: tl.constexpr, ACTS: tl.constexpr, ARGS: tl.constexpr, ROOM: tl.constexpr,
     LOSS: tl.constexpr, IGNORE: tl.constexpr, RULE: tl.constexpr, HYPER: tl.constexpr, LR_EACH: tl.constexpr,
-    PRECISION: tl.constexpr,
+    DIRECTIONS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """λ_{k+1} → λ_k with activations in scratch, the forward sweep done."""
     if RULE == "adam":
         mlp_scratch.backward(
-            dy, p_room, p_phi, p_v, p_state, p_sigma, p_lam, p_lr, p_step, first, last, P, BN, DEPTH, DIMS, BLOCKS,
-            W_AT, B_AT, ROOM, ACTS, ARGS, "pull", RULE, HYPER, LR_EACH, PRECISION,
+            dy, p_room, p_phi, p_v, p_state, p_sigma, p_lam, p_lr, p_step, p_u, first, last, P, BN, DEPTH, DIMS, BLOCKS,
+            W_AT, B_AT, ROOM, ACTS, ARGS, "pull", RULE, HYPER, LR_EACH, False, PRECISION,
         )  # fmt: skip
         tl.debug_barrier()  # v is read below
     y_dot = mlp_scratch.forward_dot(
@@ -227,21 +231,24 @@ def step_back_in_scratch(
     )  # fmt: skip
     dy_dot = loss_gradient_dot(y, y_dot, p_y, rows, m_rows, B, DIMS[DEPTH], BLOCKS[DEPTH], LOSS, IGNORE)
     mlp_scratch.backward_dot(
-        dy, dy_dot, p_room, p_phi, p_lam, p_sigma, p_v, p_lr, p_step, last, BN, DEPTH, DIMS, BLOCKS, W_AT, B_AT, ROOM,
-        ACTS, ARGS, RULE, HYPER, LR_EACH, PRECISION,
+        dy, dy_dot, p_room, p_phi, p_lam, p_sigma, p_v, p_lr, p_step, p_u, last, BN, DEPTH, DIMS, BLOCKS, W_AT, B_AT,
+        ROOM, ACTS, ARGS, RULE, HYPER, LR_EACH, DIRECTIONS, PRECISION,
     )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["T", "R"])
 def adjoint_kernel(
-    p_phis, p_lam, p_sigma, p_states, p_v, p_bad, p_finite, p_x, p_y, p_lr, p_steps, p_room, T, R, K: tl.constexpr,
-    N: tl.constexpr, B: tl.constexpr, BN: tl.constexpr, P: tl.constexpr, DEPTH: tl.constexpr, DIMS: tl.constexpr,
-    BLOCKS: tl.constexpr, W_AT: tl.constexpr, B_AT: tl.constexpr, ACTS: tl.constexpr, ARGS: tl.constexpr,
-    ROOM: tl.constexpr, STREAM: tl.constexpr, LOSS: tl.constexpr, SMOOTHING: tl.constexpr, IGNORE: tl.constexpr,
-    RULE: tl.constexpr, HYPER: tl.constexpr, STATES: tl.constexpr, LR_EACH: tl.constexpr, LAST: tl.constexpr,
-    PRECISION: tl.constexpr,
+    p_phis, p_lam, p_sigma, p_states, p_v, p_bad, p_finite, p_x, p_y, p_lr, p_steps, p_directions, p_room, T, R,
+    K: tl.constexpr, N: tl.constexpr, B: tl.constexpr, BN: tl.constexpr, P: tl.constexpr, DEPTH: tl.constexpr,
+    DIMS: tl.constexpr, BLOCKS: tl.constexpr, W_AT: tl.constexpr, B_AT: tl.constexpr, ACTS: tl.constexpr,
+    ARGS: tl.constexpr, ROOM: tl.constexpr, STREAM: tl.constexpr, LOSS: tl.constexpr, SMOOTHING: tl.constexpr,
+    IGNORE: tl.constexpr, RULE: tl.constexpr, HYPER: tl.constexpr, STATES: tl.constexpr, LR_EACH: tl.constexpr,
+    DIRECTIONS: tl.constexpr, LAST: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """λ_K → λ_0 of every task, in place, by forward-over-reverse through every step."""
+    """λ_K → λ_0 of every task, in place, by forward-over-reverse through every step.
+
+    With DIRECTIONS the u_k in `p_directions` become the gradients −λ_{k+1} u_k of the learning rates.
+    """
     i_task = tl.program_id(0).to(tl.int64)
     p_x += i_task * N * DIMS[0]
     p_y += i_task * N * (DIMS[DEPTH] if LOSS == "mse" else 1)
@@ -254,6 +261,7 @@ def adjoint_kernel(
         p_phi = p_phis + phi_row(k, i_task, T, R) * P
         p_state = p_states + (((k + R - 1) % R) * T + i_task) * STATES * P
         p_lr_k, p_step = p_lr + k * P, p_steps + 4 * k
+        p_u = p_directions + (k * T + i_task) * P
         first, last = (k == 0) * 1, (back == 0) * 1
         rows, m_rows = samples(k, N, B, BN)
         x = inputs(p_x, rows, m_rows, DIMS[0], BLOCKS[0])
@@ -264,14 +272,15 @@ def adjoint_kernel(
         _, dy = loss_gradient(y, p_y, rows, m_rows, B, DIMS[DEPTH], BLOCKS[DEPTH], LOSS, SMOOTHING, IGNORE)
         if STREAM:
             step_back_in_scratch(
-                y, dy, p_room, p_phi, p_lam, p_sigma, p_state, p_v, p_y, p_lr_k, p_step, rows, m_rows, first, last, B,
-                BN, P, DEPTH, DIMS, BLOCKS, W_AT, B_AT, ACTS, ARGS, ROOM, LOSS, IGNORE, RULE, HYPER, LR_EACH,
-                PRECISION,
+                y, dy, p_room, p_phi, p_lam, p_sigma, p_state, p_v, p_y, p_lr_k, p_step, p_u, rows, m_rows, first, last,
+                B, BN, P, DEPTH, DIMS, BLOCKS, W_AT, B_AT, ACTS, ARGS, ROOM, LOSS, IGNORE, RULE, HYPER, LR_EACH,
+                DIRECTIONS, PRECISION,
             )  # fmt: skip
         else:
             step_back_in_registers(
-                x, zs, y, dy, p_phi, p_lam, p_sigma, p_state, p_v, p_x, p_y, p_lr_k, p_step, rows, m_rows, first, last,
-                B, P, DEPTH, DIMS, BLOCKS, W_AT, B_AT, ACTS, ARGS, LOSS, IGNORE, RULE, HYPER, LR_EACH, PRECISION,
+                x, zs, y, dy, p_phi, p_lam, p_sigma, p_state, p_v, p_x, p_y, p_lr_k, p_step, p_u, rows, m_rows, first,
+                last, B, P, DEPTH, DIMS, BLOCKS, W_AT, B_AT, ACTS, ARGS, LOSS, IGNORE, RULE, HYPER, LR_EACH, DIRECTIONS,
+                PRECISION,
             )  # fmt: skip
         tl.debug_barrier()  # the next step reads what this one wrote
     if LAST:

@@ -85,10 +85,10 @@ def again(tiles, p_zero, DEPTH: tl.constexpr):
 
 @triton.jit
 def backward(
-    d, zs, x, p_phi, p_out, p_state, p_next, p_lam, p_lr, p_steps, first, last, P: tl.constexpr, DEPTH: tl.constexpr,
-    DIMS: tl.constexpr, BLOCKS: tl.constexpr, W_AT: tl.constexpr, B_AT: tl.constexpr, ACTS: tl.constexpr,
-    ARGS: tl.constexpr, USE: tl.constexpr, RULE: tl.constexpr, HYPER: tl.constexpr, LR_EACH: tl.constexpr,
-    PRECISION: tl.constexpr,
+    d, zs, x, p_phi, p_out, p_state, p_next, p_lam, p_lr, p_steps, p_u, first, last, P: tl.constexpr,
+    DEPTH: tl.constexpr, DIMS: tl.constexpr, BLOCKS: tl.constexpr, W_AT: tl.constexpr, B_AT: tl.constexpr,
+    ACTS: tl.constexpr, ARGS: tl.constexpr, USE: tl.constexpr, RULE: tl.constexpr, HYPER: tl.constexpr,
+    LR_EACH: tl.constexpr, DIRECTIONS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of all layers from that of the outputs, d [BN, BO]; what becomes of them: `use_gradient`."""
     for j in tl.static_range(DEPTH - 1, -1, -1):
@@ -97,7 +97,7 @@ def backward(
             offsets, m_load, m_store = bias_block(DIMS[j + 1], BLOCKS[j + 1])
             b = tl.load(p_phi + B_AT[j] + offsets, mask=m_load, other=0.0)
             use_gradient(tl.sum(d, 0), b, B_AT[j], offsets, m_load, m_store, p_out, p_state, p_next, p_lam, p_lr,
-                         p_steps, first, last, P, USE, RULE, HYPER, LR_EACH)  # fmt: skip
+                         p_steps, p_u, first, last, P, USE, RULE, HYPER, LR_EACH, DIRECTIONS)  # fmt: skip
         offsets, m_load, m_store = weight_block(DIMS[j + 1], DIMS[j], BLOCKS[j + 1], BLOCKS[j])
         if USE == "step":
             w = tl.load(p_phi + W_AT[j] + offsets, mask=m_load, other=0.0)
@@ -105,8 +105,8 @@ def backward(
             w = 0.0
         x_in = act(zs[j - 1], j - 1, ACTS, ARGS) if j > 0 else x
         g = dot(tl.trans(d), x_in, PRECISION)
-        use_gradient(g, w, W_AT[j], offsets, m_load, m_store, p_out, p_state, p_next, p_lam, p_lr, p_steps, first,
-                     last, P, USE, RULE, HYPER, LR_EACH)  # fmt: skip
+        use_gradient(g, w, W_AT[j], offsets, m_load, m_store, p_out, p_state, p_next, p_lam, p_lr, p_steps, p_u, first,
+                     last, P, USE, RULE, HYPER, LR_EACH, DIRECTIONS)  # fmt: skip
         if j > 0:
             if USE != "step":
                 w = tl.load(p_phi + W_AT[j] + offsets, mask=m_load, other=0.0)
@@ -141,19 +141,21 @@ def forward_dot(
 
 @triton.jit
 def backward_dot(
-    dy, dy_dot, x, zs, zs_dot, p_zero, p_phi, p_lam, p_sigma, p_v, p_lr, p_steps, last, DEPTH: tl.constexpr,
+    dy, dy_dot, x, zs, zs_dot, p_zero, p_phi, p_lam, p_sigma, p_v, p_lr, p_steps, p_u, last, DEPTH: tl.constexpr,
     DIMS: tl.constexpr, BLOCKS: tl.constexpr, W_AT: tl.constexpr, B_AT: tl.constexpr, ACTS: tl.constexpr,
-    ARGS: tl.constexpr, RULE: tl.constexpr, HYPER: tl.constexpr, LR_EACH: tl.constexpr, PRECISION: tl.constexpr,
+    ARGS: tl.constexpr, RULE: tl.constexpr, HYPER: tl.constexpr, LR_EACH: tl.constexpr, DIRECTIONS: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """λ and σ of all layers one step back, in place, from the outputs' cotangents dy and their tangents [BN, BO]."""
+    """λ and σ of all layers one step back, in place, from the outputs' cotangents dy and their tangents [BN, BO]; with
+    DIRECTIONS the learning rates' gradient."""
     for j in tl.static_range(DEPTH - 1, -1, -1):
         f1 = slope(zs[j], j, ACTS, ARGS)
         d = f1 * dy
         d_dot = f1 * dy_dot + curvature(zs[j], j, ACTS, ARGS) * zs_dot[j] * dy
         if B_AT[j] >= 0:
             offsets, m_load, m_store = bias_block(DIMS[j + 1], BLOCKS[j + 1])
-            push(tl.sum(d_dot, 0), B_AT[j], offsets, m_load, m_store, p_lam, p_sigma, p_v, p_lr, p_steps, last, RULE,
-                 HYPER, LR_EACH)  # fmt: skip
+            push(tl.sum(d_dot, 0), B_AT[j], offsets, m_load, m_store, p_lam, p_sigma, p_v, p_lr, p_steps, p_u, last,
+                 RULE, HYPER, LR_EACH, DIRECTIONS)  # fmt: skip
         offsets, m_load, m_store = weight_block(DIMS[j + 1], DIMS[j], BLOCKS[j + 1], BLOCKS[j])
         if j > 0:
             _, v, _ = pulled(W_AT[j], offsets, m_load, p_lam, p_sigma, p_v, p_lr, p_steps, last, RULE, HYPER, LR_EACH)
@@ -171,4 +173,5 @@ def backward_dot(
             x_dot = slope(zs[j - 1] + tl.load(p_zero, volatile=True), j - 1, ACTS, ARGS) * zs_dot[j - 1]
             h += dot(tl.trans(d), x_dot, PRECISION)
         tl.debug_barrier()  # all have read λ before it changes
-        push(h, W_AT[j], offsets, m_load, m_store, p_lam, p_sigma, p_v, p_lr, p_steps, last, RULE, HYPER, LR_EACH)
+        push(h, W_AT[j], offsets, m_load, m_store, p_lam, p_sigma, p_v, p_lr, p_steps, p_u, last, RULE, HYPER, LR_EACH,
+             DIRECTIONS)  # fmt: skip

@@ -88,10 +88,11 @@ def forward(
 
 @triton.jit
 def layer_gradients(
-    p_room, p_d, p_phi, p_out, p_state, p_next, p_lam, p_lr, p_steps, first, last, P: tl.constexpr, BN: tl.constexpr,
-    J: tl.constexpr, OUT: tl.constexpr, IN: tl.constexpr, WO: tl.constexpr, WI: tl.constexpr, W_AT: tl.constexpr,
-    B_AT: tl.constexpr, ROOM: tl.constexpr, ACTS: tl.constexpr, ARGS: tl.constexpr, USE: tl.constexpr,
-    RULE: tl.constexpr, HYPER: tl.constexpr, LR_EACH: tl.constexpr, PRECISION: tl.constexpr,
+    p_room, p_d, p_phi, p_out, p_state, p_next, p_lam, p_lr, p_steps, p_u, first, last, P: tl.constexpr,
+    BN: tl.constexpr, J: tl.constexpr, OUT: tl.constexpr, IN: tl.constexpr, WO: tl.constexpr, WI: tl.constexpr,
+    W_AT: tl.constexpr, B_AT: tl.constexpr, ROOM: tl.constexpr, ACTS: tl.constexpr, ARGS: tl.constexpr,
+    USE: tl.constexpr, RULE: tl.constexpr, HYPER: tl.constexpr, LR_EACH: tl.constexpr, DIRECTIONS: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of layer J from the cotangents of z_J, and what becomes of them."""
     BO: tl.constexpr = WO if WO < COLUMNS else COLUMNS
@@ -102,8 +103,8 @@ def layer_gradients(
             o_b, m_b, m_pad = bias_block(OUT, BO, o)
             db = tl.sum(tl.load(block_at(p_d, 0, o, BN, BO, WO)), 0)
             b = tl.load(p_phi + B_AT[J] + o_b, mask=m_b, other=0.0)
-            use_gradient(db, b, B_AT[J], o_b, m_b, m_pad, p_out, p_state, p_next, p_lam, p_lr, p_steps, first, last, P,
-                         USE, RULE, HYPER, LR_EACH)  # fmt: skip
+            use_gradient(db, b, B_AT[J], o_b, m_b, m_pad, p_out, p_state, p_next, p_lam, p_lr, p_steps, p_u, first,
+                         last, P, USE, RULE, HYPER, LR_EACH, DIRECTIONS)  # fmt: skip
         for i in tl.range(0, WI, BI, disable_licm=True):
             g = tl.zeros([BO, BI], tl.float32)
             for n in tl.range(0, BN, BK, disable_licm=True):
@@ -111,8 +112,8 @@ def layer_gradients(
                 g = accumulate(g, tl.trans(d), activations(p_room, n, i, BK, BI, J, WI, ROOM, ACTS, ARGS), PRECISION)
             offsets, m_load, m_store = weight_block(OUT, IN, BO, BI, o, i)
             w = tl.load(p_phi + W_AT[J] + offsets, mask=m_load, other=0.0)
-            use_gradient(g, w, W_AT[J], offsets, m_load, m_store, p_out, p_state, p_next, p_lam, p_lr, p_steps, first,
-                         last, P, USE, RULE, HYPER, LR_EACH)  # fmt: skip
+            use_gradient(g, w, W_AT[J], offsets, m_load, m_store, p_out, p_state, p_next, p_lam, p_lr, p_steps, p_u,
+                         first, last, P, USE, RULE, HYPER, LR_EACH, DIRECTIONS)  # fmt: skip
 
 
 @triton.jit
@@ -137,10 +138,10 @@ def layer_backward(
 
 @triton.jit
 def backward(
-    d, p_room, p_phi, p_out, p_state, p_next, p_lam, p_lr, p_steps, first, last, P: tl.constexpr, BN: tl.constexpr,
+    d, p_room, p_phi, p_out, p_state, p_next, p_lam, p_lr, p_steps, p_u, first, last, P: tl.constexpr, BN: tl.constexpr,
     DEPTH: tl.constexpr, DIMS: tl.constexpr, BLOCKS: tl.constexpr, W_AT: tl.constexpr, B_AT: tl.constexpr,
     ROOM: tl.constexpr, ACTS: tl.constexpr, ARGS: tl.constexpr, USE: tl.constexpr, RULE: tl.constexpr,
-    HYPER: tl.constexpr, LR_EACH: tl.constexpr, PRECISION: tl.constexpr,
+    HYPER: tl.constexpr, LR_EACH: tl.constexpr, DIRECTIONS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Gradients of all layers from that of the outputs, d [BN, BO]; what becomes of them: `use_gradient`."""
     z = tl.load(block_at(p_room + ROOM[DEPTH], 0, 0, BN, BLOCKS[DEPTH], BLOCKS[DEPTH]))
@@ -149,9 +150,9 @@ def backward(
     tl.debug_barrier()
     for j in tl.static_range(DEPTH - 1, -1, -1):
         p_d, p_new = p_room + ROOM[DEPTH + 1 + (j + 1) % 2], p_room + ROOM[DEPTH + 1 + j % 2]
-        layer_gradients(p_room, p_d, p_phi, p_out, p_state, p_next, p_lam, p_lr, p_steps, first, last, P, BN, j,
+        layer_gradients(p_room, p_d, p_phi, p_out, p_state, p_next, p_lam, p_lr, p_steps, p_u, first, last, P, BN, j,
                         DIMS[j + 1], DIMS[j], BLOCKS[j + 1], BLOCKS[j], W_AT, B_AT, ROOM, ACTS, ARGS, USE, RULE, HYPER,
-                        LR_EACH, PRECISION)  # fmt: skip
+                        LR_EACH, DIRECTIONS, PRECISION)  # fmt: skip
         if j > 0:
             layer_backward(p_room, p_d, p_new, p_phi, BN, j, DIMS[j + 1], DIMS[j], BLOCKS[j + 1], BLOCKS[j], W_AT,
                            ROOM, ACTS, ARGS, PRECISION)  # fmt: skip
@@ -242,12 +243,12 @@ def layer_backward_dot(
 
 @triton.jit
 def layer_adjoint(
-    p_room, p_d, p_lam, p_sigma, p_v, p_lr, p_steps, last, BN: tl.constexpr, DEPTH: tl.constexpr, J: tl.constexpr,
+    p_room, p_d, p_lam, p_sigma, p_v, p_lr, p_steps, p_u, last, BN: tl.constexpr, DEPTH: tl.constexpr, J: tl.constexpr,
     OUT: tl.constexpr, IN: tl.constexpr, WO: tl.constexpr, WI: tl.constexpr, W_AT: tl.constexpr, B_AT: tl.constexpr,
     ROOM: tl.constexpr, ACTS: tl.constexpr, ARGS: tl.constexpr, RULE: tl.constexpr, HYPER: tl.constexpr,
-    LR_EACH: tl.constexpr, PRECISION: tl.constexpr,
+    LR_EACH: tl.constexpr, DIRECTIONS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """λ and σ of layer J one step back."""
+    """λ and σ of layer J one step back; with DIRECTIONS its learning rates' gradient."""
     BO: tl.constexpr = WO if WO < COLUMNS else COLUMNS
     BI: tl.constexpr = WI if WI < COLUMNS else COLUMNS
     BK: tl.constexpr = 16 if PRECISION == "tf32x3" or BN == 16 else CHUNK
@@ -256,7 +257,8 @@ def layer_adjoint(
         if B_AT[J] >= 0:
             o_b, m_b, m_pad = bias_block(OUT, BO, o)
             h_b = tl.sum(tl.load(block_at(p_d_dot, 0, o, BN, BO, WO)), 0)
-            push(h_b, B_AT[J], o_b, m_b, m_pad, p_lam, p_sigma, p_v, p_lr, p_steps, last, RULE, HYPER, LR_EACH)
+            push(h_b, B_AT[J], o_b, m_b, m_pad, p_lam, p_sigma, p_v, p_lr, p_steps, p_u, last, RULE, HYPER, LR_EACH,
+                 DIRECTIONS)  # fmt: skip
         for i in tl.range(0, WI, BI, disable_licm=True):
             h = tl.zeros([BO, BI], tl.float32)
             for n in tl.range(0, BN, BK, disable_licm=True):
@@ -266,17 +268,19 @@ def layer_adjoint(
                     x_dot = activations_dot(p_room, n, i, BK, BI, J, WI, ROOM, DEPTH, ACTS, ARGS)
                     h = accumulate(h, tl.trans(tl.load(block_at(p_d, n, o, BK, BO, WO))), x_dot, PRECISION)
             offsets, m_load, m_store = weight_block(OUT, IN, BO, BI, o, i)
-            push(h, W_AT[J], offsets, m_load, m_store, p_lam, p_sigma, p_v, p_lr, p_steps, last, RULE, HYPER, LR_EACH)
+            push(h, W_AT[J], offsets, m_load, m_store, p_lam, p_sigma, p_v, p_lr, p_steps, p_u, last, RULE, HYPER,
+                 LR_EACH, DIRECTIONS)  # fmt: skip
 
 
 @triton.jit
 def backward_dot(
-    dy, dy_dot, p_room, p_phi, p_lam, p_sigma, p_v, p_lr, p_steps, last, BN: tl.constexpr, DEPTH: tl.constexpr,
+    dy, dy_dot, p_room, p_phi, p_lam, p_sigma, p_v, p_lr, p_steps, p_u, last, BN: tl.constexpr, DEPTH: tl.constexpr,
     DIMS: tl.constexpr, BLOCKS: tl.constexpr, W_AT: tl.constexpr, B_AT: tl.constexpr, ROOM: tl.constexpr,
     ACTS: tl.constexpr, ARGS: tl.constexpr, RULE: tl.constexpr, HYPER: tl.constexpr, LR_EACH: tl.constexpr,
-    PRECISION: tl.constexpr,
+    DIRECTIONS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """λ and σ of all layers one step back, in place, from the outputs' cotangents dy and their tangents [BN, BO]."""
+    """λ and σ of all layers one step back, in place, from the outputs' cotangents dy and their tangents [BN, BO]; with
+    DIRECTIONS the learning rates' gradient."""
     store_cotangents(dy, dy_dot, p_room, p_room + ROOM[DEPTH + 1 + DEPTH % 2], 0, BN, BLOCKS[DEPTH], DEPTH,
                      BLOCKS[DEPTH], DEPTH, ROOM, ACTS, ARGS)  # fmt: skip
     tl.debug_barrier()
@@ -286,6 +290,6 @@ def backward_dot(
             layer_backward_dot(p_room, p_d, p_new, p_phi, p_lam, p_sigma, p_v, p_lr, p_steps, last, BN, DEPTH, j,
                                DIMS[j + 1], DIMS[j], BLOCKS[j + 1], BLOCKS[j], W_AT, ROOM, ACTS, ARGS, RULE, HYPER,
                                LR_EACH, PRECISION)  # fmt: skip
-        layer_adjoint(p_room, p_d, p_lam, p_sigma, p_v, p_lr, p_steps, last, BN, DEPTH, j, DIMS[j + 1], DIMS[j],
+        layer_adjoint(p_room, p_d, p_lam, p_sigma, p_v, p_lr, p_steps, p_u, last, BN, DEPTH, j, DIMS[j + 1], DIMS[j],
                       BLOCKS[j + 1], BLOCKS[j], W_AT, B_AT, ROOM, ACTS, ARGS, RULE, HYPER, LR_EACH,
-                      PRECISION)  # fmt: skip
+                      DIRECTIONS, PRECISION)  # fmt: skip

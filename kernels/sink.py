@@ -8,22 +8,26 @@
     "add"    λ_k = λ + ω v + g in place, where g is H v and v lies at `p_with`
 
 So no gradient of a task is ever stored that only an optimiser wants. Pointers are the parameter's, in the task's row.
+With `DIRECTIONS` "step" leaves u_k at `p_u` (`inner.py`), and "add" turns it into the gradient of the learning rates.
 """
 
 import triton
 import triton.language as tl
 
-from .inner import learning_rate, pulled_sgd, use_gradient
+from .inner import learning_rate, pulled_sgd, rate_gradient, use_gradient
 
 
 @triton.jit
 def deliver(
-    g, p_phi, p_to, p_with, p_state, p_next, p_lr, p_steps, offsets, m_load, m_store, first, last, P: tl.constexpr,
-    SINK: tl.constexpr, RULE: tl.constexpr, HYPER: tl.constexpr, LR_EACH: tl.constexpr,
+    g, p_phi, p_to, p_with, p_state, p_next, p_lr, p_steps, p_u, offsets, m_load, m_store, first, last, P: tl.constexpr,
+    SINK: tl.constexpr, RULE: tl.constexpr, HYPER: tl.constexpr, LR_EACH: tl.constexpr, DIRECTIONS: tl.constexpr,
 ):  # fmt: skip
     """Takes a block of gradients to where they belong. `first`, `last`: 1 in the first and the last inner step."""
     if SINK == "add":
-        lam = tl.load(p_to + offsets, mask=m_load, other=0.0) + g
+        lam = tl.load(p_to + offsets, mask=m_load, other=0.0)
+        if DIRECTIONS:
+            rate_gradient(lam, p_u, offsets, m_load, m_store)
+        lam += g
         if RULE == "sgd" and HYPER[2] > 0:
             lam += HYPER[2] * tl.load(p_with + offsets, mask=m_load, other=0.0)
         tl.store(p_to + offsets, lam, mask=m_store)
@@ -31,8 +35,8 @@ def deliver(
         phi = g
         if SINK == "step":
             phi = tl.load(p_phi + offsets, mask=m_load, other=0.0)
-        use_gradient(g, phi, 0, offsets, m_load, m_store, p_to, p_state, p_next, p_with, p_lr, p_steps, first, last, P,
-                     SINK, RULE, HYPER, LR_EACH)  # fmt: skip
+        use_gradient(g, phi, 0, offsets, m_load, m_store, p_to, p_state, p_next, p_with, p_lr, p_steps, p_u, first,
+                     last, P, SINK, RULE, HYPER, LR_EACH, DIRECTIONS)  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["last"])

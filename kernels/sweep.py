@@ -38,7 +38,7 @@ class Weights(NamedTuple):
 class Sink(NamedTuple):
     """Where parameters' gradients go (`sink.py`): what a kernel is told of it."""
 
-    tensors: tuple[Tensor, ...]  # to, with, state and next, in rows of all tasks; learning rates; the schedule's row
+    tensors: tuple[Tensor, ...]  # to, with, state, next, in rows of all tasks; rates; the schedule's row; rows of u
     ends: tuple[int, int]  # 1 in the first and in the last inner step
     options: dict[str, Any]
     counters: Callable[[int], Tensor]  # so many zeros, which the kernels leave as zeros (`total.py`)

@@ -121,7 +121,7 @@ class HeadTail:
         parts = None
         if norm is not None:
             parts = norm.stats.value.new_empty(tasks, programs, 4 if dual else 2, self.channels)
-        to, ends, options = ((rows,) * 6, (0, 0), _NO_SINK) if sink is None else sink[:3]
+        to, ends, options = ((rows,) * 7, (0, 0), _NO_SINK) if sink is None else sink[:3]
         size = (1, 1) if norm is None else norm.size
         launch(
             head_kernel, (tasks * programs,), *weights.phi.both, *x.both, target.y, outputs, losses, bad, *dx.both,
@@ -143,5 +143,7 @@ class HeadTail:
         return " ".join(filter(None, (sizes, target.rule.name, value * "value", dual * "dual", sink)))
 
 
-_NO_SINK = {"SINK": "none", "RULE": "sgd", "HYPER": (0.0, 0.0, 0.0), "STATES": 0, "LR_EACH": False}
+_NO_SINK = {
+    "SINK": "none", "RULE": "sgd", "HYPER": (0.0, 0.0, 0.0), "STATES": 0, "LR_EACH": False, "DIRECTIONS": False,
+}  # fmt: skip
 """What a kernel is told where no gradient goes anywhere."""

@@ -204,7 +204,7 @@ def test_a_learning_rate_for_every_step_and_parameter():
     from fastmeta.kernels.mlp import MLP, Chain, InnerRule, LossRule
 
     chain = Chain(dims=(2, 5, 3), w_at=(0, 20), b_at=(12, 36), acts=(6, 0), args=(0.0,) * 4, size=40)  # tanh
-    kernels = MLP(chain, InnerRule("sgd", (0.0, 0.0, 0.0), 0.0, 2, None), LossRule("mse"), "float32")
+    kernels = MLP(chain, InnerRule("sgd", (0.0, 0.0, 0.0), 2, None), LossRule("mse"), "float32")
     x, y, qx, qy = float_batch(tasks=2, features=2, outputs=3)
     theta = torch.zeros(chain.size, device=DEVICE)
     used = torch.cat([torch.arange(0, 10), torch.arange(12, 17), torch.arange(20, 35), torch.arange(36, 39)])
@@ -224,8 +224,8 @@ def test_a_learning_rate_for_every_step_and_parameter():
             phi = phi - lr[k].double() * g
         want.append(torch.autograd.grad(loss(phi, qx[task].double(), qy[task].double()), start)[0])
 
-    adapted = kernels.adapt([theta], x, y, keep=True, lr=lr)
+    adapted = kernels.adapt([theta], x, y, keep=True, rates=lr)
     lam = torch.empty(2, chain.size, device=DEVICE)
     kernels.apply(adapted, 2, qx, qy, LossRule("mse"), lam=lam)
-    kernels.adjoint(adapted, lam, x, y, lr=lr)
+    kernels.adjoint(adapted, lam, x, y, rates=lr)
     torch.testing.assert_close(lam[:, used].double(), torch.stack(want)[:, used], rtol=1e-5, atol=1e-6)

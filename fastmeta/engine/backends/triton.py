@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from fastmeta.engine.adjoint import Cotangents
-from fastmeta.engine.meta_step import Engine, MetaGradient, MetaInputs, TaskResults
+from fastmeta.engine.meta_step import (
+    Engine,
+    MetaGradient,
+    MetaInputs,
+    TaskResults,
+    finite_count,
+    only_finite,
+    over_tasks,
+)  # fmt: skip
 from fastmeta.engine.objective import Context, Data
 from fastmeta.kernels import description  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]  # mapped by setup.py
 from fastmeta.kernels.activation import KINDS  # pyright: ignore[reportMissingImports]  # mapped by setup.py
@@ -65,7 +73,8 @@ class TritonBackend(Planned):
         rules = (
             _inner_rule(loop.rule, loop.steps, loop.batch), _loss_rule(loop.objective.loss), precision,
         )  # fmt: skip
-        self._schedule = rules[0].schedule(layout.device)  # the cache may drop it, a CUDA graph holds its place
+        self._corrections = rules[0].corrections(layout.device)  # the cache may drop it, a CUDA graph holds its place
+        self._rule = rules[0]
         layers = [stage for stage in graph.stages if isinstance(stage, Layer)]
         self._images = len(layers) < len(graph.stages)
         if not self._images and fits_loop(engine, layers):
@@ -118,13 +127,25 @@ class TritonBackend(Planned):
         return self._inputs(support.inputs[0]), support.targets[0].contiguous()
 
     def _rates(self, at: MetaInputs) -> Tensor:
-        """[K, P], as the kernels read them."""
+        """The step sizes as the kernels read them: one a step with Adam's corrections, or [K, P] in their order."""
         (rates,) = at.meta
-        return self._inside(rates.detach().expand(self.engine.loop.steps, self.engine.outer.layout.size)).contiguous()
+        steps, rates = self.engine.loop.steps, rates.detach()
+        if rates.shape[1] == 1:
+            return self._rule.schedule(rates[:, 0].expand(steps))
+        return self._inside(rates.expand(steps, -1)).contiguous()
 
-    def _adapt(self, at: MetaInputs, support: tuple[Tensor, Tensor], *, keep: bool) -> Adapted:
+    def _directions(self, tasks: int) -> Tensor | None:
+        """Room [K, T, P] for the direction of every step, where learned rates want a gradient."""
+        if not self.engine.meta_wanted:
+            return None
+        layout = self.engine.outer.layout
+        return torch.empty(self.engine.loop.steps, tasks, layout.size, dtype=layout.dtype, device=layout.device)
+
+    def _adapt(
+        self, at: MetaInputs, support: tuple[Tensor, Tensor], rates: Tensor, directions: Tensor | None, *, keep: bool
+    ) -> Adapted:
         keep = keep and self.engine.adjoint.kernels == "exact"
-        return self.kernels.adapt(self._theta(at), *support, keep=keep, lr=self._rates(at))
+        return self.kernels.adapt(self._theta(at), *support, rates=rates, keep=keep, directions=directions)
 
     def meta_step(self, at: MetaInputs, support: Data, query: Data, context: Context, *, keep: bool) -> MetaGradient:
         """Losses, outputs and, where `keep` says so, the meta-gradient and each task's share of it."""
@@ -132,13 +153,15 @@ class TritonBackend(Planned):
         tasks = parts[0] if len(parts) == 1 else TaskResults.joined(parts)
         if tasks.cotangents is None:
             return MetaGradient.of(tasks)
-        gradient, loss = mean_over_tasks(tasks.cotangents.start, tasks.losses, tasks.finite)
-        return MetaGradient(loss, Cotangents(gradient), tasks)
+        start, loss = mean_over_tasks(tasks.cotangents.start, tasks.losses, tasks.finite)
+        meta = tuple(x.sum(0) / finite_count(tasks.finite) for x in tasks.cotangents.meta)
+        return MetaGradient(loss, Cotangents(start, meta=meta), tasks)
 
     def _slice(self, at: MetaInputs, support: Data, query: Data, *, keep: bool) -> TaskResults:
         loop, outer, adjoint = self.engine.loop, self.engine.outer, self.engine.adjoint.kernels
         data = self._support(support)
-        adapted = self._adapt(at, data, keep=keep)
+        rates, directions = self._rates(at), self._directions(data[0].shape[0]) if keep else None
+        adapted = self._adapt(at, data, rates, directions, keep=keep)
         query = Data(self.engine.seen(support, query.inputs), query.targets)
         x = self._inputs(query.inputs[0])
         tasks, steps = x.shape[0], loop.steps
@@ -154,9 +177,22 @@ class TritonBackend(Planned):
         else:
             outputs, losses = self._own_loss(adapted, x, query, lam=lam, finite=last)
         if lam is not None and exact and steps:
-            self.kernels.adjoint(adapted, lam, *data, finite=finite, lr=self._rates(at))
-        found = None if lam is None else Cotangents(self._outside(lam))
-        return TaskResults(losses, [outputs], finite.view(torch.bool), found)
+            self.kernels.adjoint(adapted, lam, *data, rates=rates, finite=finite, directions=directions)
+        if lam is None:
+            return TaskResults(losses, [outputs], finite.view(torch.bool), None)
+        found = Cotangents(self._outside(lam), meta=self._of_rates(at, lam, directions))
+        finite = finite.view(torch.bool)
+        return TaskResults(losses, [outputs], finite, only_finite(found, finite) if found.meta else found)
+
+    def _of_rates(self, at: MetaInputs, lam: Tensor, directions: Tensor | None) -> tuple[Tensor, ...]:
+        """Each task's ∂/∂rates [T, K or 1, P or 1]; `directions` hold it per value, or u_k where no adjoint was run."""
+        if directions is None:
+            return ()
+        (rates,) = at.meta
+        exact = self.engine.adjoint.kernels == "exact"
+        each = self._outside(directions if exact else directions * -lam).transpose(0, 1)
+        each = each.sum(2, keepdim=True) if rates.shape[1] == 1 else each
+        return (each.sum(1, keepdim=True) if rates.shape[0] == 1 else each,)
 
     def _query_pass(
         self, adapted: Adapted, steps: int, x: Tensor, y: Tensor, rule: LossRule, *, lam: Tensor | None,
@@ -190,18 +226,23 @@ class TritonBackend(Planned):
 
     def adapt(self, at: MetaInputs, support: Data, context: Context, *, keep: bool) -> Adaptation:
         """φ_K [T, P], and the function λ_K → cotangents at φ_0, which may be called again."""
-        steps = self.engine.loop.steps
+        steps, rates = self.engine.loop.steps, self._rates(at)
         data = [self._support(support.take(s, 0)) for s in self.slices]
-        runs = [self._adapt(at, part, keep=keep) for part in data]
+        directions = [self._directions(part[0].shape[0]) if keep else None for part in data]
+        runs = [self._adapt(at, part, rates, of, keep=keep) for part, of in zip(data, directions, strict=True)]
 
         def pull(lam: Tensor, _: State) -> Cotangents:
-            if self.engine.adjoint.kernels != "exact" or not steps:
-                return Cotangents(lam)
+            parts = zip(runs, data, directions, self.slices, strict=True)
+            return over_tasks(torch.cat, [pull_slice(run, part, of, lam[s]) for run, part, of, s in parts])
+
+        def pull_slice(run: Adapted, part: tuple[Tensor, Tensor], of: Tensor | None, lam: Tensor) -> Cotangents:
             lam = self._inside(lam)
-            lam = lam.clone(memory_format=torch.contiguous_format) if self._order is None else lam
-            for run, part, s in zip(runs, data, self.slices, strict=True):
-                self.kernels.adjoint(run, lam[s], *part, lr=self._rates(at))
-            return Cotangents(self._outside(lam))
+            if self.engine.adjoint.kernels == "exact" and steps:
+                # both are written: the λ of the caller, and the directions, which the next call reads again
+                lam = lam.clone(memory_format=torch.contiguous_format) if self._order is None else lam
+                of = None if of is None else of.clone()
+                self.kernels.adjoint(run, lam, *part, rates=rates, directions=of)
+            return Cotangents(self._outside(lam), meta=self._of_rates(at, lam, of))
 
         finals = [run.final(s.stop - s.start, steps) for run, s in zip(runs, self.slices, strict=True)]
         return Adaptation(self._outside(torch.cat(finals)), (), pull)
@@ -286,7 +327,7 @@ def _order(graph: Graph, layout: Layout) -> Tensor:
 def _inner_rule(rule: Rule, steps: int, batch: int | None) -> InnerRule:
     known = rule.in_kernels()
     assert not isinstance(known, str), "a rule that the kernels do not have is not taken"
-    return InnerRule(known.name, known.hyper, 0.0, steps, batch)
+    return InnerRule(known.name, known.hyper, steps, batch)
 
 
 def _loss_rule(loss: Loss | None) -> LossRule:
