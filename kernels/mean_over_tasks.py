@@ -57,7 +57,7 @@ def finite_kernel(p_lam, p_bad, p_finite, P: tl.constexpr, BLOCK: tl.constexpr):
 
 @triton.jit
 def mean_kernel(p_lam, p_losses, p_finite, p_gradient, p_loss, T: tl.constexpr, P: tl.constexpr, BLOCK: tl.constexpr):
-    """Means over the finite tasks of λ_0 [T, P] and of the losses [T]; NaN where there is none."""
+    """Means over the finite tasks of λ_0 [T, P] and of the losses [T]; zero where there is none."""
     offsets = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     mask = offsets < P
     total = tl.zeros([BLOCK], tl.float32)
@@ -69,6 +69,7 @@ def mean_kernel(p_lam, p_losses, p_finite, p_gradient, p_loss, T: tl.constexpr, 
         loss += tl.where(finite, tl.load(p_losses + i_task), 0.0)
         count += tl.where(finite, 1.0, 0.0)
         p_lam += P
+    count = tl.maximum(count, 1.0)
     tl.store(p_gradient + offsets, total / count, mask=mask)
     if tl.program_id(0) == 0:
         tl.store(p_loss, loss / count)

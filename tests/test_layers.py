@@ -27,7 +27,18 @@ LAYERS: dict[str, tuple[str, ...]] = {
         *("fastmeta.engine", "fastmeta.program", "fastmeta.ops", "fastmeta.optim"),
         *("fastmeta.kernels", "fastmeta.reference"),
     ),
-    "fastmeta.algorithms": ("fastmeta.engine", "fastmeta.engine.backends", "fastmeta.program", "fastmeta.optim"),
+    "fastmeta.engine.planning": ("fastmeta.engine", "fastmeta.engine.backends", "fastmeta.program"),
+    "fastmeta.engine.session": (
+        *("fastmeta.engine", "fastmeta.engine.backends", "fastmeta.engine.planning"),
+        *("fastmeta.program", "fastmeta.optim"),
+    ),
+    "fastmeta.engine.explain": (
+        *("fastmeta.engine", "fastmeta.engine.backends", "fastmeta.engine.session"),
+        *("fastmeta.program", "fastmeta.ops"),
+    ),
+    "fastmeta.algorithms": (
+        *("fastmeta.engine", "fastmeta.engine.session", "fastmeta.engine.explain", "fastmeta.optim"),
+    ),
     "fastmeta": ("fastmeta.algorithms", "fastmeta.optim"),
     "fastmeta.train": ("fastmeta", "fastmeta.algorithms", "fastmeta.optim", "fastmeta.tasks", "fastmeta.models"),
     "fastmeta.__main__": ("fastmeta.train",),

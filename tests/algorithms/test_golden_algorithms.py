@@ -1,4 +1,4 @@
-"""Learned rates, ANIL and BOIL, the multi-step loss, gradients of data and weights, iMAML: as public libraries have them.
+"""Learned rates, ANIL and BOIL, multi-step loss, gradients of data and weights, iMAML: as public libraries have them.
 
 Each algorithm is written here as a user would write it, through the public API alone.
 """

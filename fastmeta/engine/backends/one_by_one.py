@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fastmeta import reference
 from fastmeta.engine.adjoint import Adjoint, Cotangents, Displacement, Identity, Unrolled
 from fastmeta.engine.batch import TaskBatch, Tree, finite_tasks
 from fastmeta.engine.meta_step import MetaGradient, MetaInputs, TaskResults, mean_finite
@@ -25,6 +24,7 @@ from fastmeta.optim.base import State
 from fastmeta.optim.sgd import SGD
 from fastmeta.program.layout import Layout
 from fastmeta.program.program import Program
+from fastmeta.reference import Path, Variant, apply, task_losses, trajectory
 
 from .base import Adapted, Pullback
 
@@ -83,9 +83,7 @@ class OneByOne:
             if not weight and k < self._kind.steps:
                 continue
             outputs = self._outputs(path.phis[k], support, query.inputs)
-            losses = reference.task_losses(
-                self._options.outer_loss, outputs, self._filled(self._trees.query_y, query.targets)
-            )
+            losses = task_losses(self._options.outer_loss, outputs, self._filled(self._trees.query_y, query.targets))
             if weight:
                 total = weight * losses if total is None else total + weight * losses
         assert total is not None
@@ -95,16 +93,16 @@ class OneByOne:
         # as in every backend: the inner loop's end, not its start, says whether a task diverged
         return total, leaves, finite_tasks(support.inputs, path.phis[-1], total)
 
-    def _path(self, at: MetaInputs, support: Data) -> reference.Path:
+    def _path(self, at: MetaInputs, support: Data) -> Path:
         x, y = self._filled(self._trees.support_x, support.inputs), self._filled(self._trees.support_y, support.targets)
         options, adjoint = self._options, self._options.adjoint
-        return reference.trajectory(
+        return trajectory(
             self._module, inner_loss=options.inner_loss, inner_optimizer=options.inner_optimizer,
             steps=self._kind.steps, support_x=x, support_y=y, inner_batch_size=options.inner_batch_size,
             first_order=isinstance(adjoint, Identity | Displacement), variant=self._variant(at),
         )  # fmt: skip
 
-    def _variant(self, at: MetaInputs) -> reference.Variant:
+    def _variant(self, at: MetaInputs) -> Variant:
         layout, rule = self._layout, self._options.rule
         own = isinstance(at.start, Tensor) and at.start.dim() == 2
         if not isinstance(at.start, Tensor):
@@ -113,7 +111,7 @@ class OneByOne:
             named = layout.named(at.start if own else at.start.unsqueeze(0))
             start = named if own else {name: p[0] for name, p in named.items()}
         known = type(rule) in (SGD, Adam)
-        return reference.Variant(
+        return Variant(
             start=start, own_start=own, rate=_rate(layout, at.meta) if known else None,
             update=None if known else _by_rows(layout, self._options, at), clip_norm=self._options.inner_clip_norm,
             proximal=self._proximal, constant_gradients=self._options.adjoint == Unrolled(hessian=False),
@@ -121,7 +119,7 @@ class OneByOne:
         )  # fmt: skip
 
     def _outputs(self, phi: dict[str, Tensor], support: Data, inputs: tuple[Tensor, ...]) -> Any:
-        return reference.apply(
+        return apply(
             self._module, phi, self._filled(self._trees.query_x, inputs),
             support_x=self._filled(self._trees.support_x, support.inputs), bn_statistics=self._options.bn_statistics,
         )  # fmt: skip
