@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch.nn.functional as F
@@ -17,6 +19,7 @@ from fastmeta.ops.opaque import Opaque, OpaqueLoss
 
 from .plan import Plan
 from .targets import check_class_targets, check_labels, check_per_task_loss
+from .trace import Draws
 from .tree import Tree
 
 Loss = Callable[[Tree, Tree], Tensor]  # (outputs, targets) -> a scalar for one task
@@ -44,6 +47,10 @@ def loss_op(name: str, loss: Loss, plan: Plan, targets: Tree, *, skip: int = 0) 
 
     Its inputs are the leaves of the outputs, then the leaves of the targets; it gives one loss per task [T]. `skip`
     rows of the plan's outputs are support samples in front, which the loss does not see.
+
+    Raises:
+        ValueError: targets of another shape than `F.mse_loss` wants. From the op's first sweep: the loss draws random
+            numbers, or gives no scalar for each task.
     """
     leaves, spec = pytree.tree_flatten(targets)
     given = [leaf for leaf in leaves if leaf is not None]
@@ -59,14 +66,15 @@ def loss_op(name: str, loss: Loss, plan: Plan, targets: Tree, *, skip: int = 0) 
                     f"{list(given[0].shape[1:])}; reshape one of them: broadcasting would average the wrong pairs"
                 )
             return op
-    outputs = len(shapes)
+    outputs, calls = len(shapes), itertools.count()
     title = getattr(loss, "__name__", type(loss).__name__)
 
     def run(*tensors: Tensor) -> tuple[Tensor, ...]:
         out = plan.output_tree(tensors[:outputs])
         rest = iter(tensors[outputs:])
         filled = [None if leaf is None else next(rest) for leaf in leaves]
-        value = loss(out, pytree.tree_unflatten(filled, spec))
+        with nullcontext() if next(calls) else _refuse_draws(name):  # the first call says it for all
+            value = loss(out, pytree.tree_unflatten(filled, spec))
         check_per_task_loss(name, value)
         return (value,)
 
@@ -74,6 +82,17 @@ def loss_op(name: str, loss: Loss, plan: Plan, targets: Tree, *, skip: int = 0) 
         None if leaf is None else True for leaf in leaves
     ]  # where targets stand; the data itself must not live on
     return OpaqueLoss(Opaque(run, title))
+
+
+@contextmanager
+def _refuse_draws(name: str) -> Iterator[None]:
+    with Draws() as draws:
+        yield
+    if draws.any:
+        raise ValueError(
+            f"{name} draws random numbers, and would draw others for its value than for its derivatives; draw them in "
+            'the module, where all see the same numbers, or use backend="reference"'
+        )
 
 
 def check_targets_of(

@@ -338,6 +338,16 @@ def test_a_draw_that_a_trace_would_hold_fixed_is_drawn_anew():
     assert relative(learner(*batch).outputs, learner(*batch).outputs) > 1e-3
 
 
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_loss_that_draws_is_refused(compiled):
+    def loss(y, t):
+        return (F.dropout(y, 0.5) - t).square().mean()
+
+    learner = fastmeta.MAML(mlp(2, 5, 1), inner_loss=loss, compile=compiled)
+    with pytest.raises(ValueError, match="inner_loss draws random numbers"):
+        learner(*regression())
+
+
 def test_hooks_are_honoured_from_the_call_on_that_follows_them():
     model, batch = mlp(2, 5, 1), regression()
     learner = fastmeta.MAML(model, inner_loss=F.mse_loss, inner_optimizer=fastmeta.SGD(lr=0.1))
