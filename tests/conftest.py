@@ -46,6 +46,7 @@ SLOW: dict[str, tuple[str, ...]] = {
     "tests/engine/test_batch.py::test_finite_tasks_survives_the_compiler": (),
     "tests/engine/test_cuda_graph.py::test_a_compiled_step_is_replayed": (),
     "tests/engine/test_workers.py::test_learners_side_by_side": ("eager",),
+    "tests/train/test_cli_unlabelled.py::test_ssl_images_with_the_network_of_its_preset": (),
 }
 
 

@@ -1,8 +1,9 @@
-"""A program that trains once in one go, and once killed with SIGKILL over and over. Prints how often.
+"""A program that trains once in one go, and once killed over and over. Prints how far the killed runs had come.
 
-`python kill_and_resume.py FOLDER SEED`: checkpoints in FOLDER/whole and FOLDER/killed. The killed runs are
-forked off the process that did the whole one, so that imports are done once; set to one thread, torch starts
-no other.
+`python kill_and_resume.py FOLDER SEED`: checkpoints in FOLDER/whole and FOLDER/killed. The killed runs are forked off the
+process that did the whole one, so that imports are done once; set to one thread, torch starts no other.
+
+A run dies after so much time of its processor, wherever it is then: a busy machine changes nothing.
 """
 
 from __future__ import annotations
@@ -20,10 +21,12 @@ from torch.nn import functional as F
 
 import fastmeta
 from fastmeta.tasks import Episodes, Sinusoid
+from fastmeta.train.checkpoint import load_checkpoint
 from fastmeta.train.run_config import TrainConfig
 from fastmeta.train.trainer import Trainer
 
-ITERATIONS = 300
+ITERATIONS = 120
+KILLS = 10
 
 
 class Noisy(Sinusoid):
@@ -43,40 +46,37 @@ def train(folder: Path, checkpoint_seconds: float) -> None:
     Trainer(maml, family, config=config, folder=folder, checkpoint_seconds=checkpoint_seconds).run()
 
 
-def fork(folder: Path, checkpoint_seconds: float) -> int:
+def fork(folder: Path, life: float) -> int:
+    """The wait status of a run that goes on in `folder`; `life`: seconds of its processor, 0 for no end."""
     child = os.fork()
     if child == 0:
         status = 1
         try:
-            train(folder, checkpoint_seconds)
+            signal.signal(signal.SIGPROF, signal.SIG_DFL)  # whose default is death, at once and with no word
+            signal.setitimer(signal.ITIMER_PROF, life)
+            train(folder, 0.0)
             status = 0
         finally:
             os._exit(status)
-    return child
+    return os.waitpid(child, 0)[1]
 
 
 def main(folder: Path, seed: int) -> None:
     torch.set_num_threads(1)
     train(folder / "whole", 1e9)
+    start = time.process_time()
+    train(folder / "timed", 0.0)
+    needed = time.process_time() - start
     draw = random.Random(seed)
-    kills = 0
-    while True:
-        child = fork(folder / "killed", 0.0)
-        # Short lives, to hit every phase of a run; growing ones, so that a slow machine ends too.
-        deadline = time.monotonic() + draw.uniform(0.0, 0.1 * 1.1**kills)
-        done, status = 0, 0
-        while not done and time.monotonic() < deadline:
-            time.sleep(0.001)
-            done, status = os.waitpid(child, os.WNOHANG)
-        if not done:
-            os.kill(child, signal.SIGKILL)
-            done, status = os.waitpid(child, 0)
-            kills += os.WIFSIGNALED(status)
-        if os.WIFEXITED(status):
-            break
-    if status:
+    for _ in range(KILLS):  # all of them together live for less than a run needs
+        status = fork(folder / "killed", draw.uniform(0.0, needed / KILLS))
+        if not os.WIFSIGNALED(status) or os.WTERMSIG(status) != signal.SIGPROF:
+            sys.exit(f"a run was to be killed, and ended with status {status}")
+    checkpoint = folder / "killed" / "checkpoint.pt"
+    reached = load_checkpoint(checkpoint)["iteration"] if checkpoint.exists() else 0
+    if fork(folder / "killed", 0.0):
         sys.exit("a resumed run failed")
-    sys.stdout.write(f"{kills}\n")
+    sys.stdout.write(f"{reached}\n")
 
 
 if __name__ == "__main__":

@@ -104,9 +104,8 @@ def test_train_and_evaluate_omniglot(folder, data, capsys, algorithm):
     assert "bn_statistics=batch" not in capsys.readouterr().out
 
 
-def test_evaluate_the_official_runs(folder, data, capsys):
-    assert main(["train", "omniglot", "--data", data, *SMALL, *SHORT]) == 0
-    checkpoint = "runs/omniglot/checkpoint.pt"
+def test_evaluate_the_official_runs(folder, trained, capsys):
+    checkpoint = trained("omniglot").checkpoint
     runs = write_zip(folder / "all_runs.zip", one_shot_runs(4, 3, root="all_runs/"))
     capsys.readouterr()
     assert main(["evaluate", checkpoint, "--runs", str(runs)]) == 0
@@ -116,7 +115,7 @@ def test_evaluate_the_official_runs(folder, data, capsys):
     assert [name for name, _ in found] == ["batch", "support"]
     # Test images have the pixels of their class: even a hardly trained network tells most of three apart.
     assert all(float(accuracy) > 50 for _, accuracy in found)
-    both = ["evaluate", checkpoint, "--runs", str(runs), "--data", data, "--episodes", "3"]
+    both = ["evaluate", checkpoint, "--runs", str(runs), "--data", "images_background.zip", "--episodes", "3"]
     assert main(both) == 0
     out = capsys.readouterr().out
     assert "official runs" in out
@@ -154,9 +153,8 @@ def test_training_resumes(folder, data, capsys):
     assert load_checkpoint(folder / "b/checkpoint.pt")["iteration"] == 5
 
 
-def test_another_configuration_is_refused(folder, data, capsys):
-    command = ["train", "omniglot", "--data", data, *SMALL, *SHORT]
-    assert main(command) == 0
+def test_another_configuration_is_refused(folder, trained, capsys):
+    command = trained("omniglot").command
     before = (folder / "runs/omniglot/checkpoint.pt").read_bytes()
     message = refused([*command, "--inner-lr", "0.3", "--rotations"], capsys)
     assert "inner_lr: 0.4 -> 0.3" in message
@@ -170,11 +168,11 @@ def test_another_configuration_is_refused(folder, data, capsys):
     assert main([*command, "--inner-lr", "0.3", "--no-resume"]) == 0
 
 
-def test_moved_data_is_no_other_configuration(folder, data):
-    command = ["train", "omniglot", *SMALL, *SHORT, "--data"]
-    assert main([*command, data]) == 0
+def test_moved_data_is_no_other_configuration(folder, trained, capsys):
+    command = trained("omniglot").command
     copy = write_folder(folder / "copy", background({"Greek": 4, "Korean": 3}, drawers=4))
-    assert main([*command, str(copy)]) == 0
+    assert main([*command, "--data", str(copy)]) == 0
+    assert "resuming runs/omniglot/checkpoint.pt at iteration 3" in capsys.readouterr().err
 
 
 def test_ctrl_c_saves_and_says_how_to_resume(folder):
@@ -208,9 +206,8 @@ def test_explain(target, capsys):
     assert "loss: " in out
 
 
-def test_explain_a_checkpoint(capsys):
-    assert main(["train", *SHORT, "--algorithm", "fomaml"]) == 0
-    assert main(["explain", "runs/sinusoid/checkpoint.pt"]) == 0
+def test_explain_a_checkpoint(trained, capsys):
+    assert main(["explain", trained("sinusoid").checkpoint]) == 0
     assert "FOMAML, 1 inner step(s)" in capsys.readouterr().out
 
 
@@ -271,14 +268,12 @@ def test_errors(arguments, message, folder, capsys, monkeypatch):
     assert message in refused(arguments.split(), capsys)
 
 
-def test_evaluating_needs_something_to_score(data, capsys):
-    assert main(["train", "omniglot", "--data", data, *SMALL, *SHORT]) == 0
-    assert "needs data" in refused(["evaluate", "runs/omniglot/checkpoint.pt"], capsys)
+def test_evaluating_needs_something_to_score(trained, capsys):
+    assert "needs data" in refused(["evaluate", trained("omniglot").checkpoint], capsys)
 
 
-def test_a_sinusoid_checkpoint_takes_no_data(data, capsys):
-    assert main(["train", *SHORT]) == 0
-    checkpoint = "runs/sinusoid/checkpoint.pt"
+def test_a_sinusoid_checkpoint_takes_no_data(data, trained, capsys):
+    checkpoint = trained("sinusoid").checkpoint
     assert "have no meaning for sinusoids" in refused(["evaluate", checkpoint, "--data", data], capsys)
     assert main(["evaluate", checkpoint, "--episodes", "9"]) == 0
     out = capsys.readouterr().out
@@ -299,12 +294,12 @@ def test_damaged_data(folder, data, capsys):
     assert not (folder / "runs").exists()
 
 
-def test_damaged_checkpoint_is_not_overwritten(folder, capsys):
-    assert main(["train", *SHORT]) == 0
+def test_damaged_checkpoint_is_not_overwritten(folder, trained, capsys):
+    command = trained("sinusoid").command
     checkpoint = folder / "runs/sinusoid/checkpoint.pt"
     checkpoint.write_bytes(checkpoint.read_bytes()[:-100])
     damaged = checkpoint.read_bytes()
-    assert "is damaged or no checkpoint" in refused(["train", *SHORT], capsys)
+    assert "is damaged or no checkpoint" in refused(command, capsys)
     assert checkpoint.read_bytes() == damaged
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import re
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+from command_line import NETWORK, SHORT, Run, short_stages
 from image_files import write_cifar, write_pictures
 from omniglot_files import background, write_zip
 
@@ -21,18 +23,13 @@ from fastmeta.train.presets import PRESETS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-SHORT = ["--iterations", "3", "--episodes", "4", "--eval-steps", "2", "--meta-batch", "2"]
-NETWORK = ["--channels", "4", "--ways", "3", "--queries", "2"]
-
 
 @pytest.fixture(autouse=True)
-def folder(tmp_path, monkeypatch) -> Path:
-    """Every command runs in an empty folder, where `runs/` is its default output."""
+def folder(tmp_path, monkeypatch) -> Iterator[Path]:
+    """Every command runs in a folder of its own, where `runs/` is its default output."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("fastmeta.train.pipeline.ITERATIONS", 3)
-    for module in ("scores.compare", "pipeline"):
-        monkeypatch.setattr(f"fastmeta.train.{module}.LR_FACTORS", (0.3, 1.0))
-    return tmp_path
+    with short_stages():
+        yield tmp_path
 
 
 @pytest.fixture
@@ -60,10 +57,8 @@ def test_list(capsys):
         assert re.search(rf"^  {re.escape(name)} +\S", out, re.MULTILINE), name
 
 
-def test_umtra(folder, omniglot, capsys):
-    command = ["train", "umtra", "--data", omniglot, *NETWORK, *SHORT]
-    assert main(command) == 0
-    out = capsys.readouterr().out
+def test_umtra(folder, trained, capsys):
+    command, out, _ = trained("umtra")
     assert "small.zip: 90 grey images of 28 × 28" in out
     assert "labelled episodes of unseen classes, 3-way 1-shot: accuracy, % over 4 episodes" in out
     assert len(rows(out, "from scratch")) == len(rows(out, "meta-learned")) == 1
@@ -74,12 +69,10 @@ def test_umtra(folder, omniglot, capsys):
     assert "resuming runs/umtra/checkpoint.pt at iteration 3" in capsys.readouterr().err
 
 
-def test_evaluate_on_other_data(folder, omniglot, capsys):
+def test_evaluate_on_other_data(folder, trained, capsys):
     """The run's own data are split as in training; of other data all classes count."""
-    assert main(["train", "umtra", "--data", omniglot, *NETWORK, *SHORT]) == 0
-    capsys.readouterr()
-    checkpoint = "runs/umtra/checkpoint.pt"
-    assert main(["evaluate", checkpoint, "--data", omniglot, "--episodes", "3"]) == 0
+    checkpoint = trained("umtra").checkpoint
+    assert main(["evaluate", checkpoint, "--data", "small.zip", "--episodes", "3"]) == 0
     assert "labelled episodes of unseen classes" in capsys.readouterr().out
     other = write_pictures(folder / "pictures", {"a": 4, "b": 4, "c": 4}, size=28, mode="L")
     assert main(["evaluate", checkpoint, "--data", str(other), "--episodes", "3", "--steps", "0", "3"]) == 0
@@ -102,21 +95,18 @@ def test_images_without_labels(folder, capsys):
     assert "tasks of its own, as the images have no labels" in out
 
 
-def test_cactus(folder, omniglot, capsys):
-    options = ["--clusters", "6", "--partitions", "2", "--latent", "4", "--queries", "1"]
-    command = ["train", "cactus", "--data", omniglot, *NETWORK, *SHORT, *options]
-    assert main(command) == 0
-    captured = capsys.readouterr()
-    assert "autoencoder, 3 iterations: runs/cactus/autoencoder" in captured.out
-    assert "2 partitions into 6 clusters" in captured.out
-    assert "labelled episodes of unseen classes" in captured.out
+def test_cactus(folder, trained, capsys):
+    command, out, _ = trained("cactus")
+    assert "autoencoder, 3 iterations: runs/cactus/autoencoder" in out
+    assert "2 partitions into 6 clusters" in out
+    assert "labelled episodes of unseen classes" in out
     (path,) = (folder / "runs/cactus").glob("partitions-*.npy")
     found = np.load(path)
     assert found.shape == (2, 72), "the images of twelve classes of fifteen, six of each"
     (folder / "runs/cactus/checkpoint.pt").unlink()
     assert main(command) == 0
     again = capsys.readouterr().out
-    assert rows(again, "meta-learned") == rows(captured.out, "meta-learned"), "a resumed run keeps its clusters"
+    assert rows(again, "meta-learned") == rows(out, "meta-learned"), "a resumed run keeps its clusters"
     assert "autoencoder, 3" not in again
 
 
@@ -129,29 +119,33 @@ def test_cactus_of_a_given_embedding(folder, omniglot, capsys):
     assert not (folder / "runs/cactus/autoencoder").exists()
 
 
-def test_cluster(folder, omniglot, capsys):
-    options = ["--channels", "2", "--latent", "3", "--ways", "2", "--shots", "3", "--queries", "3"]
-    command = ["train", "cluster", "--data", omniglot, *SHORT, *options, "--pretrain-iterations", "2"]
-    assert main([*command, "--inner-steps", "1"]) == 0
-    out = capsys.readouterr().out
+def test_cluster(folder, trained):
+    run = trained("cluster")
+    out = run.out
     for measure in ("clustering accuracy, %", "normalised mutual information, %", "AUROC, %", "reconstruction error"):
         assert f"{measure} over 4 episodes" in out
     assert len(rows(out, "pre-trained")) == 4
     assert re.search(r"k-means on the pixels: clustering accuracy \d", out)
     for name in ("curves.png", "curves-codes.png"):
         assert (folder / "runs/cluster" / name).read_bytes().startswith(b"\x89PNG")
-    assert main(["evaluate", "runs/cluster/checkpoint.pt", "--data", omniglot, "--episodes", "2"]) == 0
+    assert main(["evaluate", run.checkpoint, "--data", "small.zip", "--episodes", "2"]) == 0
 
 
-def test_ssl_images(folder, capsys, monkeypatch):
-    path = str(write_cifar(folder / "data_batch_1.bin", 120, classes=4))
-    options = ["--ways", "4", "--shots", "1", "--pretrain-iterations", "2", "--pretexts", "patches", "colours"]
-    command = ["train", "ssl-images", "--data", path, *NETWORK, *SHORT, *options]
-    monkeypatch.setattr("fastmeta.train.progress._SECONDS_BETWEEN_LINES", 0.0)
-    assert main(command) == 0
+def test_ssl_images(folder, trained, capsys):
+    check_ssl_images(folder, trained("ssl-images"), capsys)
+
+
+def test_ssl_images_with_the_network_of_its_preset(folder, trained, capsys):
+    """A ResNet-18: the same, by another command."""
+    command = trained("ssl-images").command[:-2]
+    assert main([*command, "--no-resume"]) == 0
     captured = capsys.readouterr()
-    out = captured.out
-    assert re.findall(r"^(\d+)/15  adapting with step size", captured.err, re.MULTILINE) == [str(n) for n in range(15)]
+    check_ssl_images(folder, Run(command, captured.out, captured.err), capsys)
+
+
+def check_ssl_images(folder, run, capsys):
+    _, out, err = run
+    assert re.findall(r"^(\d+)/15  adapting with step size", err, re.MULTILINE) == [str(n) for n in range(15)]
     assert "plain pre-training, 2 iterations: runs/ssl-images/pretrained" in out
     assert "pretexts trained on, 4-way 1-shot" in out
     assert "new pretext rotation, 4-way 1-shot" in out
@@ -174,34 +168,18 @@ def test_ssl_series(capsys, model):
     assert "ways" not in out
 
 
-def test_ssl_text(folder, capsys):
-    (folder / "a.txt").write_text("to be or not to be, that is the question. " * 40)
-    options = [
-        "--width",
-        "8",
-        "--length",
-        "12",
-        "--passage",
-        "100",
-        "--shots",
-        "2",
-        "--queries",
-        "2",
-        "--inner-steps",
-        "1",
-    ]
-    command = ["train", "ssl-text", "--data", "a.txt", *SHORT, *options, "--pretrain-iterations", "2"]
-    assert main(command) == 0
-    assert "unseen passages: accuracy, % over 4 episodes" in capsys.readouterr().out
+def test_ssl_text(folder, trained, capsys):
+    run = trained("ssl-text")
+    assert "unseen passages: accuracy, % over 4 episodes" in run.out
     (folder / "b.txt").write_text("something else, with Ünknown letters. " * 10)
-    assert main(["evaluate", "runs/ssl-text/checkpoint.pt", "--data", "b.txt", "--episodes", "2"]) == 0
+    assert main(["evaluate", run.checkpoint, "--data", "b.txt", "--episodes", "2"]) == 0
     assert "b.txt: 380 characters" in capsys.readouterr().out
 
 
-def test_glyphs_need_no_data(capsys):
-    assert main(["train", "glyphs", *NETWORK, *SHORT]) == 0
-    assert "new glyphs: accuracy, %" in capsys.readouterr().out
-    assert main(["explain", "runs/glyphs/checkpoint.pt"]) == 0
+def test_glyphs_need_no_data(trained):
+    run = trained("glyphs")
+    assert "new glyphs: accuracy, %" in run.out
+    assert main(["explain", run.checkpoint]) == 0
 
 
 @pytest.mark.parametrize("target", ["cactus", "ssl-text", "forecast-lstm", "cluster"])
@@ -241,7 +219,8 @@ def test_errors(arguments, message, folder, capsys):
 def test_ssl_images_of_classes_too_small_for_episodes(omniglot, capsys):
     """Of six drawings a character one or two are kept: no episodes of labels, but everything else."""
     options = ["--ways", "4", "--shots", "3", "--pretrain-iterations", "1", "--queries", "3", "--channels", "2"]
-    assert main(["train", "ssl-images", "--data", omniglot, *SHORT, *options, "--held-out", "0.4"]) == 0
+    options += ["--model", "conv4", "--held-out", "0.4"]
+    assert main(["train", "ssl-images", "--data", omniglot, *SHORT, *options]) == 0
     out = capsys.readouterr().out
     assert "new pretext rotation, 4-way 3-shot" in out
     assert "labels, 4-way" not in out
@@ -252,6 +231,7 @@ def test_without_scikit_learn_there_is_no_probe_but_the_rest(folder, capsys, mon
     monkeypatch.setitem(sys.modules, "sklearn.linear_model", None)
     path = str(write_cifar(folder / "data_batch_1.bin", 120, classes=4))
     options = ["--ways", "4", "--shots", "1", "--pretrain-iterations", "1", "--queries", "1", "--channels", "2"]
+    options += ["--model", "conv4"]
     assert main(["train", "ssl-images", "--data", path, *SHORT, *options]) == 0
     out = capsys.readouterr().out
     assert 'no linear probe: a linear probe needs scikit-learn: pip install "fastmeta[train]"' in out

@@ -11,6 +11,7 @@ import sys
 
 import pytest
 import torch
+from kill_and_resume import ITERATIONS
 from training import PROGRAM, Broken, Fixed, Interrupted, learner, same, trainer
 
 import fastmeta
@@ -124,7 +125,7 @@ def test_bad_time_limit(tmp_path, limit):
 
 
 def test_killed_at_any_point_a_run_ends_in_the_same_bits(tmp_path):
-    """SIGKILL, many times: while starting, stepping, writing the checkpoint."""
+    """Killed ten times: while starting, stepping, writing the checkpoint."""
     done = subprocess.run(
         [sys.executable, str(PROGRAM), str(tmp_path), "0"],
         capture_output=True,
@@ -134,12 +135,12 @@ def test_killed_at_any_point_a_run_ends_in_the_same_bits(tmp_path):
         env={**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
-    assert int(done.stdout) >= 5, "too few kills to mean anything"
+    assert 0 < int(done.stdout) < ITERATIONS, "killed runs got somewhere, and not to the end"
     whole, killed = (load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("whole", "killed"))
-    assert whole["iteration"] == 300
+    assert whole["iteration"] == ITERATIONS
     assert same(whole, killed)
     logs = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("whole", "killed")]
-    assert [json.loads(line)["iteration"] for line in logs[1]] == list(range(1, 301))
+    assert [json.loads(line)["iteration"] for line in logs[1]] == list(range(1, ITERATIONS + 1))
     assert logs[0] == logs[1]
 
 
