@@ -1,4 +1,4 @@
-"""The clustering autoencoder as a learner: its loss, and how well it clusters, reconstructs and finds anomalies."""
+"""How well a clustering autoencoder clusters, reconstructs and finds anomalies."""
 
 from __future__ import annotations
 
@@ -16,8 +16,6 @@ from fastmeta.tasks.class_episodes import ClassEpisodes
 
 from .compare import Comparison, Curve, best_lr
 from .evaluate import Estimate, draw
-
-Outputs = tuple[Tensor, Tensor]
 
 MEASURES = {
     "clustering accuracy": True,
