@@ -53,9 +53,13 @@ class TrainConfig:
 
     def lr_at(self, iteration: int) -> float:
         """The outer step size of one meta-step, counted from 0."""
+        return self.outer_lr * self.lr_factor(iteration)
+
+    def lr_factor(self, iteration: int) -> float:
+        """What the schedule multiplies `outer_lr` with in one meta-step, counted from 0."""
         done = iteration / max(self.iterations, 1)
         factors = {"constant": 1.0, "cosine": 0.5 + 0.5 * math.cos(math.pi * done), "linear": 1.0 - done}
-        return self.outer_lr * factors[self.schedule]
+        return factors[self.schedule]
 
 
 def check_fields(config: Any) -> None:
