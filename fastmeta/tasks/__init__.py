@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from fastmeta.tasks.datasets.cifar import load_cifar10
 from fastmeta.tasks.datasets.class_table import ClassTable
-from fastmeta.tasks.datasets.images import Images, as_images, load_images
+from fastmeta.tasks.datasets.image_sources import as_images, load_images
+from fastmeta.tasks.datasets.images import Images
 from fastmeta.tasks.datasets.omniglot import Characters, load_omniglot
 from fastmeta.tasks.datasets.one_shot_runs import Run, load_runs, stack_runs
 from fastmeta.tasks.datasets.series import Series, as_series, draw_waves, load_series

@@ -21,6 +21,10 @@ class Episodes(NamedTuple):
     query_x: Tensor
     query_y: Tensor
 
+    def __repr__(self) -> str:
+        parts = (f"{n}={str(x.dtype).removeprefix('torch.')} {list(x.shape)}" for n, x in self._asdict().items())
+        return f"Episodes({', '.join(parts)})"
+
 
 class TaskFamily(Protocol):
     """A distribution over tasks. Training and evaluation need nothing else of it."""

@@ -17,7 +17,7 @@ from .base import check_count
 from .class_episodes import ClassEpisodes
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Clustered:
     """Images and the clusters of those that are learned from.
 
@@ -28,6 +28,9 @@ class Clustered:
 
     images: Images
     partitions: Tensor
+
+    def __repr__(self) -> str:
+        return f"Clustered({self.describe()})"
 
     def fingerprint(self) -> str:
         """A digest of the images."""

@@ -21,7 +21,7 @@ from .archive import Archive
 _STROKES = re.compile(r"(?:^|.*/)(?P<alphabet>[^/]+)/(?P<character>character\d+)/\d+_(?P<drawer>\d+)\.txt$")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Series:
     """Series of several lengths, each of one group.
 
@@ -38,6 +38,9 @@ class Series:
     group: Tensor
     names: tuple[str, ...]
     title: str = "series"
+
+    def __repr__(self) -> str:
+        return f"Series({self.describe()})"
 
     @property
     def features(self) -> int:
