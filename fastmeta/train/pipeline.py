@@ -28,8 +28,7 @@ from fastmeta.models import ClusteringAutoencoder, head_of
 from fastmeta.tasks import ClassEpisodes, Images, TaskFamily
 from fastmeta.tasks.base import sampler_speed
 from fastmeta.tasks.cactus import Clustered, partition
-from fastmeta.tasks.image_sets import Unlabelled
-from fastmeta.tasks.pooled import Pooled
+from fastmeta.tasks.derived import Pooled, Unlabelled
 from fastmeta.train.families.builders import Source, training_images
 from fastmeta.train.scores.clusters import compare_clusters
 from fastmeta.train.scores.compare import LR_FACTORS, Comparison, compare, curve_steps

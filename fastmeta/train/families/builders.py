@@ -30,7 +30,7 @@ from fastmeta.tasks import (
     load_text,
 )
 from fastmeta.tasks.cactus import Clustered
-from fastmeta.tasks.image_sets import Unlabelled
+from fastmeta.tasks.derived import Unlabelled
 
 if TYPE_CHECKING:
     from .settings import TaskConfig
