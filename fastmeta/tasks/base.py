@@ -129,6 +129,11 @@ def check_count(name: str, value: int, *, minimum: int = 1) -> None:
         raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}")
 
 
+def split_count(count: int, held_out: float) -> int:
+    """How many of `count` things are learned from, where a share `held_out` is kept: at least one, and not all."""
+    return min(max(round(count * (1 - held_out)), 1), count - 1)
+
+
 def check_strength(name: str, value: float) -> None:
     """Raise ValueError unless `value` is a strength of distortion."""
     if not 0 <= value <= 4:

@@ -134,6 +134,11 @@ def partition(embedding: Any, *, clusters: int, partitions: int = 10, seed: int 
     return torch.from_numpy(np.stack(rows).astype(np.int64))
 
 
+def check_scikit_learn() -> None:
+    """Raise RuntimeError without scikit-learn, which `partition` needs."""
+    _kmeans()
+
+
 def _kmeans() -> Any:
     try:
         from sklearn.cluster import MiniBatchKMeans

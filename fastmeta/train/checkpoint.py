@@ -59,7 +59,8 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read what `save_checkpoint` wrote, tensors on the CPU.
 
-    Older versions wrote no "algorithm": it is then the network's state, which was all that they kept. Nothing in the file is executed (`weights_only=True`), and all is checked against the checksums within.
+    Older versions wrote no "algorithm": it is then the network's state, which was all that they kept. Nothing
+    in the file is executed (`weights_only=True`), and all is checked against the checksums within.
 
     Raises:
         FileNotFoundError: where there is no file.

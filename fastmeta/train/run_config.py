@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
 
 from fastmeta.tasks.base import check_count
 
 Setting = str | int | float | bool | None | tuple[str, ...] | tuple[int, ...]
+
+C = TypeVar("C")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,3 +72,16 @@ def check_fields(config: Any) -> None:
         value = getattr(config, name)
         if choices is not None and value not in choices:
             raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def from_values(kind: type[C], values: Mapping[str, Any]) -> C:
+    """A settings class from values by name, of which those that are not its own are left out.
+
+    Where a field may be automatic, 0 and "" mean None, as on the command line and in checkpoints of older versions.
+    """
+    own = {}
+    for spec in fields(kind):  # pyright: ignore[reportArgumentType]
+        if spec.name in values:
+            value = values[spec.name]
+            own[spec.name] = None if spec.metadata.get("automatic") and not value else value
+    return kind(**own)

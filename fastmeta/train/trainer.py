@@ -44,6 +44,11 @@ class Outcome:
     reason: str
     signal: int = 0
 
+    @property
+    def finished(self) -> bool:
+        """Whether all iterations are done."""
+        return self.reason == "finished"
+
 
 class Trainer:
     """Meta-trains, and keeps `checkpoint.pt` and `log.jsonl` in a folder.

@@ -312,8 +312,8 @@ def test_options_not_given_leave_the_preset_alone():
     from argparse import Namespace
 
     from fastmeta.train.config import AlgorithmConfig
-    from fastmeta.train.families.settings import TaskConfig
+    from fastmeta.train.families.omniglot import OmniglotSettings
 
     arguments = Namespace(inner_lr=0.0, inner_steps=None, alphabets=["A"], rotations=False)
     assert given(arguments, AlgorithmConfig) == {"inner_lr": 0.0}
-    assert given(arguments, TaskConfig) == {"alphabets": ("A",), "rotations": False}
+    assert given(arguments, OmniglotSettings) == {"alphabets": ("A",), "rotations": False}

@@ -29,7 +29,7 @@ NETWORK = ["--channels", "4", "--ways", "3", "--queries", "2"]
 def folder(tmp_path, monkeypatch) -> Path:
     """Every command runs in an empty folder, where `runs/` is its default output."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("fastmeta.train.pipeline.ITERATIONS", 3)
+    monkeypatch.setattr("fastmeta.train.partitions.ITERATIONS", 3)
     for module in ("scores.compare", "pipeline"):
         monkeypatch.setattr(f"fastmeta.train.{module}.LR_FACTORS", (0.3, 1.0))
     return tmp_path

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from fastmeta.tasks.base import split_count
+
 from .class_table import ClassTable
 from .pixels import floats
 
@@ -84,14 +86,14 @@ class Images:
         classes = [] if self.labels is None else self.labels.unique().tolist()
         if self.labels is None or len(classes) < 2:
             raise ValueError(f"{self.title}: classes can be held out of labelled images only, of at least two classes")
-        first = min(max(round(len(classes) * (1 - held_out)), 1), len(classes) - 1)
+        first = split_count(len(classes), held_out)
         seen = torch.isin(self.labels, torch.tensor(classes[:first]))
         return self.take(seen.nonzero().squeeze(1)), self.take((~seen).nonzero().squeeze(1))
 
     def split(self, held_out: float) -> tuple[Images, Images]:
         """All but a share `held_out` of the images, and that share, drawn at random but always the same."""
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))
-        first = min(max(round(len(self) * (1 - held_out)), 1), len(self) - 1)
+        first = split_count(len(self), held_out)
         return self.take(order[:first].sort().values), self.take(order[first:].sort().values)
 
     def table(self) -> ClassTable:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastmeta.tasks.base import check_count
+from fastmeta.tasks.base import check_count, split_count
 
 from .archive import Archive
 
@@ -72,7 +72,7 @@ class Series:
             raise ValueError(
                 f"{self.title} has {count} group(s); at least two are needed to hold one out for evaluation"
             )
-        first = min(max(round(count * (1 - held_out)), 1), count - 1)
+        first = split_count(count, held_out)
         return self.select(range(first)), self.select(range(first, count))
 
     def fingerprint(self) -> str:

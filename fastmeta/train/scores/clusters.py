@@ -26,6 +26,9 @@ MEASURES = {
 """What is reported, and whether as a share of 1."""
 
 
+_NO_SCIKIT_LEARN = 'clustering needs scikit-learn: pip install "fastmeta[train]"'
+
+
 def clustering_accuracy(clusters: np.ndarray, labels: np.ndarray) -> float:
     """Share of samples whose cluster is their class's, under the best pairing of clusters and classes (Hungarian).
 
@@ -119,9 +122,7 @@ def _measure(clusters: np.ndarray, labels: np.ndarray, error: np.ndarray, ways: 
 def pixel_clusters(family: ClassEpisodes, *, episodes: int, seed: int) -> dict[str, Estimate]:
     """What k-means on the pixels of the same query images reaches: accuracy and normalised mutual information."""
     _, mutual_information, _ = _metrics()
-    from sklearn import cluster
-
-    kmeans: Any = cluster.KMeans
+    kmeans = _kmeans()
     ways, found = family.ways - 1, []
     for _, _, query_x, query_y in draw(family, episodes=episodes, meta_batch=10, seed=seed):
         for x, y in zip(query_x.cpu().numpy(), query_y.cpu().numpy(), strict=True):
@@ -144,11 +145,25 @@ def _tuning_score(
     return float(np.mean(found))
 
 
+def check_libraries() -> None:
+    """Raise RuntimeError without what scores clusters."""
+    _metrics()
+    _kmeans()
+
+
+def _kmeans() -> Any:
+    try:
+        from sklearn import cluster
+    except ImportError as error:
+        raise RuntimeError(_NO_SCIKIT_LEARN) from error
+    return cluster.KMeans
+
+
 def _metrics() -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
     """Hungarian assignment, normalised mutual information, area under the ROC curve."""
     try:
         from scipy.optimize import linear_sum_assignment
         from sklearn.metrics import normalized_mutual_info_score, roc_auc_score
     except ImportError as error:
-        raise RuntimeError('clustering needs scikit-learn: pip install "fastmeta[train]"') from error
+        raise RuntimeError(_NO_SCIKIT_LEARN) from error
     return linear_sum_assignment, normalized_mutual_info_score, roc_auc_score

@@ -45,11 +45,11 @@ def linear_probe(model: nn.Module, learn: Images, unseen: Images, *, device: tor
     if learn.labels is None or unseen.labels is None:
         raise ValueError(f"{learn.title}: a linear probe needs labels; give images in one folder a class")
     scaler, regression = _classifier()
-    seen, other = (features(model, images, device).numpy() for images in (learn, unseen))
-    scaler.fit(seen)
-    regression.fit(scaler.transform(seen), learn.labels.numpy())
-    told = torch.from_numpy(regression.predict(scaler.transform(other)))
-    return Estimate.of(told == unseen.labels)
+    x, unseen_x = (features(model, images, device).numpy() for images in (learn, unseen))
+    scaler.fit(x)
+    regression.fit(scaler.transform(x), learn.labels.numpy())
+    predicted = torch.from_numpy(regression.predict(scaler.transform(unseen_x)))
+    return Estimate.of(predicted == unseen.labels)
 
 
 @torch.no_grad()
@@ -58,15 +58,15 @@ def features(model: nn.Module, images: Images, device: torch.device) -> Tensor:
 
     Images of all classes are normalised together: batches are drawn at random, always the same.
     """
-    seen: list[Tensor] = []
-    hook = head_of(model).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].cpu()))
+    parts: list[Tensor] = []
+    hook = head_of(model).register_forward_pre_hook(lambda _, inputs: parts.append(inputs[0].cpu()))
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     try:
         for rows in order.tensor_split(-(-len(images) // BATCH)):
-            model(images.pixels[rows].to(device, torch.float32).div_(255))
+            model(images.floats(rows, device))
     finally:
         hook.remove()
-    return torch.cat(seen)[order.argsort()]
+    return torch.cat(parts)[order.argsort()]
 
 
 def _classifier() -> tuple[Any, Any]:
