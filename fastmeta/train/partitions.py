@@ -59,7 +59,7 @@ class Partitions:
         Raises:
             ValueError: an embedding that does not fit the images, or fewer images than clusters.
         """
-        path = self.folder / f"partitions-{self._digest()}.npy"
+        path = self.path
         if not (resume and path.exists()):
             codes = self._codes()
             if isinstance(codes, Outcome):
@@ -72,6 +72,11 @@ class Partitions:
             np.save(temporary, found.numpy())
             temporary.replace(path)
         return torch.from_numpy(np.load(path))
+
+    @property
+    def path(self) -> Path:
+        """Where they are, or will be."""
+        return self.folder / f"partitions-{self._digest()}.npy"
 
     def check(self) -> None:
         """Raise ValueError or OSError where `make` cannot succeed, before anything is trained."""

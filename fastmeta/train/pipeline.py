@@ -102,17 +102,17 @@ class Pipeline:
         """
         config, family = self.config, self.config.family
         family.check_libraries()
+        if self._needs_clusters():
+            self._partitions(resume=True, begin=None).check()
+        else:
+            make_family(config, self.source, self.device)
+        if config.pretraining.pretrain_iterations:
+            self._pretraining_tasks()
         family.tests(config.tasks, self.source, self.device)
         family.probe(config.tasks, self.source)
         model = make_model(config)
         for evaluation in (False, True):
             make_algorithm(config, model, self.execution, evaluation=evaluation)
-        if config.pretraining.pretrain_iterations:
-            self._pretraining_tasks()
-        if self._needs_clusters():
-            self._partitions(resume=True, begin=None).check()
-        else:
-            make_family(config, self.source, self.device)
 
     def trainer(self, begin: float | None = None) -> Trainer:
         """Of the meta-training, from the start that the run asks for."""
@@ -203,6 +203,18 @@ class Pipeline:
         self.source = Clustered(self.source, found)
         return None
 
+    def _read_clusters(self) -> None:
+        """Those that the run's folder holds: step sizes are chosen on the tasks that they make."""
+        if not self._needs_clusters():
+            return
+        path = self._partitions(resume=True, begin=None).path
+        if not path.exists():
+            raise ValueError(
+                f"{path} does not exist: the tasks of {self.config.tasks.task} are clusters of images, and this run has "
+                "made none of these; give the data that it was trained on"
+            )
+        self._cluster(resume=True, begin=time.monotonic())
+
     def _partitions(self, *, resume: bool, begin: float | None) -> Partitions:
         def train(learner: MetaLearner, tasks: TaskFamily, folder: Path, iterations: int) -> Outcome:
             return self._trainer(learner, tasks, folder, iterations=iterations, begin=begin).run(resume=resume)
@@ -251,8 +263,12 @@ class Pipeline:
         Args:
             steps: numbers of inner steps; None: from 0 to the run's `eval_steps`.
             seed: of the episodes.
+
+        Raises:
+            ValueError: data too small for the tasks, or whose clusters the run has not made.
         """
         config, starts = self.config, self.starts()
+        self._read_clusters()
         steps = curve_steps(config.eval_steps) if steps is None else sorted(set(steps))
         tests = config.family.tests(config.tasks, self.source, self.device)
         tuning = make_family(config, self.source, self.device)

@@ -21,6 +21,11 @@ class UmtraSettings(ClassifierSettings, Augmented, ImageSettings):
 
     task: ClassVar[str] = "umtra"
 
+    @property
+    def training_shots(self) -> int:
+        """A class is one image."""
+        return 1
+
 
 class UmtraFamily(ImageFamily[UmtraSettings]):
     """An image is a class, its augmentations are the queries."""
