@@ -24,7 +24,7 @@ _GRID = 3
 _GAP = 0.15
 """Between patches, in sides of a patch, so that lines running across betray little (Doersch et al., section 3)."""
 _ZOOMS = (1.0, 0.75, 0.56, 0.42)
-"""Shares of the image's side that are seen."""
+"""Shares of the image's side that are shown."""
 
 NEIGHBOURS = tuple((row, column) for row in range(_GRID) for column in range(_GRID) if (row, column) != (1, 1))
 """(row, column) in the grid of each patch label."""

@@ -11,7 +11,7 @@ from .base import Episodes, Sampler, Shots
 
 
 class Sinusoid(Sampler):
-    """Curves y = A sin(x − p), amplitude A ~ U[0.1, 5] and phase p ~ U[0, π], seen at points x ~ U[−5, 5].
+    """Curves y = A sin(x − p), amplitude A ~ U[0.1, 5] and phase p ~ U[0, π], at points x ~ U[−5, 5].
 
     Args:
         shots: support points N of a task.

@@ -6,14 +6,14 @@ import torch
 from torch import Tensor
 
 from .base import Episodes, Sampler, Shots, check_count
-from .datasets.text import UNSEEN, Text
+from .datasets.text import NOT_MASKED, Text
 
 
 class MaskedText(Sampler):
     """Each task takes one passage; windows of its first half are the support set, of its second half the query set.
 
     A share of the characters of a window is hidden, at least one: the input holds the mask there and the target their
-    numbers, and `UNSEEN` everywhere else.
+    numbers, and `NOT_MASKED` everywhere else.
 
     Args:
         text: copied to `device` once.
@@ -72,4 +72,4 @@ class MaskedText(Sampler):
         tokens = self._tokens[start.unsqueeze(2) + torch.arange(self.length, device=self.device)]
         keys = torch.rand(tokens.shape, generator=generator, device=self.device)
         hidden = torch.zeros_like(tokens, dtype=torch.bool).scatter_(2, keys.topk(self.hidden, dim=2).indices, True)
-        return tokens.masked_fill(hidden, self.mask), tokens.masked_fill(~hidden, UNSEEN)
+        return tokens.masked_fill(hidden, self.mask), tokens.masked_fill(~hidden, NOT_MASKED)

@@ -210,8 +210,8 @@ class Pipeline:
         path = self._partitions(resume=True, begin=None).path
         if not path.exists():
             raise ValueError(
-                f"{path} does not exist: the tasks of {self.config.tasks.task} are clusters of images, and this run has "
-                "made none of these; give the data that it was trained on"
+                f"{path} does not exist: the tasks of {self.config.tasks.task} are clusters of images, and this run "
+                "has made none of these; give the data that it was trained on"
             )
         self._cluster(resume=True, begin=time.monotonic())
 
@@ -297,7 +297,7 @@ class Pipeline:
         return [*comparisons, *self._probes(starts)]
 
     def _probes(self, starts: Mapping[str, nn.Module]) -> list[Comparison]:
-        """How well a linear classifier on the features tells labels, where the family asks for it and has some."""
+        """How well a linear classifier on the features predicts labels, where the family asks for it and has some."""
         images = self.config.family.probe(self.config.tasks, self.source)
         if images is None:
             return []

@@ -1,4 +1,4 @@
-"""Settings of a training run, and how a settings class checks its fields."""
+"""Settings of the outer loop, and what all classes of settings share: checks, and values by name."""
 
 from __future__ import annotations
 

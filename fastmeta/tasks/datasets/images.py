@@ -87,8 +87,8 @@ class Images:
         if self.labels is None or len(classes) < 2:
             raise ValueError(f"{self.title}: classes can be held out of labelled images only, of at least two classes")
         first = split_count(len(classes), held_out)
-        seen = torch.isin(self.labels, torch.tensor(classes[:first]))
-        return self.take(seen.nonzero().squeeze(1)), self.take((~seen).nonzero().squeeze(1))
+        learned = torch.isin(self.labels, torch.tensor(classes[:first]))
+        return self.take(learned.nonzero().squeeze(1)), self.take((~learned).nonzero().squeeze(1))
 
     def split(self, held_out: float) -> tuple[Images, Images]:
         """All but a share `held_out` of the images, and that share, drawn at random but always the same."""

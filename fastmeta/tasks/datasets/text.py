@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-UNSEEN = -100
+NOT_MASKED = -100
 """Label of a character that is not masked: `F.cross_entropy` passes over it."""
 
 

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from fastmeta.models.clustering_loss import ClusteringLoss
+from fastmeta.models import ClusteringLoss
 from fastmeta.tasks import ClassEpisodes, Episodes, Images, TaskFamily
 from fastmeta.tasks.derived import Unlabelled
 from fastmeta.train.scores.clusters import check_libraries

@@ -54,7 +54,7 @@ def images_of(source: Images | Clustered) -> Images:
 
 
 def split_by_class(settings: ImageSettings, source: Images | Clustered) -> tuple[Images, Images]:
-    """Images to learn from, and images of other classes to score on, where labels tell classes apart."""
+    """Images to learn from, and images of other classes to score on, where there are labels."""
     images = images_of(source)
     if images.labels is None or not settings.held_out:
         return images, images

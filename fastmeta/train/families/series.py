@@ -23,7 +23,7 @@ class SeriesSettings(Width, HeldOut):
     models: ClassVar[tuple[str, ...]] = ("forecast-mlp", "forecast-lstm")
 
     model: str = network("forecast-mlp")
-    window: int = field(default=8, metadata={"help": "steps that a forecast sees"})
+    window: int = field(default=8, metadata={"help": "steps that a forecast takes"})
     horizon: int = field(default=1, metadata={"help": "steps that it predicts"})
     group: str = field(
         default="character", metadata={"help": "of pen strokes, a task", "choices": ("character", "writer")}

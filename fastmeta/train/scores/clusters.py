@@ -61,8 +61,9 @@ def compare_clusters(
     """Adapt every start to unlabelled images of all classes of a task but the last, and score it on other images.
 
     Clusters are scored on the classes that it adapted to; the last class of a task is the anomaly, which the error of
-    the reconstruction should tell from the others. A start has the step size that clusters best on `tuning`. Their loss
-    could not choose it: the divergence is least where all assignments are alike, for which no step at all is best.
+    the reconstruction should distinguish from the others. A start has the step size that clusters best on `tuning`.
+    Their loss could not choose it: the divergence is least where all assignments are alike, for which no step at all is
+    best.
 
     Args:
         starts: `ClusteringAutoencoder`s by name.

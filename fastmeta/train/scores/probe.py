@@ -1,4 +1,4 @@
-"""Linear probe: how much of the labels a classifier of frozen features can tell (Alain and Bengio 2016)."""
+"""Linear probe: how well a classifier of frozen features predicts labels (Alain and Bengio 2016)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def compare_probes(
     """Probe every start on the same images; nothing is adapted, so that all scores stand at 0 inner steps.
 
     Args:
-        starts: classifiers by name; what their last layer sees is probed.
+        starts: classifiers by name; what their last layer takes is probed.
         learn: labelled images for the linear classifier.
         unseen: labelled images of the same classes, to score it on.
         device: of the networks.
@@ -54,7 +54,7 @@ def linear_probe(model: nn.Module, learn: Images, unseen: Images, *, device: tor
 
 @torch.no_grad()
 def features(model: nn.Module, images: Images, device: torch.device) -> Tensor:
-    """What the last layer sees of every image, [n, features] on the CPU.
+    """What the last layer takes of every image, [n, features] on the CPU.
 
     Images of all classes are normalised together: batches are drawn at random, always the same.
     """
