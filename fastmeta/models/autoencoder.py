@@ -5,9 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-EPSILON = 1e-8
-"""Added to probabilities under a logarithm."""
-
 
 class ClusteringAutoencoder(nn.Module):
     """Images [N, C, H, W] → (reconstruction [N, C, H, W], soft assignments [N, clusters]).

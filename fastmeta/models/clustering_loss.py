@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastmeta.train.scores.clusters import Outputs
+EPSILON = 1e-8
+"""Added to probabilities under a logarithm."""
 
-from .autoencoder import EPSILON
+Outputs = tuple[Tensor, Tensor]
+"""Of a clustering autoencoder: (reconstruction [N, C, H, W], soft assignments [N, clusters])."""
 
 
 @dataclass(frozen=True)

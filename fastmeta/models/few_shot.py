@@ -26,8 +26,8 @@ def conv4(
         pooled: False: convolutions of stride 2 (28 → 14 → 7 → 4 → 2), as in the MAML paper's Omniglot code. True:
             stride 1 and 2×2 max-pooling (28 → 14 → 7 → 3 → 1), as in Matching Networks and Prototypical Networks;
             nearly four times the arithmetic.
-        mean: without pooling, the head sees the mean of the last positions, as in that code; else all of them, which
-            tells similar characters apart better.
+        mean: without pooling, the last layer takes the mean of the last positions, as in that code; else all of them,
+            which distinguishes similar characters better.
         shape: (channels, H, W) of the images, each side at least 16.
 
     Batch norm keeps no running statistics: a batch is always normalised by itself. The convolutions have no

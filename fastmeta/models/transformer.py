@@ -1,4 +1,4 @@
-"""A small transformer encoder that tells what stands under the mask (Vaswani et al. 2017; Devlin et al. 2019)."""
+"""A small transformer encoder that predicts masked characters (Vaswani et al. 2017; Devlin et al. 2019)."""
 
 from __future__ import annotations
 

@@ -2,56 +2,35 @@
 
 from __future__ import annotations
 
-from fastmeta.tasks.datasets.cifar import load_cifar10
-from fastmeta.tasks.datasets.class_table import ClassTable
-from fastmeta.tasks.datasets.images import Images, as_images, load_images
-from fastmeta.tasks.datasets.omniglot import Characters, load_omniglot
-from fastmeta.tasks.datasets.one_shot_runs import Run, load_runs, stack_runs
-from fastmeta.tasks.datasets.series import Series, as_series, draw_waves, load_series
-from fastmeta.tasks.datasets.text import Text, as_text, load_text
-
-from .base import Episodes, TaskFamily
-from .cactus import CACTUs, partition
-from .class_episodes import ClassEpisodes
-from .few_shot import FewShot
-from .glyphs import Glyphs, draw_glyphs
-from .pretexts import PRETEXTS, Pretext, SelfSupervised
-from .series import Forecast
-from .sinusoid import Sinusoid
-from .text import MaskedText
-from .umtra import UMTRA
-
-__all__ = [
-    "PRETEXTS",
-    "UMTRA",
-    "CACTUs",
-    "Characters",
-    "ClassEpisodes",
-    "ClassTable",
-    "Episodes",
-    "FewShot",
-    "Forecast",
-    "Glyphs",
-    "Images",
-    "MaskedText",
-    "Pretext",
-    "Run",
-    "SelfSupervised",
-    "Series",
-    "Sinusoid",
-    "TaskFamily",
-    "Text",
-    "as_images",
-    "as_series",
-    "as_text",
-    "draw_glyphs",
-    "draw_waves",
-    "load_cifar10",
-    "load_images",
-    "load_omniglot",
-    "load_runs",
-    "load_series",
-    "load_text",
-    "partition",
-    "stack_runs",
-]
+from .base import Episodes as Episodes
+from .base import TaskFamily as TaskFamily
+from .cactus import CACTUs as CACTUs
+from .cactus import partition as partition
+from .class_episodes import ClassEpisodes as ClassEpisodes
+from .datasets.cifar import load_cifar10 as load_cifar10
+from .datasets.class_table import ClassTable as ClassTable
+from .datasets.image_sources import as_images as as_images
+from .datasets.image_sources import load_images as load_images
+from .datasets.images import Images as Images
+from .datasets.omniglot import Characters as Characters
+from .datasets.omniglot import load_omniglot as load_omniglot
+from .datasets.one_shot_runs import Run as Run
+from .datasets.one_shot_runs import load_runs as load_runs
+from .datasets.one_shot_runs import stack_runs as stack_runs
+from .datasets.series import Series as Series
+from .datasets.series import as_series as as_series
+from .datasets.series import draw_waves as draw_waves
+from .datasets.series import load_series as load_series
+from .datasets.text import Text as Text
+from .datasets.text import as_text as as_text
+from .datasets.text import load_text as load_text
+from .few_shot import FewShot as FewShot
+from .glyphs import Glyphs as Glyphs
+from .glyphs import draw_glyphs as draw_glyphs
+from .pretexts import PRETEXTS as PRETEXTS
+from .pretexts import Pretext as Pretext
+from .pretexts import SelfSupervised as SelfSupervised
+from .series import Forecast as Forecast
+from .sinusoid import Sinusoid as Sinusoid
+from .text import MaskedText as MaskedText
+from .umtra import UMTRA as UMTRA

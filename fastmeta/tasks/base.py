@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sized
+from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 import torch
@@ -21,6 +22,10 @@ class Episodes(NamedTuple):
     query_x: Tensor
     query_y: Tensor
 
+    def __repr__(self) -> str:
+        parts = (f"{n}={str(x.dtype).removeprefix('torch.')} {list(x.shape)}" for n, x in self._asdict().items())
+        return f"Episodes({', '.join(parts)})"
+
 
 class TaskFamily(Protocol):
     """A distribution over tasks. Training and evaluation need nothing else of it."""
@@ -35,10 +40,98 @@ class TaskFamily(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Shots:
+    """How many samples a task has.
+
+    Attributes:
+        ways: classes C of a task; None where samples have no classes, as in regression.
+        shots: support samples, of each class where there are classes.
+        queries: query samples, likewise.
+
+    Raises:
+        ValueError: fewer than two ways, one shot or one query.
+    """
+
+    ways: int | None
+    shots: int
+    queries: int
+
+    def __post_init__(self) -> None:
+        if self.ways is not None:
+            check_count("ways", self.ways, minimum=2)
+        check_count("shots", self.shots)
+        check_count("queries", self.queries)
+
+    @property
+    def draws(self) -> int:
+        """Samples of a class, support and query."""
+        return self.shots + self.queries
+
+    def split(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Support and query samples of x [T, N + M, ...], support in front."""
+        n = (self.ways or 1) * self.shots
+        return x[:, :n], x[:, n:]
+
+    def episodes(self, x: Tensor, y: Tensor) -> Episodes:
+        """Episodes of inputs and targets [T, N + M, ...], support in front."""
+        (support_x, query_x), (support_y, query_y) = self.split(x), self.split(y)
+        return Episodes(support_x, support_y, query_x, query_y)
+
+    def classification(self, x: Tensor) -> Episodes:
+        """Episodes of inputs [T, N + M, ...] that stand shot by shot: class 0, 1, ..., then class 0, 1, ... again."""
+        assert self.ways is not None
+        y = torch.arange(self.ways, device=x.device).repeat(self.draws).expand(len(x), -1)
+        return self.episodes(x, y)
+
+
+class Sampler:
+    """What the families of this package share: counts, a device, and the checks of `sample`.
+
+    Attributes:
+        counts: samples of a task.
+        device: where episodes are sampled and where they lie.
+    """
+
+    def __init__(self, counts: Shots, device: torch.device | str) -> None:
+        self.counts, self.device = counts, torch.device(device)
+
+    @property
+    def ways(self) -> int:
+        """Classes of a task.
+
+        Raises:
+            AttributeError: where samples have no classes.
+        """
+        if self.counts.ways is None:
+            raise AttributeError(f"tasks of {type(self).__name__} have no classes, and so no ways")
+        return self.counts.ways
+
+    @property
+    def shots(self) -> int:
+        """Support samples of a task, of each class where there are classes."""
+        return self.counts.shots
+
+    @property
+    def queries(self) -> int:
+        """Query samples of a task, of each class where there are classes."""
+        return self.counts.queries
+
+    def _check_sample(self, tasks: int, generator: torch.Generator) -> None:
+        """Raise ValueError unless `sample` may be called so."""
+        check_count("tasks", tasks)
+        check_generator(generator, self.device)
+
+
 def check_count(name: str, value: int, *, minimum: int = 1) -> None:
     """Raise ValueError unless `value` is an integer of at least `minimum`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
         raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}")
+
+
+def split_count(count: int, held_out: float) -> int:
+    """How many of `count` things are learned from, where a share `held_out` is kept: at least one, and not all."""
+    return min(max(round(count * (1 - held_out)), 1), count - 1)
 
 
 def check_strength(name: str, value: float) -> None:

@@ -10,14 +10,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastmeta.tasks.datasets.class_table import ClassTable, pad
-from fastmeta.tasks.datasets.images import Images
-
-from .base import check_count
+from .base import Shots, check_count
 from .class_episodes import ClassEpisodes
+from .datasets.class_table import ClassTable, pad
+from .datasets.images import Images
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Clustered:
     """Images and the clusters of those that are learned from.
 
@@ -28,6 +27,9 @@ class Clustered:
 
     images: Images
     partitions: Tensor
+
+    def __repr__(self) -> str:
+        return f"Clustered({self.describe()})"
 
     def fingerprint(self) -> str:
         """A digest of the images."""
@@ -68,9 +70,7 @@ class CACTUs(ClassEpisodes):
         augment_classes: float = 0.0,
         device: torch.device | str = "cpu",
     ) -> None:
-        check_count("ways", ways, minimum=2)
-        check_count("shots", shots)
-        check_count("queries", queries)
+        counts = Shots(ways, shots, queries)
         if partitions.dim() != 2 or partitions.shape[1] != len(images):
             raise ValueError(
                 f"partitions must be [partitions, {len(images)}], a cluster for every image, got "
@@ -79,7 +79,7 @@ class CACTUs(ClassEpisodes):
         rows, groups = [], []
         for number, clusters in enumerate(partitions):
             members = [(clusters == c).nonzero().squeeze(1) for c in clusters.unique().tolist() if c >= 0]
-            large = [one for one in members if len(one) >= shots + queries]
+            large = [one for one in members if len(one) >= counts.draws]
             if len(large) < ways:
                 raise ValueError(
                     f"{ways} ways need {ways} clusters of at least {shots} + {queries} images (shots + queries), "
@@ -132,6 +132,11 @@ def partition(embedding: Any, *, clusters: int, partitions: int = 10, seed: int 
             warnings.simplefilter("ignore")  # that some clusters are empty, where images repeat: they are left out
             rows.append(kmeans(clusters, random_state=seed + number, n_init=1).fit_predict(scaled))
     return torch.from_numpy(np.stack(rows).astype(np.int64))
+
+
+def check_scikit_learn() -> None:
+    """Raise RuntimeError without scikit-learn, which `partition` needs."""
+    _kmeans()
 
 
 def _kmeans() -> Any:

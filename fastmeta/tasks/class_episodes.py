@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastmeta.tasks.datasets.class_table import ClassTable
-
 from .augment import random_affine, views
-from .base import Episodes, check_count, check_generator, check_strength
+from .base import Episodes, Sampler, Shots, check_strength
+from .datasets.class_table import ClassTable
+from .datasets.pixels import floats
 
 
-class ClassEpisodes:
+class ClassEpisodes(Sampler):
     """Each task draws `ways` classes of one group, and of each class `shots` + `queries` images.
 
     Samples are ordered shot by shot (class 0, 1, ..., then class 0, 1, ... again), so that consecutive inner
@@ -42,15 +42,11 @@ class ClassEpisodes:
         augment_classes: float = 0.0,
         device: torch.device | str = "cpu",
     ) -> None:
-        check_count("ways", ways, minimum=2)
-        check_count("shots", shots)
-        check_count("queries", queries)
+        super().__init__(Shots(ways, shots, queries), device)
         check_strength("augment", augment)
         check_strength("augment_classes", augment_classes)
         _check_table(table, ways, shots, queries)
-        self.ways, self.shots, self.queries = ways, shots, queries
         self.augment, self.augment_classes = augment, augment_classes
-        self.device = torch.device(device)
         self._images = table.images.to(self.device)
         self._members = table.members.to(self.device)
         self._groups = table.groups.to(self.device)
@@ -62,15 +58,11 @@ class ClassEpisodes:
 
     def sample(self, tasks: int, generator: torch.Generator) -> Episodes:
         """Draw `tasks` episodes: images float32 [tasks, N or M, channels, H, W] in [0, 1], labels int64."""
-        check_count("tasks", tasks)
-        check_generator(generator, self.device)
+        self._check_sample(tasks, generator)
         classes = self._sample_classes(tasks, generator)
         rows = self._sample_rows(classes, generator)
-        x = self._images[rows].to(torch.float32).div_(255)
-        x = self._distort(x, generator).flatten(1, 2)
-        y = torch.arange(self.ways, device=self.device).repeat(self.shots + self.queries).expand(tasks, -1)
-        n = self.ways * self.shots
-        return Episodes(x[:, :n], y[:, :n], x[:, n:], y[:, n:])
+        x = self._distort(floats(self._images[rows]), generator)
+        return self.counts.classification(x.flatten(1, 2))
 
     def _sample_classes(self, tasks: int, generator: torch.Generator) -> Tensor:
         """[tasks, ways], without replacement within a task."""
@@ -83,7 +75,7 @@ class ClassEpisodes:
         """Rows of the images, [tasks, shots + queries, ways], without replacement within a class."""
         members = self._members[classes]
         keys = torch.rand(members.shape, generator=generator, device=self.device)
-        chosen = keys.masked_fill_(members < 0, -1.0).topk(self.shots + self.queries, dim=2).indices
+        chosen = keys.masked_fill_(members < 0, -1.0).topk(self.counts.draws, dim=2).indices
         return members.gather(2, chosen).transpose(1, 2)
 
     def _distort(self, x: Tensor, generator: torch.Generator) -> Tensor:

@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastmeta.tasks.datasets.class_table import ClassTable, pad
-from fastmeta.tasks.datasets.omniglot import Characters
-
-from .base import check_count
+from .base import Shots
 from .class_episodes import ClassEpisodes
+from .datasets.class_table import ClassTable, pad
+from .datasets.omniglot import Characters
 
 
 class FewShot(ClassEpisodes):
@@ -46,9 +45,7 @@ class FewShot(ClassEpisodes):
         augment_classes: float = 0.0,
         device: torch.device | str = "cpu",
     ) -> None:
-        for name, count in (("ways", ways), ("shots", shots), ("queries", queries)):
-            check_count(name, count, minimum=2 if name == "ways" else 1)
-        _check_drawers(characters, shots, queries)
+        _check_drawers(characters, Shots(ways, shots, queries))
         copies = (4 if rotations else 1) * (2 if mirrored else 1)
         table = ClassTable(
             _symmetries(characters.images.to(device), rotations, mirrored).flatten(0, 1).unsqueeze(1),
@@ -73,11 +70,11 @@ def _members(characters: Characters, copies: int) -> Tensor:
     return torch.where(torch.arange(most) < characters.drawers.repeat(copies)[:, None], rows, -1)
 
 
-def _check_drawers(characters: Characters, shots: int, queries: int) -> None:
+def _check_drawers(characters: Characters, counts: Shots) -> None:
     fewest, row = characters.drawers.min(dim=0)
-    if fewest < shots + queries:
+    if fewest < counts.draws:
         raise ValueError(
-            f"shots + queries must be at most the drawings of a character, got {shots} + {queries}, "
+            f"shots + queries must be at most the drawings of a character, got {counts.shots} + {counts.queries}, "
             f"but {characters.names[int(row)]} has {int(fewest)}; ask for fewer shots or queries"
         )
 

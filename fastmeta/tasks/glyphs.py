@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastmeta.tasks.datasets.images import Images
-
 from .augment import random_affine
-from .base import Episodes, check_count, check_generator, check_strength
+from .base import Episodes, Sampler, Shots, check_count, check_strength
+from .datasets.images import Images
 
 _STROKES = 4
 """Most strokes of a glyph; each is there with probability 3/4, the first always."""
@@ -20,7 +19,7 @@ _WOBBLE = 0.06
 """Standard deviation of a drawing's control points around the glyph's: different hands."""
 
 
-class Glyphs:
+class Glyphs(Sampler):
     """Few-shot classification of glyphs that no other task has: every class is drawn anew.
 
     A class is one to four quadratic Bézier strokes with random control points. A drawing of it moves the control
@@ -48,25 +47,17 @@ class Glyphs:
         augment: float = 1.0,
         device: torch.device | str = "cpu",
     ) -> None:
-        check_count("ways", ways, minimum=2)
-        check_count("shots", shots)
-        check_count("queries", queries)
+        super().__init__(Shots(ways, shots, queries), device)
         check_count("size", size, minimum=8)
         check_strength("augment", augment)
-        self.ways, self.shots, self.queries = ways, shots, queries
         self.size, self.augment = size, augment
-        self.device = torch.device(device)
 
     def sample(self, tasks: int, generator: torch.Generator) -> Episodes:
         """Draw `tasks` episodes: images float32 [tasks, N or M, 1, size, size] in [0, 1], labels int64."""
-        check_count("tasks", tasks)
-        check_generator(generator, self.device)
+        self._check_sample(tasks, generator)
         strokes, there = _new_classes((tasks, 1, self.ways), generator)
-        draws = self.shots + self.queries
-        x = _drawings(strokes, there, draws, self.size, self.augment, generator).flatten(1, 2)
-        y = torch.arange(self.ways, device=self.device).repeat(draws).expand(tasks, -1)
-        n = self.ways * self.shots
-        return Episodes(x[:, :n], y[:, :n], x[:, n:], y[:, n:])
+        x = _drawings(strokes, there, self.counts.draws, self.size, self.augment, generator)
+        return self.counts.classification(x.flatten(1, 2))
 
 
 def draw_glyphs(

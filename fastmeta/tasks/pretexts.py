@@ -15,17 +15,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from fastmeta.tasks.datasets.images import Images
-
 from .augment import views
-from .base import Episodes, check_count, check_enough, check_generator, check_strength, distinct_rows
+from .base import Episodes, Sampler, Shots, check_enough, check_strength, distinct_rows
+from .datasets.images import Images
 
 _GRID = 3
 """Patches lie in a grid of 3 × 3: the middle one, and one of its eight neighbours."""
 _GAP = 0.15
 """Between patches, in sides of a patch, so that lines running across betray little (Doersch et al., section 3)."""
 _ZOOMS = (1.0, 0.75, 0.56, 0.42)
-"""Shares of the image's side that are seen."""
+"""Shares of the image's side that are shown."""
 
 NEIGHBOURS = tuple((row, column) for row in range(_GRID) for column in range(_GRID) if (row, column) != (1, 1))
 """(row, column) in the grid of each patch label."""
@@ -50,7 +49,7 @@ class Pretext:
     smallest: int = 4
 
 
-class SelfSupervised:
+class SelfSupervised(Sampler):
     """Each task takes one pretext, `ways` of its transformations in random order, and fresh images for each.
 
     The same transformation has another label in another task, so that a task has a linear predictor of its own to
@@ -83,36 +82,27 @@ class SelfSupervised:
         augment: float = 0.0,
         device: torch.device | str = "cpu",
     ) -> None:
-        check_count("ways", ways, minimum=2)
-        check_count("shots", shots)
-        check_count("queries", queries)
+        super().__init__(Shots(ways, shots, queries), device)
         check_strength("augment", augment)
         if isinstance(pretexts, str) or not pretexts:
             raise ValueError(f"pretexts must be a sequence of names out of {', '.join(PRETEXTS)}, got {pretexts!r}")
         for name in pretexts:
             _check_pretext(name, ways, images.shape)
-        check_enough(images, ways * (shots + queries), images.describe())
-        self.ways, self.shots, self.queries = ways, shots, queries
+        check_enough(images, ways * self.counts.draws, images.describe())
         self.pretexts, self.shuffle, self.augment = tuple(pretexts), shuffle, augment
-        self.device = torch.device(device)
-        self._pixels = images.pixels.to(self.device)
+        self._images = images.unlabelled().to(self.device)
 
     def sample(self, tasks: int, generator: torch.Generator) -> Episodes:
         """Draw `tasks` episodes: images float32 [tasks, N or M, channels, H, W] in [0, 1], labels int64."""
-        check_count("tasks", tasks)
-        check_generator(generator, self.device)
-        draws = self.shots + self.queries
-        rows = distinct_rows(len(self._pixels), tasks, self.ways * draws, generator)
-        x = self._pixels[rows].to(torch.float32).div_(255)
+        self._check_sample(tasks, generator)
+        x = self._images.floats(distinct_rows(len(self._images), tasks, self.ways * self.counts.draws, generator))
         if self.augment:
             x = views(x, strength=self.augment, generator=generator)
         chosen = torch.randint(len(self.pretexts), (tasks,), generator=generator, device=self.device)
         for number, name in enumerate(self.pretexts):
             of_tasks = (chosen == number).nonzero().squeeze(1)
             x[of_tasks] = self._transformed(x[of_tasks], PRETEXTS[name], generator)
-        y = torch.arange(self.ways, device=self.device).repeat(draws).expand(tasks, -1)
-        n = self.ways * self.shots
-        return Episodes(x[:, :n], y[:, :n], x[:, n:], y[:, n:])
+        return self.counts.classification(x)
 
     def _transformed(self, x: Tensor, pretext: Pretext, generator: torch.Generator) -> Tensor:
         """Of x [tasks, samples, channels, H, W], sample i by the transformation that label i mod ways stands for."""
@@ -123,7 +113,7 @@ class SelfSupervised:
             kinds = keys.topk(self.ways, dim=1).indices
         else:
             kinds = torch.arange(self.ways, device=self.device).expand(len(x), -1)
-        labels = kinds.repeat(1, self.shots + self.queries)
+        labels = kinds.repeat(1, self.counts.draws)
         return pretext.apply(x.flatten(0, 1), labels.flatten(), generator).view_as(x)
 
 

@@ -5,23 +5,22 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastmeta.tasks.datasets.class_table import pad
-from fastmeta.tasks.datasets.series import Series
+from .base import Episodes, Sampler, Shots, check_count
+from .datasets.class_table import pad
+from .datasets.series import Series
 
-from .base import Episodes, check_count, check_generator
 
-
-class Forecast:
+class Forecast(Sampler):
     """Each task takes one group: windows of some of its series are the support set, of others the query set.
 
-    A window is told in its own terms, so that place and size do not matter: the last value is subtracted, and all is
-    divided by the spread of the windows' steps in the support set of the task. The target is the `horizon` steps behind
-    it, in the same terms.
+    A window is normalised, so that place and size do not matter: its last value is subtracted, and all is divided by
+    the root mean square of the windows' steps in the support set of the task. The target is the `horizon` steps behind
+    it, normalised alike.
 
     Args:
         series: copied to `device` once. Every group needs two series that are long enough, or one of twice the length.
-        window: steps that are seen.
-        horizon: steps to tell.
+        window: steps of an input.
+        horizon: steps to predict.
         shots: support windows N of a task.
         queries: query windows M of a task.
         device: where series lie and episodes are made.
@@ -42,10 +41,8 @@ class Forecast:
     ) -> None:
         check_count("window", window, minimum=2)
         check_count("horizon", horizon)
-        check_count("shots", shots)
-        check_count("queries", queries)
-        self.window, self.horizon, self.shots, self.queries = window, horizon, shots, queries
-        self.device = torch.device(device)
+        super().__init__(Shots(None, shots, queries), device)
+        self.window, self.horizon = window, horizon
         self.features = series.features
         support, query = _starts(series, window + horizon)
         self._values = series.values.to(self.device)
@@ -53,8 +50,7 @@ class Forecast:
 
     def sample(self, tasks: int, generator: torch.Generator) -> Episodes:
         """Draw `tasks` episodes: inputs [tasks, N or M, window, features], targets [..., horizon, features]."""
-        check_count("tasks", tasks)
-        check_generator(generator, self.device)
+        self._check_sample(tasks, generator)
         group = torch.randint(len(self._starts[0]), (tasks,), generator=generator, device=self.device)
         parts = [
             self._windows(starts[group], count, generator)

@@ -7,11 +7,11 @@ import math
 import torch
 from torch import Tensor
 
-from .base import Episodes, check_count, check_generator
+from .base import Episodes, Sampler, Shots
 
 
-class Sinusoid:
-    """Curves y = A sin(x − p), amplitude A ~ U[0.1, 5] and phase p ~ U[0, π], seen at points x ~ U[−5, 5].
+class Sinusoid(Sampler):
+    """Curves y = A sin(x − p), amplitude A ~ U[0.1, 5] and phase p ~ U[0, π], at points x ~ U[−5, 5].
 
     Args:
         shots: support points N of a task.
@@ -31,23 +31,18 @@ class Sinusoid:
         device: torch.device | str = "cpu",
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        check_count("shots", shots)
-        check_count("queries", queries)
-        self.shots, self.queries = shots, queries
-        self.device, self.dtype = torch.device(device), dtype
+        super().__init__(Shots(None, shots, queries), device)
+        self.dtype = dtype
 
     def sample(self, tasks: int, generator: torch.Generator) -> Episodes:
         """Draw `tasks` curves: inputs and targets [tasks, shots, 1] and [tasks, queries, 1]."""
         amplitude, phase = self.sample_curves(tasks, generator)
-        x = self.sample_inputs(tasks, self.shots + self.queries, generator)
-        y = amplitude * torch.sin(x - phase)
-        n = self.shots
-        return Episodes(x[:, :n], y[:, :n], x[:, n:], y[:, n:])
+        x = self.sample_inputs(tasks, self.counts.draws, generator)
+        return self.counts.episodes(x, amplitude * torch.sin(x - phase))
 
     def sample_curves(self, tasks: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Draw amplitudes and phases, each [tasks, 1, 1]."""
-        check_count("tasks", tasks)
-        check_generator(generator, self.device)
+        self._check_sample(tasks, generator)
         shape = (tasks, 1, 1)
         return self._uniform(shape, 0.1, 5.0, generator), self._uniform(shape, 0.0, math.pi, generator)
 

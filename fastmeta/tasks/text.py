@@ -5,16 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from fastmeta.tasks.datasets.text import UNSEEN, Text
+from .base import Episodes, Sampler, Shots, check_count
+from .datasets.text import NOT_MASKED, Text
 
-from .base import Episodes, check_count, check_generator
 
-
-class MaskedText:
+class MaskedText(Sampler):
     """Each task takes one passage; windows of its first half are the support set, of its second half the query set.
 
     A share of the characters of a window is hidden, at least one: the input holds the mask there and the target their
-    numbers, and `UNSEEN` everywhere else.
+    numbers, and `NOT_MASKED` everywhere else.
 
     Args:
         text: copied to `device` once.
@@ -42,8 +41,7 @@ class MaskedText:
     ) -> None:
         check_count("length", length, minimum=2)
         check_count("passage", passage, minimum=2)
-        check_count("shots", shots)
-        check_count("queries", queries)
+        super().__init__(Shots(None, shots, queries), device)
         if not 0 < masked < 1:
             raise ValueError(f"masked must lie between 0 and 1, got {masked!r}")
         if passage // 2 < length:
@@ -54,15 +52,12 @@ class MaskedText:
                 "text or ask for a shorter --passage"
             )
         self.length, self.passage, self.hidden = length, passage, max(round(masked * length), 1)
-        self.shots, self.queries = shots, queries
         self.mask = text.symbols
-        self.device = torch.device(device)
         self._tokens = text.tokens.to(self.device)
 
     def sample(self, tasks: int, generator: torch.Generator) -> Episodes:
         """Draw `tasks` episodes: inputs and targets int64 [tasks, N or M, length]."""
-        check_count("tasks", tasks)
-        check_generator(generator, self.device)
+        self._check_sample(tasks, generator)
         last = len(self._tokens) - self.passage
         begin = torch.randint(last + 1, (tasks, 1), generator=generator, device=self.device)
         half = self.passage // 2
@@ -77,4 +72,4 @@ class MaskedText:
         tokens = self._tokens[start.unsqueeze(2) + torch.arange(self.length, device=self.device)]
         keys = torch.rand(tokens.shape, generator=generator, device=self.device)
         hidden = torch.zeros_like(tokens, dtype=torch.bool).scatter_(2, keys.topk(self.hidden, dim=2).indices, True)
-        return tokens.masked_fill(hidden, self.mask), tokens.masked_fill(~hidden, UNSEEN)
+        return tokens.masked_fill(hidden, self.mask), tokens.masked_fill(~hidden, NOT_MASKED)

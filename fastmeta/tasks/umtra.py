@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import torch
 
-from fastmeta.tasks.datasets.images import Images
-
 from .augment import views
-from .base import Episodes, check_count, check_enough, check_generator, check_strength, distinct_rows
+from .base import Episodes, Sampler, Shots, check_enough, check_strength, distinct_rows
+from .datasets.images import Images
 
 
-class UMTRA:
+class UMTRA(Sampler):
     """Each task draws `ways` images, each a class of its own: the image is the support, augmented copies the queries.
 
     With many classes in the data, images drawn at random are mostly of different classes (eq. 1 of the paper), and an
@@ -36,22 +35,18 @@ class UMTRA:
         augment: float = 1.0,
         device: torch.device | str = "cpu",
     ) -> None:
-        check_count("ways", ways, minimum=2)
-        check_count("queries", queries)
+        super().__init__(Shots(ways, 1, queries), device)
         check_strength("augment", augment)
         if augment == 0:
             raise ValueError("augment must be positive: without it a query is the support image itself, got 0")
         check_enough(images, ways, images.describe())
-        self.ways, self.queries, self.augment = ways, queries, augment
-        self.device = torch.device(device)
-        self._pixels = images.pixels.to(self.device)
+        self.augment = augment
+        self._images = images.unlabelled().to(self.device)
 
     def sample(self, tasks: int, generator: torch.Generator) -> Episodes:
         """Draw `tasks` episodes: images float32 [tasks, ways or ways · queries, channels, H, W], labels int64."""
-        check_count("tasks", tasks)
-        check_generator(generator, self.device)
-        rows = distinct_rows(len(self._pixels), tasks, self.ways, generator)
-        x = self._pixels[rows].to(torch.float32).div_(255)
+        self._check_sample(tasks, generator)
+        x = self._images.floats(distinct_rows(len(self._images), tasks, self.ways, generator))
         copies = x[:, None].expand(-1, self.queries, -1, -1, -1, -1)
         query = views(copies, strength=self.augment, generator=generator).flatten(1, 2)
         y = torch.arange(self.ways, device=self.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict, replace
 from typing import Any, Literal
 
 import torch
@@ -12,13 +13,12 @@ from fastmeta.algorithms.base import MetaLearner
 from fastmeta.models import build_model
 from fastmeta.optim.adam import Adam
 from fastmeta.optim.sgd import SGD
-from fastmeta.tasks import TaskFamily, Text
-from fastmeta.train.families.builders import Source
+from fastmeta.tasks import TaskFamily
 
 from .config import ALGORITHMS, Execution, RunConfig
 
 
-def load_source(config: RunConfig, paths: Sequence[str]) -> Source | None:
+def load_source(config: RunConfig, paths: Sequence[str]) -> Any:
     """The run's data; None for a family that needs none.
 
     Raises:
@@ -27,33 +27,32 @@ def load_source(config: RunConfig, paths: Sequence[str]) -> Source | None:
     """
     family = config.family
     if paths and not family.data:
-        raise ValueError(f"--data has no meaning for task {config.tasks.task}, which makes its own; leave it out")
-    if not paths and family.data and not family.optional:
-        raise ValueError(f"task {config.tasks.task} needs data: name with --data {family.data}")
+        raise ValueError(f"--data has no meaning for task {family.name}, which makes its own; leave it out")
+    if not paths and family.data and not family.data_optional:
+        raise ValueError(f"task {family.name} needs data: name with --data {family.data}")
     return family.load(config.tasks, paths)
 
 
-def fitted(config: RunConfig, source: Source | None) -> RunConfig:
-    """The run with what its network must know of the data: shape and vocabulary."""
-    changes: dict[str, Any] = {"shape": config.family.shape(config.tasks, source)}
-    if isinstance(source, Text):
-        changes["vocabulary"] = source.vocabulary
-    return config.replace(changes)
+def fitted(config: RunConfig, source: Any) -> RunConfig:
+    """The run with what its network must know of the data: shape and vocabulary.
+
+    Raises:
+        TypeError, ValueError: for a source of another family, or none.
+    """
+    config.family.check_source(source)
+    return replace(config, tasks=config.family.fit(config.tasks, source))
+
+
+_NETWORK = ("ways", "channels", "width", "latent", "zero_head")
+"""Settings that `build_model` takes, of which a family has some."""
 
 
 def make_model(config: RunConfig) -> nn.Module:
     """The run's network, initialised from its seed."""
     torch.manual_seed(config.train.seed)
-    part = config.tasks
-    return build_model(
-        part.model,
-        shape=part.shape or (1, 28, 28),
-        ways=part.ways,
-        channels=part.channels,
-        width=part.width,
-        latent=part.latent,
-        zero_head=part.zero_head,
-    )
+    settings = asdict(config.tasks)
+    options = {name: settings[name] for name in _NETWORK if name in settings}
+    return build_model(config.tasks.model, shape=config.tasks.shape or (1, 28, 28), **options)
 
 
 def make_algorithm(
@@ -77,35 +76,35 @@ def make_algorithm(
     optimizer = (
         SGD(lr=part.inner_lr, momentum=part.inner_momentum)
         if part.inner_optimizer == "sgd"
-        else Adam(lr=part.inner_lr, betas=(part.inner_momentum, 0.999))
+        else Adam(lr=part.inner_lr, betas=(part.inner_beta1, 0.999))
     )
     return ALGORITHMS[part.algorithm](
         model,
         inner_loss=config.family.loss,
         inner_optimizer=optimizer,
         inner_steps=part.inner_steps,
-        inner_batch_size=None if evaluation else part.inner_batch_size or None,
+        inner_batch_size=None if evaluation else part.inner_batch_size,
         backend=execution.backend,
         compile=execution.compile,
         cuda_graph=execution.cuda_graph,
         memory=execution.memory,
-        task_chunk=execution.task_chunk or None,
+        task_chunk=execution.task_chunk,
         bn_statistics=bn_statistics or part.bn_statistics,
         precision=part.precision,
     )
 
 
-def make_family(
-    config: RunConfig, source: Source | None, device: torch.device, *, evaluation: bool = False
-) -> TaskFamily:
+def make_family(config: RunConfig, source: Any, device: torch.device, *, evaluation: bool = False) -> TaskFamily:
     """The run's tasks; for evaluation those of its first test, without the distortions that training uses.
 
     Args:
         source: what `load_source` gave; None for a task without data.
+
+    Raises:
+        TypeError, ValueError: for a source of another family, or one that leaves too little for its tasks.
     """
     family = config.family
-    if source is None and not family.optional:
-        raise ValueError(f"task {config.tasks.task} needs data: name with --data {family.data}")
+    family.check_source(source)
     if evaluation:
         return next(iter(family.tests(config.tasks, source, device).values()))
     return family.train(config.tasks, source, device)

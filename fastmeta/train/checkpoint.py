@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import importlib
 import os
 import pickle
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -20,12 +21,17 @@ KEYS = (
     "configuration",
     "iteration",
     "model",
+    "algorithm",
     "optimizer",
     "episode_generator",
     "torch_generator",
     "device_generator",
 )
-"""What every checkpoint holds, beside its format."""
+"""What every checkpoint holds, beside its format.
+
+"model" is the state of the network alone, "algorithm" that of the whole meta-learner: the network's, under the prefix
+`module.`, and what else the algorithm learns. Both name the same tensors, which the file holds once.
+"""
 
 _REMEDY = "restore it from a copy, or move it away and start again"
 
@@ -42,17 +48,19 @@ def save_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    if os.name == "posix":  # Windows opens no folders
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
     """Read what `save_checkpoint` wrote, tensors on the CPU.
 
-    Nothing in the file is executed (`weights_only=True`), and all is checked against the checksums within.
+    Older versions wrote no "algorithm": it is then the network's state, which was all that they kept. Nothing
+    in the file is executed (`weights_only=True`), and all is checked against the checksums within.
 
     Raises:
         FileNotFoundError: where there is no file.
@@ -80,9 +88,11 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} has checkpoint format {state['format']}, this version of fastmeta reads {FORMAT}; "
             f"use the version that wrote it, or start again"
         )
-    missing = [key for key in KEYS if key not in state]
+    missing = [key for key in KEYS if key not in state and key != "algorithm"]
     if missing:
         raise ValueError(f"{path} is no whole checkpoint of fastmeta: it lacks {', '.join(missing)}")
+    if "algorithm" not in state:
+        state["algorithm"] = {f"module.{name}": value for name, value in state["model"].items()}
     return state
 
 
@@ -94,9 +104,28 @@ def exclusive(folder: Path) -> Iterator[None]:
         RuntimeError: where another process holds it.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
+    with (folder / ".lock").open("w") as file:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+            unlock = _lock(file)
+        except (BlockingIOError, PermissionError) as error:
             raise RuntimeError(f"another run is writing to {folder}; wait for it, or choose another folder") from error
-        yield
+        try:
+            yield
+        finally:
+            unlock()
+
+
+def _lock(file: IO[str]) -> Callable[[], None]:
+    """Lock an open file without waiting; gives what unlocks it.
+
+    Raises:
+        BlockingIOError, PermissionError: where another process holds the lock (the latter on Windows).
+    """
+    try:
+        import fcntl
+    except ImportError:  # Windows, whose module locks bytes of a file
+        msvcrt: Any = importlib.import_module("msvcrt")
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+        return partial(msvcrt.locking, file.fileno(), msvcrt.LK_UNLCK, 1)
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    return partial(fcntl.flock, file, fcntl.LOCK_UN)

@@ -16,17 +16,20 @@ import torch
 from fastmeta import __version__
 from fastmeta.models import MODELS
 from fastmeta.tasks import PRETEXTS, Episodes, load_runs, stack_runs
-from fastmeta.train.families.registry import FAMILIES
-from fastmeta.train.families.settings import TaskConfig
-from fastmeta.train.scores.evaluate import draw, evaluate_episodes
 
 from .build import load_source, make_algorithm, make_family, make_model
 from .checkpoint import load_checkpoint
-from .config import ALGORITHMS, PARTS, AlgorithmConfig, EvaluationConfig, Execution, RunConfig, from_flat
+from .config import ALGORITHMS, PARTS, AlgorithmConfig, EvaluationConfig, Execution, RunConfig, from_checkpoint
+from .families.registry import FAMILIES
 from .flags import add_options, given
-from .pipeline import TEST_SEED, Pipeline, prepare
+from .pipeline import Pipeline, prepare
 from .presets import PRESETS
-from .report import describe, metric, print_scores, report
+from .results import describe, print_scores, show_results
+from .run_config import from_values
+from .scores.evaluate import TEST_SEED, draw, evaluate_episodes
+
+TASKS = tuple(family.settings_type for family in FAMILIES.values())
+"""Settings of all families: each is an option, of the families that have it."""
 
 _EPILOG = """examples:
   fastmeta train
@@ -97,7 +100,8 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--checkpoint-seconds", type=float, default=30.0, metavar="X", help="between checkpoints; default: 30"
     )
-    titles = ("tasks", "adaptation", "outer loop", "pre-training", "evaluation")
+    add_options(parser, "tasks", *TASKS)
+    titles = ("adaptation", "outer loop", "pre-training", "evaluation")
     for title, config in zip(titles, PARTS.values(), strict=True):
         add_options(parser, title, config)
     sources = (
@@ -120,8 +124,8 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--seed", type=int, default=TEST_SEED, metavar="N", help="of the episodes")
     only = ("shots", "queries", "within_alphabet", "alphabets", "exclude_alphabets", "new_pretext", "group")
-    add_options(parser, "tasks (default: all alphabets, otherwise as in training)", TaskConfig, only)
-    add_options(parser, "evaluation", EvaluationConfig, ("episodes",))
+    add_options(parser, "tasks (default: all alphabets, otherwise as in training)", *TASKS, only=only)
+    add_options(parser, "evaluation", EvaluationConfig, only=("episodes",))
 
 
 def _add_explain(parser: argparse.ArgumentParser) -> None:
@@ -136,7 +140,7 @@ def _train(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
         config,
         source,
         folder=Path(arguments.out or f"runs/{arguments.preset or config.tasks.task}"),
-        execution=Execution(**given(arguments, Execution)),
+        execution=_execution(arguments),
         checkpoint_seconds=arguments.checkpoint_seconds,
         time_limit=arguments.time_limit,
         say=partial(print, flush=True),
@@ -149,8 +153,12 @@ def _train(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
         return 128 + outcome.signal
     if not (pipeline.folder / "checkpoint.pt").exists():
         return 0  # the time was up in an earlier stage
-    report(pipeline, steps=None, seed=TEST_SEED, picture=None)
+    show_results(pipeline, steps=None, seed=TEST_SEED)
     return 0
+
+
+def _execution(arguments: argparse.Namespace) -> Execution:
+    return from_values(Execution, given(arguments, Execution))
 
 
 def _run_config(arguments: argparse.Namespace) -> RunConfig:
@@ -159,16 +167,23 @@ def _run_config(arguments: argparse.Namespace) -> RunConfig:
     base = PRESETS[preset].config
     if arguments.task not in (None, base.tasks.task):
         raise ValueError(f"--preset {preset} is for task {base.tasks.task}, got task {arguments.task}")
-    changes = {name: value for config in PARTS.values() for name, value in given(arguments, config).items()}
-    changes.pop("task", None)
+    return _changed(base, given(arguments, *TASKS, *PARTS.values()))
+
+
+def _changed(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
+    """The run with what the command line sets.
+
+    Raises:
+        ValueError: for an option that has no meaning for the run's task, or a value out of range.
+    """
     for name in sorted(changes):
         families = [title for title, family in FAMILIES.items() if name in family.settings]
-        if families and base.tasks.task not in families:
+        if families and config.tasks.task not in families:
             raise ValueError(
-                f"--{name.replace('_', '-')} has no meaning for task {base.tasks.task}; it belongs to "
+                f"--{name.replace('_', '-')} has no meaning for task {config.tasks.task}; it belongs to "
                 f"{', '.join(families)}"
             )
-    return base.replace(changes)
+    return config.replace(changes)
 
 
 def _list(_: argparse.Namespace, __: Sequence[str]) -> int:
@@ -192,22 +207,21 @@ def _evaluate(arguments: argparse.Namespace, _: Sequence[str]) -> int:
     """Score a checkpoint on new tasks: mean and 95 % confidence interval."""
     state = load_checkpoint(arguments.checkpoint)
     trained = _trained_config(state, arguments.checkpoint)
-    changes = {"alphabets": (), "exclude_alphabets": ()} | given(arguments, TaskConfig)
-    config = trained.replace(changes | given(arguments, EvaluationConfig))
-    execution = Execution(**given(arguments, Execution))
+    everything = {name: () for name in ("alphabets", "exclude_alphabets") if name in trained.family.settings}
+    config = _changed(trained, everything | given(arguments, *TASKS, EvaluationConfig))
+    execution = _execution(arguments)
     print(f"{arguments.checkpoint}, iteration {state['iteration']:,}")
-    if config.family.report != "scores":
+    if config.family.evaluation != "trained network":
         _compare(arguments, config, execution, state)
         return 0
     steps = sorted(set(arguments.steps or [config.eval_steps]))
-    model = make_model(config)
-    model.load_state_dict(state["model"])
-    model.to(execution.torch_device())
+    model = make_model(config).to(execution.torch_device())
     for title, batches in _test_sets(arguments, config, execution.torch_device()):
         print(title)
         for statistics in _statistics(arguments, config):
             algorithm = make_algorithm(config, model, execution, evaluation=True, bn_statistics=statistics)
-            prefix = "  " if config.tasks.task == "sinusoid" else f"  bn_statistics={statistics:<8} "
+            algorithm.load_state_dict(state["algorithm"])
+            prefix = f"  bn_statistics={statistics:<8} " if config.family.batch_norm else "  "
             print_scores(config, evaluate_episodes(algorithm, batches(), steps=steps), prefix=prefix)
     return 0
 
@@ -224,7 +238,7 @@ def _compare(arguments: argparse.Namespace, config: RunConfig, execution: Execut
         raise ValueError(f"the checkpoint's network takes data of shape {config.tasks.shape}, these have {shape}")
     print(describe(config, source))
     pipeline = Pipeline(config, source, folder=arguments.checkpoint.parent, execution=execution)
-    report(pipeline, steps=arguments.steps, seed=arguments.seed, picture="evaluation")
+    show_results(pipeline, steps=arguments.steps, seed=arguments.seed, picture="evaluation")
 
 
 def _trained_config(state: dict[str, Any], path: Path) -> RunConfig:
@@ -233,40 +247,41 @@ def _trained_config(state: dict[str, Any], path: Path) -> RunConfig:
             f"{path} does not say which network it holds: it was not written by 'fastmeta train'. "
             f'Build the network in Python and load the checkpoint\'s "model" into it'
         )
-    return from_flat(state["configuration"])
+    return from_checkpoint(state["configuration"])
 
 
 def _test_sets(
     arguments: argparse.Namespace, config: RunConfig, device: torch.device
 ) -> Iterator[tuple[str, Callable[[], Iterable[Episodes]]]]:
     """What to score: a title, and the episodes, which every setting of `bn_statistics` draws anew."""
-    sinusoid = config.tasks.task == "sinusoid"
-    if sinusoid and (arguments.data or arguments.runs):
-        raise ValueError("--data and --runs have no meaning for sinusoids; leave them out")
+    family = config.family
+    if not family.data and (arguments.data or arguments.runs):
+        raise ValueError(f"--data and --runs have no meaning for {family.describe(None)}; leave them out")
+    if arguments.runs and not family.official_runs:
+        raise ValueError(f"--runs has no meaning for task {family.name}; leave it out")
     if arguments.runs:
         runs = stack_runs(load_runs(arguments.runs), device)
-        classes = runs.support_x.shape[1]
-        if classes != config.tasks.ways:
-            raise ValueError(f"the runs have {classes} classes, the checkpoint's network {config.tasks.ways}")
+        classes, ways = runs.support_x.shape[1], config.flat()["ways"]
+        if classes != ways:
+            raise ValueError(f"the runs have {classes} classes, the checkpoint's network {ways}")
         count = len(runs.support_x)
         yield (
             f"{count} official runs, {classes}-way 1-shot: accuracy over runs, 95 % confidence",
             lambda: [runs],
         )
-    if sinusoid or arguments.data or not arguments.runs:
+    if arguments.data or not arguments.runs:
         source = load_source(config, arguments.data)
-        family = make_family(config, source, device, evaluation=True)
+        tasks = make_family(config, source, device, evaluation=True)
         episodes = config.evaluation.episodes
-        what = f"{metric(config)} over {episodes} episodes, 95 % confidence"
         yield (
-            f"{describe(config, source)}\n{what}",
-            partial(draw, family, episodes=episodes, meta_batch=25, seed=arguments.seed),
+            f"{describe(config, source)}\n{family.metric} over {episodes} episodes, 95 % confidence",
+            partial(draw, tasks, episodes=episodes, meta_batch=25, seed=arguments.seed),
         )
 
 
 def _statistics(arguments: argparse.Namespace, config: RunConfig) -> Sequence[Literal["batch", "support"]]:
     """The settings of `bn_statistics` to score; one where the network has no batch norm."""
-    if config.tasks.task == "sinusoid":
+    if not config.family.batch_norm:
         return ("batch",)
     return ("batch", "support") if arguments.bn_statistics == "both" else (arguments.bn_statistics,)
 
@@ -274,50 +289,21 @@ def _statistics(arguments: argparse.Namespace, config: RunConfig) -> Sequence[Li
 def _explain(arguments: argparse.Namespace, _: Sequence[str]) -> int:
     """Say op by op how a network runs, and why: for a meta-step of its usual shapes."""
     config = _explained_config(arguments.target).replace(given(arguments, AlgorithmConfig))
-    execution = Execution(**given(arguments, Execution))
+    execution = _execution(arguments)
     device = execution.torch_device()
     if not config.tasks.shape:
-        config = config.replace({"shape": _usual_shape(config)})
+        config = config.replace({"shape": config.family.usual_shape(config.tasks)})
     algorithm = make_algorithm(config, make_model(config).to(device), execution)
-    algorithm(*_stand_in(config, device))
+    algorithm(*config.family.example(config.tasks, device))
     print(algorithm.explain())
     return 0
-
-
-def _usual_shape(config: RunConfig) -> tuple[int, ...]:
-    """Of the data that the family makes up; of Omniglot's images, or of English text."""
-    family, part = config.family, config.tasks
-    if not family.optional:
-        return (66, part.length) if part.task == "ssl-text" else (1, 28, 28)
-    return family.shape(part, family.load(part, ()))
-
-
-def _stand_in(config: RunConfig, device: torch.device) -> Episodes:
-    """Two tasks of the run's shapes, of random numbers."""
-    part, shape = config.tasks, config.tasks.shape
-    shots, queries = part.train_shots or part.shots, part.queries
-    if part.task == "sinusoid":
-        return make_family(config, None, device).sample(2, torch.Generator(device))
-    if part.task == "ssl-series":
-        window, horizon, features = shape
-        x, y = (torch.rand(2, shots + queries, steps, features, device=device) for steps in (window, horizon))
-    elif part.task == "ssl-text":
-        x, y = (torch.randint(shape[0], (2, shots + queries, shape[1]), device=device) for _ in range(2))
-    elif part.task == "cluster":
-        x = y = torch.rand(2, part.ways * (shots + queries), *shape, device=device)
-        shots *= part.ways
-    else:
-        shots, queries = part.ways * shots, part.ways * queries
-        x = torch.rand(2, shots + queries, *shape, device=device)
-        y = torch.arange(shots + queries, device=device).remainder(part.ways).expand(2, -1)
-    return Episodes(x[:, :shots], y[:, :shots], x[:, shots:], y[:, shots:])
 
 
 def _explained_config(target: str) -> RunConfig:
     if target in PRESETS:
         return PRESETS[target].config
     if target in MODELS:
-        task = next(name for name, family in FAMILIES.items() if target in family.models)
+        task = next(name for name, family in FAMILIES.items() if target in family.settings_type.models)
         return PRESETS[task].config.replace({"model": target})
     if not Path(target).exists():
         names = ", ".join([*PRESETS, *MODELS])

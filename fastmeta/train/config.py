@@ -12,11 +12,12 @@ from fastmeta.algorithms.base import MetaLearner
 from fastmeta.algorithms.maml import FOMAML, MAML
 from fastmeta.algorithms.reptile import Reptile
 from fastmeta.tasks.base import check_count
-from fastmeta.train.families.base import Family
-from fastmeta.train.families.registry import FAMILIES
-from fastmeta.train.families.settings import TaskConfig
 
-from .run_config import Setting, TrainConfig, check_fields
+from .families.base import Family
+from .families.registry import FAMILIES
+from .families.settings import TaskSettings
+from .families.sinusoid import SinusoidSettings
+from .run_config import Setting, TrainConfig, check_fields, from_values
 
 ALGORITHMS: dict[str, type[MetaLearner]] = {"maml": MAML, "fomaml": FOMAML, "reptile": Reptile}
 
@@ -45,10 +46,13 @@ class AlgorithmConfig:
         default="sgd", metadata={"help": "optimiser of the inner loop", "choices": ("sgd", "adam")}
     )
     inner_lr: float = field(default=0.01, metadata={"help": "its step size, for a mean over samples"})
-    inner_momentum: float = field(default=0.0, metadata={"help": "SGD's momentum, or Adam's first beta"})
+    inner_momentum: float = field(default=0.0, metadata={"help": "SGD's momentum"})
+    inner_beta1: float = field(
+        default=0.0, metadata={"help": "Adam's first beta; 0.9 is usual outside of meta-learning"}
+    )
     inner_steps: int = field(default=1, metadata={"help": "inner steps while training"})
-    inner_batch_size: int = field(
-        default=0, metadata={"help": "support samples of an inner step while training; 0: all"}
+    inner_batch_size: int | None = field(
+        default=None, metadata={"help": "support samples of an inner step while training; 0: all", "automatic": True}
     )
     bn_statistics: Literal["batch", "support"] = field(
         default="batch",
@@ -61,14 +65,29 @@ class AlgorithmConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        others = {"sgd": ("inner_beta1", "Adam", "inner_momentum"), "adam": ("inner_momentum", "SGD", "inner_beta1")}
+        name, owner, own = others[self.inner_optimizer]
+        if getattr(self, name):
+            raise ValueError(
+                f"{name} is {owner}'s and has no meaning for inner_optimizer {self.inner_optimizer}, got "
+                f"{getattr(self, name):g}; set it to 0 (--{name.replace('_', '-')} 0), and {own} "
+                f"(--{own.replace('_', '-')}) where that was meant"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
     """How a trained network is scored by default; changes nothing of the training."""
 
-    eval_steps: int = field(default=0, metadata={"help": "inner steps in evaluation; 0: as --inner-steps"})
+    eval_steps: int | None = field(
+        default=None, metadata={"help": "inner steps in evaluation; 0: as --inner-steps", "automatic": True}
+    )
     episodes: int = field(default=600, metadata={"help": "episodes of the evaluation"})
+
+    def __post_init__(self) -> None:
+        check_count("episodes", self.episodes)
+        if self.eval_steps is not None:
+            check_count("eval_steps", self.eval_steps)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +108,9 @@ class Execution:
             "choices": ("save", "recompute"),
         },
     )
-    task_chunk: int = field(default=0, metadata={"help": "tasks that run at once; 0: automatic"})
+    task_chunk: int | None = field(
+        default=None, metadata={"help": "tasks that run at once; 0: automatic", "automatic": True}
+    )
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -112,19 +133,19 @@ class Execution:
 
 
 PARTS: dict[str, type] = {
-    "tasks": TaskConfig,
     "algorithm": AlgorithmConfig,
     "train": TrainConfig,
     "pretraining": PretrainConfig,
     "evaluation": EvaluationConfig,
 }
+"""The settings of a run beside those of its tasks, whose class depends on the family."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """Everything that decides the numbers of a run."""
 
-    tasks: TaskConfig = field(default_factory=TaskConfig)
+    tasks: TaskSettings = field(default_factory=SinusoidSettings)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     pretraining: PretrainConfig = field(default_factory=PretrainConfig)
@@ -132,7 +153,8 @@ class RunConfig:
 
     def flat(self) -> dict[str, Any]:
         """All settings by name."""
-        return {name: value for part in PARTS for name, value in asdict(getattr(self, part)).items()}
+        parts = (asdict(getattr(self, part)) for part in ("tasks", *PARTS))
+        return {"task": self.tasks.task, **{name: value for part in parts for name, value in part.items()}}
 
     def settings(self) -> dict[str, Setting]:
         """What a `Trainer` takes as `settings`: all but its own configuration."""
@@ -140,36 +162,58 @@ class RunConfig:
         return {name: value for name, value in self.flat().items() if name not in own}
 
     def replace(self, changes: Mapping[str, Any]) -> RunConfig:
-        """The same run with some settings changed, by name.
+        """The same run with some settings changed, by name; those of another `task` that this one lacks are defaults.
 
         Raises:
-            ValueError: for a value out of range.
+            ValueError: for a value out of range, or a name that is no setting of the run.
         """
-        return from_flat({**self.flat(), **changes})
+        changed = from_flat({**self.flat(), **changes})
+        unknown = sorted(changes.keys() - changed.flat().keys())
+        if unknown:
+            raise ValueError(
+                f"{', '.join(unknown)} is no setting of task {changed.tasks.task}, whose settings are "
+                f"{', '.join(changed.flat())}"
+            )
+        return changed
 
     def summary(self) -> str:
         """In a few words."""
-        ways = f"{self.tasks.ways}-way " if "ways" in self.family.settings else ""
         return (
-            f"{self.tasks.task}, {self.algorithm.algorithm}, {ways}{self.tasks.shots}-shot, {self.tasks.model}, "
+            f"{self.tasks.task}, {self.algorithm.algorithm}, {self.tasks.size}, {self.tasks.model}, "
             f"{self.train.iterations:,} iterations"
         )
 
     @property
-    def family(self) -> Family:
+    def family(self) -> Family[Any, Any]:
         """What the tasks are."""
         return FAMILIES[self.tasks.task]
 
     @property
     def eval_steps(self) -> int:
         """Inner steps of the evaluation."""
-        return self.evaluation.eval_steps or self.algorithm.inner_steps
+        steps = self.evaluation.eval_steps
+        return self.algorithm.inner_steps if steps is None else steps
 
 
 def from_flat(settings: Mapping[str, Any]) -> RunConfig:
-    """The run with these settings; names that are no setting of a run are ignored."""
-    parts = {
-        part: kind(**{spec.name: settings[spec.name] for spec in fields(kind) if spec.name in settings})
-        for part, kind in PARTS.items()
-    }
-    return RunConfig(**parts)
+    """The run with these settings; names that are no setting of a run are ignored.
+
+    Raises:
+        ValueError: for an unknown task, or a value out of range.
+    """
+    task = settings.get("task", SinusoidSettings.task)
+    if task not in FAMILIES:
+        raise ValueError(f"task must be one of {', '.join(FAMILIES)}, got {task!r}")
+    parts = {part: from_values(kind, settings) for part, kind in PARTS.items()}
+    return RunConfig(tasks=from_values(FAMILIES[task].settings_type, settings), **parts)
+
+
+def from_checkpoint(settings: Mapping[str, Any]) -> RunConfig:
+    """The run with the settings of a checkpoint, which an older version may have written.
+
+    There every family had all settings of all families, and `inner_momentum` was Adam's first beta as well.
+    """
+    settings = dict(settings)
+    if "inner_beta1" not in settings and settings.get("inner_optimizer") == "adam":
+        settings["inner_beta1"] = settings.pop("inner_momentum", 0.0)
+    return from_flat(settings)

@@ -10,7 +10,6 @@ A script calls it as the command line does:
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,35 +17,30 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fastmeta.algorithms.base import MetaLearner
 from fastmeta.algorithms.maml import MAML
-from fastmeta.models import ClusteringAutoencoder, head_of
-from fastmeta.tasks import ClassEpisodes, Images, TaskFamily
+from fastmeta.models import head_of
+from fastmeta.tasks import ClassEpisodes, TaskFamily
 from fastmeta.tasks.base import sampler_speed
-from fastmeta.tasks.cactus import Clustered, partition
-from fastmeta.tasks.image_sets import Unlabelled
-from fastmeta.tasks.pooled import Pooled
-from fastmeta.train.families.builders import Source, training_images
-from fastmeta.train.scores.clusters import compare_clusters
-from fastmeta.train.scores.compare import LR_FACTORS, Comparison, compare, curve_steps
-from fastmeta.train.scores.probe import compare_probes
+from fastmeta.tasks.cactus import Clustered
+from fastmeta.tasks.derived import Pooled, Unlabelled
 
 from .build import fitted, load_source, make_algorithm, make_family, make_model
 from .checkpoint import load_checkpoint
-from .config import Execution, RunConfig
-from .embedding import ITERATIONS, autoencoder, encode
+from .config import Execution, RunConfig, from_checkpoint
+from .families.cactus import CactusFamily, CactusSettings
+from .partitions import Partitions
 from .progress import Progress
+from .scores.clusters import compare_clusters
+from .scores.compare import LR_FACTORS, Comparison, compare, curve_steps
+from .scores.evaluate import TEST_SEED
+from .scores.probe import compare_probes
 from .trainer import Outcome, Trainer
 
-TEST_SEED = 1729
-"""Of evaluation episodes: not a seed one trains with, so that they are new."""
 
-
-def prepare(config: RunConfig, paths: Sequence[str] = ()) -> tuple[RunConfig, Source | None]:
+def prepare(config: RunConfig, paths: Sequence[str] = ()) -> tuple[RunConfig, Any]:
     """Read the data, and fit the run's network to them. Raises as `load_source`."""
     source = load_source(config, paths)
     return fitted(config, source), source
@@ -58,7 +52,7 @@ class Pipeline:
 
     Attributes:
         config: all that decides its numbers, fitted to the source (`prepare`).
-        source: its data.
+        source: its data; None for a family that needs none.
         folder: holds `checkpoint.pt` and `log.jsonl`, and a folder for each earlier stage.
         execution: where it runs.
         checkpoint_seconds: least time between two checkpoints.
@@ -67,7 +61,7 @@ class Pipeline:
     """
 
     config: RunConfig
-    source: Source | None
+    source: Any
     folder: Path
     execution: Execution = field(default_factory=Execution)
     checkpoint_seconds: float = 30.0
@@ -77,6 +71,7 @@ class Pipeline:
     def __post_init__(self) -> None:
         if self.time_limit is not None and not self.time_limit > 0:
             raise ValueError(f"time_limit must be a positive number of minutes or None, got {self.time_limit!r}")
+        self.config.family.check_source(self.source)
         self.folder = Path(self.folder)
         self.device = self.execution.torch_device()
         self.fingerprint = None if self.source is None else self.source.fingerprint()
@@ -84,18 +79,40 @@ class Pipeline:
     # Training. --------------------------------------------------------------------------------------------------------
 
     def train(self, *, resume: bool = True) -> Outcome:
-        """Do what is left of all stages. Raises as `Trainer.run`."""
+        """Do what is left of all stages. Raises as `check` and `Trainer.run`."""
+        self.check()
         begin = time.monotonic()
         outcome = self._cluster(resume, begin)
         if outcome is None and self.config.pretraining.pretrain_iterations:
-            outcome = self._stopped(self.pretrainer(begin).run(resume=resume))
-        if outcome is not None:
+            outcome = self.pretrainer(begin).run(resume=resume)
+        if outcome is not None and not outcome.finished:
             return outcome
         trainer = self.trainer(begin)
         self.say(
             f"{self.config.algorithm.algorithm}, {self.config.train.iterations:,} iterations: {trainer.checkpoint}"
         )
         return trainer.run(resume=resume)
+
+    def check(self) -> None:
+        """Make all that training and evaluation will need, so that what cannot work fails before the first iteration.
+
+        Raises:
+            ValueError: settings that do not fit each other or the data, or data too small for the tasks.
+            RuntimeError: a library is missing; the message names the extra.
+        """
+        config, family = self.config, self.config.family
+        family.check_libraries()
+        if self._needs_clusters():
+            self._partitions(resume=True, begin=None).check()
+        else:
+            make_family(config, self.source, self.device)
+        if config.pretraining.pretrain_iterations:
+            self._pretraining_tasks()
+        family.tests(config.tasks, self.source, self.device)
+        family.probe(config.tasks, self.source)
+        model = make_model(config)
+        for evaluation in (False, True):
+            make_algorithm(config, model, self.execution, evaluation=evaluation)
 
     def trainer(self, begin: float | None = None) -> Trainer:
         """Of the meta-training, from the start that the run asks for."""
@@ -113,21 +130,24 @@ class Pipeline:
         Raises:
             ValueError: for tasks that number their classes anew each time, which leave nothing to learn in common.
         """
-        build = self.config.family.pretrain
-        if build is None:
+        family = Pooled(self._pretraining_tasks())
+        model = make_model(self.config).to(self.device)
+        if self.config.tasks.head_starts_at_zero:
+            head_of(model).reset_parameters()  # a layer of zeros passes no gradient on to the others
+        iterations = self.config.pretraining.pretrain_iterations
+        self.say(f"plain pre-training, {iterations:,} iterations: {self.folder / 'pretrained'}")
+        loss = self.config.family.pretrain_loss or self.config.family.loss
+        learner = MAML(model, inner_loss=loss, inner_steps=0, backend=self.execution.backend)
+        return self._trainer(learner, family, self.folder / "pretrained", iterations=iterations, begin=begin)
+
+    def _pretraining_tasks(self) -> TaskFamily:
+        tasks = self.config.family.pretrain(self.config.tasks, self.source, self.device)
+        if tasks is None:
             raise ValueError(
                 f"task {self.config.tasks.task} has no plain pre-training: its tasks number their classes anew each "
                 "time; set pretrain_iterations to 0"
             )
-        model = make_model(self.config).to(self.device)
-        if self.config.tasks.zero_head:
-            head_of(model).reset_parameters()  # a layer of zeros passes no gradient on to the others
-        iterations = self.config.pretraining.pretrain_iterations
-        self.say(f"plain pre-training, {iterations:,} iterations: {self.folder / 'pretrained'}")
-        family = Pooled(build(self.config.tasks, self.source, self.device))
-        loss = self.config.family.pretrain_loss or self.config.family.loss
-        learner = MAML(model, inner_loss=loss, inner_steps=0, backend=self.execution.backend)
-        return self._trainer(learner, family, self.folder / "pretrained", iterations=iterations, begin=begin)
+        return tasks
 
     def _trainer(
         self,
@@ -151,73 +171,72 @@ class Pipeline:
             settings=settings,
             checkpoint_seconds=self.checkpoint_seconds,
             time_limit=None if self.time_limit is None else max(self.time_limit - spent, 1e-9),
+            read_settings=self._read_settings,
         )
 
     @staticmethod
-    def _stopped(outcome: Outcome) -> Outcome | None:
-        return None if outcome.reason == "finished" else outcome
+    def _read_settings(old: Mapping[str, Any]) -> Mapping[str, Any]:
+        """A checkpoint's settings by today's names, and the data's fingerprint with them."""
+        if "task" not in old:
+            return old  # not of a run of the command line: the comparison says so
+        return {**from_checkpoint(old).flat(), **({"data": old["data"]} if "data" in old else {})}
 
     def _load(self, model: nn.Module, folder: Path, *, new_head: bool) -> None:
         """Put a stage's network into `model`; with a linear predictor that starts anew, where the run wants it zero."""
         model.load_state_dict(load_checkpoint(folder / "checkpoint.pt")["model"])
-        if new_head and self.config.tasks.zero_head:
+        if new_head and self.config.tasks.head_starts_at_zero:
             for p in head_of(model).parameters():
                 nn.init.zeros_(p)
 
-    # CACTUs. ----------------------------------------------------------------------------------------------------------
+    # Clusters. --------------------------------------------------------------------------------------------------------
+
+    def _needs_clusters(self) -> bool:
+        return self.config.family.clustered and not isinstance(self.source, Clustered)
 
     def _cluster(self, resume: bool, begin: float) -> Outcome | None:
         """Where the run needs clusters and has none: make them, or read those it made. An outcome: it was stopped."""
-        part = self.config.tasks
-        if part.task != "cactus" or isinstance(self.source, Clustered):
+        if not self._needs_clusters():
             return None
-        images = training_images(part, self.source)
-        path = self.folder / f"partitions-{self._digest()}.npy"
-        if not (resume and path.exists()):
-            codes = self._codes(images, resume, begin)
-            if isinstance(codes, Outcome):
-                return codes
-            clusters = part.clusters or max(len(images) // 20, part.ways)
-            self.say(f"{part.partitions} partitions into {clusters} clusters: {path}")
-            found = partition(codes, clusters=clusters, partitions=part.partitions, seed=self.config.train.seed)
-            path.parent.mkdir(parents=True, exist_ok=True)
-            temporary = path.with_name("new-partitions.npy")
-            np.save(temporary, found.numpy())
-            temporary.replace(path)
-        assert isinstance(self.source, Images)
-        self.source = Clustered(self.source, torch.from_numpy(np.load(path)))
+        found = self._partitions(resume=resume, begin=begin).make(resume=resume)
+        if isinstance(found, Outcome):
+            return found
+        self.source = Clustered(self.source, found)
         return None
 
-    def _digest(self) -> str:
-        """Of all that decides the clusters: a run of other settings makes its own."""
-        part = self.config.tasks
-        decides = (part.clusters, part.partitions, part.latent, part.embedding, part.held_out, part.ways)
-        return hashlib.sha256(repr((self.fingerprint, self.config.train.seed, *decides)).encode()).hexdigest()[:12]
+    def _read_clusters(self) -> None:
+        """Those that the run's folder holds: step sizes are chosen on the tasks that they make."""
+        if not self._needs_clusters():
+            return
+        path = self._partitions(resume=True, begin=None).path
+        if not path.exists():
+            raise ValueError(
+                f"{path} does not exist: the tasks of {self.config.tasks.task} are clusters of images, and this run "
+                "has made none of these; give the data that it was trained on"
+            )
+        self._cluster(resume=True, begin=time.monotonic())
 
-    def _codes(self, images: Images, resume: bool, begin: float) -> Tensor | Outcome:
-        """The embedding to cluster: a given one, or the codes of an autoencoder trained on the images."""
-        part = self.config.tasks
-        if part.embedding:
-            codes = torch.from_numpy(np.load(part.embedding, allow_pickle=False)).float()
-            if len(codes) != len(images):
-                raise ValueError(
-                    f"{part.embedding} must hold a row for each of the {len(images)} images to learn from, got "
-                    f"{len(codes)} (with --held-out 0 they are all images)"
-                )
-            return codes
-        torch.manual_seed(self.config.train.seed)
-        learner, family = autoencoder(images, latent=part.latent, device=self.device)
-        self.say(f"autoencoder, {ITERATIONS:,} iterations: {self.folder / 'autoencoder'}")
-        trainer = self._trainer(learner, family, self.folder / "autoencoder", iterations=ITERATIONS, begin=begin)
-        outcome = self._stopped(trainer.run(resume=resume))
-        assert isinstance(learner.module, ClusteringAutoencoder)
-        return outcome or encode(learner.module, images, self.device)
+    def _partitions(self, *, resume: bool, begin: float | None) -> Partitions:
+        def train(learner: MetaLearner, tasks: TaskFamily, folder: Path, iterations: int) -> Outcome:
+            return self._trainer(learner, tasks, folder, iterations=iterations, begin=begin).run(resume=resume)
+
+        settings = self.config.tasks
+        assert isinstance(settings, CactusSettings)
+        return Partitions(
+            settings=settings,
+            images=CactusFamily.training_images(settings, self.source),
+            fingerprint=self.fingerprint,
+            seed=self.config.train.seed,
+            folder=self.folder,
+            device=self.device,
+            train=train,
+            say=self.say,
+        )
 
     def trained(self) -> dict[str, Any]:
         """The checkpoint of the meta-training."""
         return load_checkpoint(self.folder / "checkpoint.pt")
 
-    # What it bought. --------------------------------------------------------------------------------------------------
+    # Comparison. -----------------------------------------------------------------------------------------------------
 
     def starts(self) -> dict[str, nn.Module]:
         """The networks to compare: freshly initialised, pre-trained where the run does that, meta-learned."""
@@ -244,8 +263,12 @@ class Pipeline:
         Args:
             steps: numbers of inner steps; None: from 0 to the run's `eval_steps`.
             seed: of the episodes.
+
+        Raises:
+            ValueError: data too small for the tasks, or whose clusters the run has not made.
         """
         config, starts = self.config, self.starts()
+        self._read_clusters()
         steps = curve_steps(config.eval_steps) if steps is None else sorted(set(steps))
         tests = config.family.tests(config.tasks, self.source, self.device)
         tuning = make_family(config, self.source, self.device)
@@ -259,7 +282,7 @@ class Pipeline:
             return make_algorithm(config.replace({"inner_lr": lr}), model, self.execution, evaluation=True)
 
         try:
-            if config.family.report == "clusters":
+            if config.family.evaluation == "clusters":
                 assert isinstance(tuning, Unlabelled)
                 return compare_clusters(
                     starts, learner, self.labelled_sets(), tuning=tuning.family, inner_lr=inner_lr, steps=steps,
@@ -274,9 +297,8 @@ class Pipeline:
         return [*comparisons, *self._probes(starts)]
 
     def _probes(self, starts: Mapping[str, nn.Module]) -> list[Comparison]:
-        """How much of the labels the features tell, where the family asks for it and the images have some."""
-        probe = self.config.family.probe
-        images = None if probe is None else probe(self.config.tasks, self.source)
+        """How well a linear classifier on the features predicts labels, where the family asks for it and has some."""
+        images = self.config.family.probe(self.config.tasks, self.source)
         if images is None:
             return []
         try:

@@ -1,14 +1,17 @@
-"""Settings of a training run, and how a settings class checks its fields."""
+"""Settings of the outer loop, and what all classes of settings share: checks, and values by name."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, TypeVar
 
 from fastmeta.tasks.base import check_count
 
 Setting = str | int | float | bool | None | tuple[str, ...] | tuple[int, ...]
+
+C = TypeVar("C")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +56,13 @@ class TrainConfig:
 
     def lr_at(self, iteration: int) -> float:
         """The outer step size of one meta-step, counted from 0."""
+        return self.outer_lr * self.lr_factor(iteration)
+
+    def lr_factor(self, iteration: int) -> float:
+        """What the schedule multiplies `outer_lr` with in one meta-step, counted from 0."""
         done = iteration / max(self.iterations, 1)
         factors = {"constant": 1.0, "cosine": 0.5 + 0.5 * math.cos(math.pi * done), "linear": 1.0 - done}
-        return self.outer_lr * factors[self.schedule]
+        return factors[self.schedule]
 
 
 def check_fields(config: Any) -> None:
@@ -65,3 +72,16 @@ def check_fields(config: Any) -> None:
         value = getattr(config, name)
         if choices is not None and value not in choices:
             raise ValueError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def from_values(kind: type[C], values: Mapping[str, Any]) -> C:
+    """A settings class from values by name, of which those that are not its own are left out.
+
+    Where a field may be automatic, 0 and "" mean None, as on the command line and in checkpoints of older versions.
+    """
+    own = {}
+    for spec in fields(kind):  # pyright: ignore[reportArgumentType]
+        if spec.name in values:
+            value = values[spec.name]
+            own[spec.name] = None if spec.metadata.get("automatic") and not value else value
+    return kind(**own)

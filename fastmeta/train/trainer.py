@@ -8,7 +8,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import FrameType
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
 from fastmeta.algorithms.base import MetaLearner
 from fastmeta.tasks.base import TaskFamily
@@ -43,6 +44,11 @@ class Outcome:
     reason: str
     signal: int = 0
 
+    @property
+    def finished(self) -> bool:
+        """Whether all iterations are done."""
+        return self.reason == "finished"
+
 
 class Trainer:
     """Meta-trains, and keeps `checkpoint.pt` and `log.jsonl` in a folder.
@@ -56,8 +62,10 @@ class Trainer:
             compared when resuming.
         checkpoint_seconds: least time between two checkpoints; the last one is always written.
         time_limit: minutes after which `run` stops, with a checkpoint; None for none.
+        read_settings: turns a checkpoint's settings into today's names, where an older version wrote them.
 
-    The checkpoint holds module, outer optimiser, generator states, settings and progress. A run that is
+    The checkpoint holds the algorithm's parameters and buffers (the module's and its own), outer optimiser, generator
+    states, settings and progress. A run that is
     killed at any point, and started again, ends on a CPU in bit-identical parameters.
     """
 
@@ -71,6 +79,7 @@ class Trainer:
         settings: Mapping[str, Setting] | None = None,
         checkpoint_seconds: float = 30.0,
         time_limit: float | None = None,
+        read_settings: Callable[[Mapping[str, Any]], Mapping[str, Any]] = dict,
     ) -> None:
         if time_limit is not None and not time_limit > 0:
             raise ValueError(f"time_limit must be a positive number of minutes or None, got {time_limit!r}")
@@ -79,11 +88,13 @@ class Trainer:
         self.settings = {**(settings or {}), **asdict(config)}
         self.iteration = 0
         self._checkpoint_seconds, self._time_limit = checkpoint_seconds, time_limit
+        self._read_settings = read_settings
         kinds = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
         trained = [p for p in algorithm.parameters() if p.requires_grad]
         # The fused update saves a dozen small launches an iteration; other devices do not have it.
         fused = family.device.type in {"cpu", "cuda"}
         self._optimizer = kinds[config.outer_optimizer](trained, lr=config.outer_lr, fused=fused)
+        self._schedule = LambdaLR(self._optimizer, config.lr_factor)
         self._generator = torch.Generator(family.device).manual_seed(config.seed)
         self._tally = _Tally(family.device)
         self._metric = "accuracy"
@@ -143,9 +154,8 @@ class Trainer:
         out.loss.backward()
         if self.config.grad_clip:
             torch.nn.utils.clip_grad_norm_(self.algorithm.parameters(), self.config.grad_clip)
-        for group in self._optimizer.param_groups:
-            group["lr"] = self.config.lr_at(self.iteration)
         self._optimizer.step()
+        self._schedule.step()
         self.iteration += 1
         self._tally.add(out.loss.detach(), score(out.outputs, episodes.query_y), out.finite)
         self._metric = "error" if episodes.query_y.is_floating_point() else "accuracy"
@@ -166,6 +176,7 @@ class Trainer:
                 "configuration": self.settings,
                 "iteration": self.iteration,
                 "model": self.algorithm.module.state_dict(),
+                "algorithm": self.algorithm.state_dict(),
                 "optimizer": self._optimizer.state_dict(),
                 "episode_generator": self._generator.get_state(),
                 "torch_generator": torch.get_rng_state(),
@@ -177,11 +188,19 @@ class Trainer:
         """Go back to what `save` wrote.
 
         Raises:
-            ValueError: for a state of another configuration.
+            ValueError: for a state of another configuration, or one without the algorithm's own parameters.
         """
-        check_same(state["configuration"], self.settings, folder=self.folder)
-        self.algorithm.module.load_state_dict(state["model"])
+        check_same(self._read_settings(state["configuration"]), self.settings, folder=self.folder)
+        missing = self.algorithm.state_dict().keys() - state["algorithm"].keys()
+        if missing:
+            raise ValueError(
+                f"{self.checkpoint} lacks {', '.join(sorted(missing))}: the version of fastmeta that wrote it kept the "
+                "network alone. It can be evaluated, not resumed; choose another folder (--out), or start over "
+                "(--no-resume)"
+            )
+        self.algorithm.load_state_dict(state["algorithm"])
         self._optimizer.load_state_dict(state["optimizer"])
+        self._restart_schedule(state["iteration"])
         torch.set_rng_state(state["torch_generator"])
         # A generator's state means nothing on another kind of device: a run that moves draws anew.
         device = self.family.device
@@ -192,6 +211,12 @@ class Trainer:
         if device.type == "cuda" and state["device_generator"] is not None:
             torch.cuda.set_rng_state(state["device_generator"], device)
         self.iteration = state["iteration"]
+
+    def _restart_schedule(self, iteration: int) -> None:
+        """Go on at `iteration`, of this run's number of iterations: an extended run has another schedule."""
+        for group in self._optimizer.param_groups:
+            group["initial_lr"] = self.config.outer_lr
+        self._schedule = LambdaLR(self._optimizer, self.config.lr_factor, last_epoch=iteration - 1)
 
     def _truncate_log(self) -> None:
         """Drop what a killed run logged after its last checkpoint: those iterations come again."""

@@ -48,7 +48,7 @@ class Run(NamedTuple):
 def short_stages() -> Iterator[None]:
     """Embeddings train for as few steps as networks here do, and of step sizes there are two to choose from."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("fastmeta.train.pipeline.ITERATIONS", 3)
+        patch.setattr("fastmeta.train.partitions.ITERATIONS", 3)
         for module in ("scores.compare", "pipeline"):
             patch.setattr(f"fastmeta.train.{module}.LR_FACTORS", (0.3, 1.0))
         patch.setattr("fastmeta.train.progress._SECONDS_BETWEEN_LINES", 0.0)

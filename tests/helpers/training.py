@@ -26,6 +26,20 @@ def learner(kind: type = fastmeta.MAML, *, dtype: torch.dtype = torch.float32, b
     return kind(model, inner_loss=F.mse_loss, inner_optimizer=optimizer, inner_steps=2, backend=backend)
 
 
+class LearnedScale(fastmeta.MAML):
+    """MAML with a parameter and a buffer of its own: its loss is `scale` times MAML's."""
+
+    def __init__(self, model: nn.Module, **options) -> None:
+        super().__init__(model, **options)
+        self.scale = nn.Parameter(torch.tensor(0.1))
+        self.register_buffer("calls", torch.tensor(0))
+
+    def forward(self, *episodes):
+        self.calls += 1
+        out = super().forward(*episodes)
+        return type(out)(out.loss * self.scale, out.task_losses, out.outputs, out.finite)
+
+
 def trainer(folder: Path, *, algorithm=None, family=None, settings=None, time_limit=None, **changes) -> Trainer:
     config = replace(TrainConfig(iterations=30, meta_batch=4, outer_lr=0.01), **changes)
     return Trainer(

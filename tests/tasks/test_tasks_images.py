@@ -8,10 +8,23 @@ import numpy as np
 import pytest
 import torch
 from image_files import numbered, write_cifar, write_pictures
-from omniglot_files import background, write_zip
+from omniglot_files import background, one_shot_runs, write_zip
 from torch.utils.data import Dataset, TensorDataset
 
-from fastmeta.tasks import Glyphs, Images, as_images, draw_glyphs, load_cifar10, load_images, load_omniglot
+from fastmeta.tasks import (
+    Glyphs,
+    Images,
+    Sinusoid,
+    as_images,
+    as_text,
+    draw_glyphs,
+    draw_waves,
+    load_cifar10,
+    load_images,
+    load_omniglot,
+    load_runs,
+)
+from fastmeta.tasks.cactus import Clustered
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -83,6 +96,37 @@ def test_cifar(tmp_path):
     assert len(both) == 17
     assert as_images(path).labels.tolist() == labels.tolist()
     assert load_images([path, path]).labels.max() == 9, "the files of CIFAR-10 share their classes"
+
+
+def test_the_folder_and_the_test_file_of_cifar_share_their_classes(tmp_path):
+    write_cifar(tmp_path / "data_batch_1.bin", 20)
+    test_file = write_cifar(tmp_path / "test_batch.bin", 10)
+    images = load_images([tmp_path, test_file])
+    assert images.labels.tolist() == [*range(10), *range(10), *range(10)]
+    assert images.pixels[25, 0, 0, 0] == 5, "the labels are those of the images"
+    pictures = write_pictures(tmp_path / "pictures", {"a": 1, "b": 1}, size=32)
+    mixed = load_images([pictures, tmp_path, test_file])
+    assert mixed.labels.tolist() == [0, 1, *[2 + i % 10 for i in range(30)]], "classes of other paths are their own"
+    assert load_images([test_file, pictures, tmp_path]).labels.unique().numel() == 12
+
+
+def test_data_sets_introduce_themselves_in_a_line(tmp_path):
+    characters = load_omniglot([write_zip(tmp_path / "small.zip", background({"Greek": 3, "Latin": 2}, drawers=4))])
+    lines = {
+        "Characters(5 characters of 2 alphabets (Greek 3, Latin 2))": characters,
+        "Images(Omniglot: 20 grey images of 28 × 28, 5 classes)": as_images(characters),
+        "Images(images: 9 colour images of 5 × 7, no labels)": as_images(np.zeros((9, 5, 7, 3), dtype=np.uint8)),
+        "ClassTable(20 images of (1, 28, 28), 5 classes of 4 images, 1 group)": as_images(characters).table(),
+        "Series(random waves: 3 series of 3 groups, 360 steps of 1 number(s))": draw_waves(3),
+        "Text(text: 5 characters, 4 different ones)": as_text("hello"),
+        "Clustered(images: 9 grey images of 8 × 8; 2 partitions into 1 clusters)": Clustered(
+            as_images(np.zeros((9, 8, 8), dtype=np.uint8)), torch.zeros(2, 9, dtype=torch.int64)
+        ),
+        "Run(run01: 3 classes, 3 test images)": load_runs(write_zip(tmp_path / "r.zip", one_shot_runs(1, 3)))[0],
+        "Episodes(support_x=float32 [2, 3, 1], support_y=float32 [2, 3, 1], query_x=float32 [2, 4, 1], "
+        "query_y=float32 [2, 4, 1])": Sinusoid(shots=3, queries=4).sample(2, torch.Generator()),
+    }
+    assert {repr(value): value for value in lines.values()}.keys() == lines.keys()
 
 
 def test_real_cifar(shared):

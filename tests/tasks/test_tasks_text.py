@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastmeta.tasks import MaskedText, as_text, load_text
-from fastmeta.tasks.datasets.text import UNSEEN
+from fastmeta.tasks.datasets.text import NOT_MASKED
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -32,7 +32,7 @@ def test_masked_characters_are_never_visible():
     family = MaskedText(text, length=20, passage=100, masked=0.2, shots=6, queries=5)
     support_x, support_y, query_x, query_y = family.sample(50, generator())
     for x, y in ((support_x, support_y), (query_x, query_y)):
-        hidden = y != UNSEEN
+        hidden = y != NOT_MASKED
         assert (hidden.sum(2) == 4).all()
         assert (x[hidden] == family.mask).all()
         assert (x[~hidden] < text.symbols).all()
@@ -46,7 +46,7 @@ def test_masked_characters_are_never_visible():
 def test_passages_have_two_halves():
     family = MaskedText(counting(), length=10, passage=60, shots=8, queries=8)
     support_x, support_y, query_x, query_y = family.sample(200, generator())
-    place = [torch.where(y == UNSEEN, x, y) for x, y in ((support_x, support_y), (query_x, query_y))]
+    place = [torch.where(y == NOT_MASKED, x, y) for x, y in ((support_x, support_y), (query_x, query_y))]
     first, last = (part.amin((1, 2)) for part in place), (part.amax((1, 2)) for part in place)
     (support_low, query_low), (support_high, query_high) = first, last
     assert (support_high < query_low).all()

@@ -7,13 +7,15 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 from omniglot_files import background, one_shot_runs, write_folder, write_zip
 
 from fastmeta.train.checkpoint import load_checkpoint
-from fastmeta.train.cli import main
+from fastmeta.train.cli import TASKS, main
+from fastmeta.train.config import PARTS, AlgorithmConfig, Execution
 from fastmeta.train.flags import given
 from fastmeta.train.presets import PRESETS
 
@@ -219,6 +221,15 @@ def test_help_describes_every_option(command, capsys):
     text = capsys.readouterr().out
     assert "--device" in text
     assert "None" not in text
+    options = {
+        "train": (*TASKS, *PARTS.values(), Execution),
+        "evaluate": (Execution,),
+        "explain": (AlgorithmConfig, Execution),
+    }[command]
+    words = " ".join(text.split()).replace("- ", "-")
+    for spec in (spec for kind in options for spec in fields(kind) if spec.metadata.get("flag", True)):
+        assert f"--{spec.name.replace('_', '-')} " in words, spec.name
+        assert " ".join(spec.metadata["help"].split()).replace("- ", "-") in words, spec.name
 
 
 def test_sources_of_presets_are_in_the_help(capsys):
@@ -226,6 +237,18 @@ def test_sources_of_presets_are_in_the_help(capsys):
         main(["train", "--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert all(" ".join(preset.source.split()) in text for preset in PRESETS.values())
+
+
+def test_as_a_module(folder):
+    """`python -m fastmeta` is `fastmeta`, usage and exit codes included."""
+    for arguments, code in ((["--version"], 0), (["train", "--help"], 0), (["train", "chess"], 2), (["list"], 0)):
+        command = [sys.executable, "-m", "fastmeta", *arguments]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=60)
+        assert done.returncode == code, done.stderr
+        text = done.stdout + done.stderr
+        assert "__main__" not in text
+        if "train" in arguments:
+            assert text.startswith("usage: fastmeta train ")
 
 
 def test_no_command(capsys):
@@ -307,8 +330,8 @@ def test_options_not_given_leave_the_preset_alone():
     from argparse import Namespace
 
     from fastmeta.train.config import AlgorithmConfig
-    from fastmeta.train.families.settings import TaskConfig
+    from fastmeta.train.families.omniglot import OmniglotSettings
 
     arguments = Namespace(inner_lr=0.0, inner_steps=None, alphabets=["A"], rotations=False)
     assert given(arguments, AlgorithmConfig) == {"inner_lr": 0.0}
-    assert given(arguments, TaskConfig) == {"alphabets": ("A",), "rotations": False}
+    assert given(arguments, OmniglotSettings) == {"alphabets": ("A",), "rotations": False}

@@ -103,6 +103,10 @@ def test_cactus(folder, trained, capsys):
     (path,) = (folder / "runs/cactus").glob("partitions-*.npy")
     found = np.load(path)
     assert found.shape == (2, 72), "the images of twelve classes of fifteen, six of each"
+    assert main(["evaluate", "runs/cactus/checkpoint.pt", "--data", omniglot, "--episodes", "3"]) == 0
+    assert len(rows(capsys.readouterr().out, "meta-learned")) == 1
+    message = refused(["evaluate", "runs/cactus/checkpoint.pt", "--episodes", "3"], capsys)
+    assert "this run has made none of these; give the data that it was trained on" in message
     (folder / "runs/cactus/checkpoint.pt").unlink()
     assert main(command) == 0
     again = capsys.readouterr().out
@@ -214,6 +218,64 @@ def test_errors(arguments, message, folder, capsys):
     (folder / "cut.bin").write_bytes(bytes(5000))
     (folder / "file.csv").write_text("1,2\n")
     assert message in refused(arguments.split(), capsys)
+
+
+@pytest.mark.parametrize(
+    "arguments, message, cure",
+    [
+        (
+            f"umtra --data pictures {' '.join(NETWORK)} --ways 5",
+            "--held-out 0.2 leaves 1 of 7 classes to score on, but 5 ways need 5: --held-out 0.65 leaves enough, or "
+            "ask for fewer ways (--ways) or give images of more classes",
+            "0.65",
+        ),
+        (
+            "cactus --data pictures --clusters 3 --partitions 1 --latent 2 --channels 2 --queries 1 --ways 3",
+            "--held-out 0.2 leaves 1 of 7 classes to score on, but 3 ways need 3: --held-out 0.36 leaves enough",
+            "0.36",
+        ),
+        (
+            "cluster --data pictures --channels 2 --ways 3 --shots 2 --queries 2 --pretrain-iterations 1",
+            "--held-out 0.2 leaves 1 of 7 classes to score on, but 3 ways and one class of anomalies need 4: "
+            "--held-out 0.51 leaves enough",
+            "0.51",
+        ),
+        (
+            "cluster --data pictures --ways 4 --shots 2 --queries 2",
+            "4 ways and one class of anomalies need 5: ask for fewer ways (--ways) or give images of more classes",
+            None,
+        ),
+        (
+            "ssl-images --data pictures --channels 2 --ways 2 --shots 1 --queries 3 --pretrain-iterations 1",
+            "--held-out 0.1 leaves 4 of 42 images to score on, but 2 ways of 1 shots and 3 queries need 8: "
+            "--held-out 0.18 leaves enough",
+            "0.18",
+        ),
+        (
+            "ssl-text --data a.txt --passage 200 --length 8 --width 4 --pretrain-iterations 1",
+            "--held-out 0.2 leaves 84 of 420 characters to score on, but passages need 200: --held-out 0.48 leaves "
+            "enough, or ask for a shorter --passage or give more text",
+            "0.48",
+        ),
+    ],
+)
+def test_too_little_to_score_on_is_found_before_training(arguments, message, cure, folder, capsys):
+    write_pictures(folder / "pictures", dict.fromkeys("abcdefg", 6), size=28, mode="L")
+    (folder / "a.txt").write_text("to be or not to be, that is the question. " * 10)
+    held_out = ["--held-out", "0.1"] if arguments.startswith("ssl-images") else []
+    command = ["train", *arguments.split(), *SHORT]
+    assert message in refused([*command, *held_out], capsys)
+    assert not (folder / "runs").exists(), "nothing was trained"
+    if cure is not None:
+        assert main([*command, "--held-out", cure]) == 0
+
+
+@pytest.mark.parametrize("option", ["--episodes 0", "--eval-steps -1", "--inner-steps -1", "--task-chunk -1"])
+def test_what_evaluation_refuses_is_refused_before_training(option, folder, capsys):
+    assert f"{option.split()[0][2:].replace('-', '_')} must be" in refused(
+        ["train", "ssl-series", *SHORT, "--width", "4", *option.split()], capsys
+    )
+    assert not (folder / "runs").exists()
 
 
 def test_ssl_images_of_classes_too_small_for_episodes(omniglot, capsys):

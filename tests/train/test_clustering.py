@@ -14,7 +14,8 @@ import fastmeta
 from fastmeta.models import ClusteringAutoencoder
 from fastmeta.models.clustering_loss import ClusteringLoss
 from fastmeta.tasks import ClassEpisodes, ClassTable, Images
-from fastmeta.tasks.image_sets import ImageSets, Unlabelled
+from fastmeta.tasks.derived import Unlabelled
+from fastmeta.tasks.image_sets import ImageSets
 from fastmeta.train.scores.clusters import clustering_accuracy, compare_clusters, score_clusters
 from fastmeta.train.scores.compare import LR_FACTORS
 from fastmeta.train.scores.evaluate import draw

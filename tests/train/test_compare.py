@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 import fastmeta
 from fastmeta.tasks import Sinusoid
-from fastmeta.tasks.pooled import Pooled
+from fastmeta.tasks.derived import Pooled
 from fastmeta.train.scores.compare import LR_FACTORS, Comparison, Curve, compare, curve_steps, tuning_episodes
 from fastmeta.train.scores.evaluate import Estimate, evaluate, score
 from fastmeta.train.scores.plots import plot_curves

@@ -8,8 +8,9 @@ import pytest
 import torch
 from training import same
 
+import fastmeta
 from fastmeta.train.build import make_algorithm, make_family, make_model
-from fastmeta.train.config import Execution, RunConfig, from_flat
+from fastmeta.train.config import EvaluationConfig, Execution, RunConfig, from_checkpoint, from_flat
 from fastmeta.train.presets import PRESETS
 from fastmeta.train.run_config import TrainConfig
 
@@ -86,6 +87,58 @@ def test_omniglot_needs_data():
 def test_unknown_device():
     with pytest.raises(ValueError, match="device 'abacus' cannot be used"):
         Execution(device="abacus").torch_device()
+
+
+OLD = {
+    "channels": 64, "width": 64, "latent": 16, "zero_head": False, "ways": 5, "shots": 10, "train_shots": 0,
+    "queries": 10, "within_alphabet": False, "rotations": False, "mirrored": False, "augment": 0.0,
+    "augment_classes": 0.0, "alphabets": (), "exclude_alphabets": (), "image_size": 0, "held_out": 0.2, "clusters": 0,
+    "partitions": 10, "embedding": "", "pretexts": ("patches", "tiles", "zoom"), "new_pretext": "rotation", "window": 8,
+    "horizon": 1, "group": "character", "length": 32, "passage": 1000, "masked": 0.15, "shape": (), "vocabulary": "",
+    "algorithm": "maml", "inner_optimizer": "sgd", "inner_lr": 0.01, "inner_momentum": 0.0, "inner_steps": 1,
+    "inner_batch_size": 0, "bn_statistics": "batch", "precision": "float32", "iterations": 1000, "meta_batch": 25,
+    "outer_optimizer": "adam", "outer_lr": 1e-3, "schedule": "constant", "grad_clip": 0.0, "seed": 0,
+    "pretrain_iterations": 0, "from_pretrained": False, "eval_steps": 0, "episodes": 600,
+}  # fmt: skip
+"""Settings as checkpoints of older versions have them: all families in one, 0 for what is automatic."""
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_settings_of_old_checkpoints(name):
+    """They are the same run, momentum of Adam included, and their automatic settings are None."""
+    config = PRESETS[name].config
+    old = OLD | {setting: value for setting, value in config.flat().items() if value is not None}
+    if config.algorithm.inner_optimizer == "adam":
+        old["inner_momentum"] = config.algorithm.inner_beta1
+    del old["inner_beta1"]
+    assert old.keys() == OLD.keys() | {"task", "model"}
+    assert from_checkpoint(old) == config
+
+
+def test_zero_is_automatic_by_name():
+    """As the command line has it; in Python it is None."""
+    config = PRESETS["reptile-5w1s"].config.replace({"train_shots": 0, "inner_batch_size": 0, "eval_steps": 0})
+    assert (config.tasks.train_shots, config.tasks.training_shots) == (None, 1)
+    assert (config.algorithm.inner_batch_size, config.eval_steps) == (None, 5)
+    with pytest.raises(ValueError, match="eval_steps must be an integer of at least 1, got 0"):
+        EvaluationConfig(eval_steps=0)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"inner_optimizer": "adam"}, r"inner_momentum is SGD's and has no meaning for inner_optimizer adam, got 0\.9; "
+         r"set it to 0 \(--inner-momentum 0\), and inner_beta1 \(--inner-beta1\) where that was meant"),
+        ({"inner_beta1": 0.5}, "inner_beta1 is Adam's and has no meaning for inner_optimizer sgd, got 0.5"),
+    ],
+)  # fmt: skip
+def test_momentum_is_not_adam_s(changes, message):
+    config = PRESETS["cluster"].config
+    with pytest.raises(ValueError, match=message):
+        config.replace(changes)
+    adam = config.replace({"inner_optimizer": "adam", "inner_momentum": 0.0, "inner_beta1": 0.9, "channels": 2})
+    learner = make_algorithm(adam.replace({"shape": (1, 28, 28)}), make_model(adam), Execution())
+    assert learner.inner_optimizer == fastmeta.Adam(lr=1.0, betas=(0.9, 0.999))
 
 
 def test_settings_are_named_once():

@@ -8,15 +8,16 @@ import os
 import signal
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
 from kill_and_resume import ITERATIONS
-from training import PROGRAM, Broken, Fixed, Interrupted, learner, same, trainer
+from training import PROGRAM, Broken, Fixed, Interrupted, LearnedScale, learner, same, trainer
 
 import fastmeta
 from fastmeta.tasks import Sinusoid
-from fastmeta.train.checkpoint import exclusive, load_checkpoint
+from fastmeta.train.checkpoint import exclusive, load_checkpoint, save_checkpoint
 from fastmeta.train.run_config import TrainConfig
 from fastmeta.train.scores.evaluate import evaluate
 
@@ -81,6 +82,20 @@ def test_the_schedule_reaches_the_optimiser(tmp_path):
         run.run()
         moved[schedule] = (algorithm.module[2].bias - start).item()
     assert moved["linear"] / moved["constant"] == pytest.approx(2.5 / 4, rel=0.01)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
+def test_every_step_has_the_schedule_s_step_size_to_the_bit(tmp_path, schedule):
+    """Also where a run is resumed, and where it is extended: the schedule is that of the new number of iterations."""
+    used = []
+    for count in (7, 30):
+        config = {"outer_optimizer": "sgd", "outer_lr": 0.1, "schedule": schedule}
+        run = trainer(tmp_path, iterations=count, **config)
+        run._optimizer.register_step_pre_hook(lambda optimizer, *_: used.append(optimizer.param_groups[0]["lr"]))
+        run.run()
+        wanted = [run.config.lr_at(i) for i in range(0 if count == 7 else 7, count)]
+        assert used == wanted
+        used.clear()
 
 
 def test_gradient_clipping(tmp_path):
@@ -175,6 +190,43 @@ def test_a_time_limit_stops_with_a_checkpoint(tmp_path):
     assert trainer(tmp_path).run().reason == "finished"
 
 
+def test_an_algorithm_s_own_parameters_resume(tmp_path):
+    first = trainer(tmp_path / "a", algorithm=learner(LearnedScale), iterations=12)
+    first.run()
+    resumed, straight = (trainer(tmp_path / name, algorithm=learner(LearnedScale)) for name in ("a", "b"))
+    assert resumed.run().iterations == straight.run().iterations == 30
+    assert abs(resumed.algorithm.scale.item() - 0.1) > 1e-3, "it is trained"
+    assert resumed.algorithm.calls == 30
+    assert same(load_checkpoint(resumed.checkpoint), load_checkpoint(straight.checkpoint))
+
+
+def test_a_learned_rate_of_seven_resumes_as_seven(tmp_path):
+    run = trainer(tmp_path, algorithm=learner(LearnedScale), iterations=2)
+    run.run()
+    with torch.no_grad():
+        run.algorithm.scale.fill_(7.0)
+    run.save()
+    again = trainer(tmp_path, algorithm=learner(LearnedScale), iterations=2)
+    again.run()
+    assert again.algorithm.scale.item() == 7.0
+
+
+def test_checkpoints_of_the_network_alone(tmp_path):
+    """As older versions wrote them: they resume, unless the algorithm has parameters that they do not hold."""
+    for name, kind in (("maml", fastmeta.MAML), ("scale", LearnedScale)):
+        run = trainer(tmp_path / name, algorithm=learner(kind), iterations=4)
+        run.run()
+        state = load_checkpoint(run.checkpoint)
+        del state["algorithm"]
+        save_checkpoint(run.checkpoint, state)
+    trainer(tmp_path / "straight").run()
+    trainer(tmp_path / "maml").run()
+    assert same(*(load_checkpoint(tmp_path / name / "checkpoint.pt") for name in ("maml", "straight")))
+    message = r"lacks calls, scale: the version of fastmeta that wrote it kept the network alone\. It can be evaluated"
+    with pytest.raises(ValueError, match=message):
+        trainer(tmp_path / "scale", algorithm=learner(LearnedScale)).run()
+
+
 def test_starting_over(tmp_path):
     trainer(tmp_path).run()
     other = trainer(tmp_path, seed=5, iterations=4)
@@ -200,6 +252,28 @@ def test_a_folder_has_one_run_at_a_time(tmp_path):
     with exclusive(tmp_path), pytest.raises(RuntimeError, match=message):
         trainer(tmp_path).run()
     trainer(tmp_path).run()
+
+
+def test_a_folder_has_one_run_at_a_time_without_fcntl(tmp_path, monkeypatch):
+    """As on Windows: `msvcrt` refuses a byte that is locked with PermissionError."""
+    locked = set()
+
+    def locking(_, mode, count):
+        assert count == 1
+        if mode == "unlock":
+            locked.remove("byte")
+        elif locked:
+            raise PermissionError(13, "Permission denied")
+        else:
+            locked.add("byte")
+
+    msvcrt = SimpleNamespace(LK_NBLCK="lock", LK_UNLCK="unlock", locking=locking)
+    monkeypatch.setitem(sys.modules, "fcntl", None)
+    monkeypatch.setitem(sys.modules, "msvcrt", msvcrt)
+    with exclusive(tmp_path), pytest.raises(RuntimeError, match="another run is writing to"):
+        trainer(tmp_path).run()
+    trainer(tmp_path).run()
+    assert not locked
 
 
 @pytest.mark.parametrize("at", [1, 12])

@@ -1,4 +1,7 @@
-"""CIFAR-10 and CIFAR-100 in their official binary layout (Krizhevsky 2009)."""
+"""CIFAR-10 in its binary version, `cifar-10-binary.tar.gz` unpacked (Krizhevsky 2009).
+
+CIFAR-100, whose records have two labels, and the Python and Matlab versions are not read.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,11 @@ import torch
 from torch import Tensor
 
 _PIXELS = 3 * 32 * 32
+
+
+def holds_cifar10(path: Path) -> bool:
+    """Whether a path is one of CIFAR-10's files, or a folder that holds some."""
+    return path.suffix == ".bin" or (path.is_dir() and any(path.glob("data_batch_*.bin")))
 
 
 def load_cifar10(path: str | Path) -> tuple[Tensor, Tensor]:

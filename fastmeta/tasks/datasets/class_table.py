@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class ClassTable:
     """Which images make which classes, and which classes a task may mix.
 
@@ -22,6 +22,14 @@ class ClassTable:
     images: Tensor
     members: Tensor
     groups: Tensor
+
+    def __repr__(self) -> str:
+        sizes = self.sizes()
+        low, high = (int(sizes.min()), int(sizes.max())) if len(sizes) else (0, 0)
+        of = f"{low}" if low == high else f"{low} to {high}"
+        groups = f"{len(self.groups):,} group{'' if len(self.groups) == 1 else 's'}"
+        shape = tuple(self.images.shape[1:])
+        return f"ClassTable({len(self.images):,} images of {shape}, {len(sizes):,} classes of {of} images, {groups})"
 
     @classmethod
     def of_labels(cls, images: Tensor, labels: Tensor) -> ClassTable:

@@ -1,28 +1,23 @@
-"""A set of images, from whatever holds one: arrays, tensors, data sets, folders, zip files, Omniglot, CIFAR-10."""
+"""A set of images of one size."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.utils.data import Dataset
 
-from .archive import Archive
-from .cifar import load_cifar10
+from fastmeta.tasks.base import split_count
+
 from .class_table import ClassTable
-from .omniglot import Characters, holds_omniglot, load_omniglot
-
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+from .pixels import floats
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Images:
     """Images of one size.
 
@@ -48,11 +43,31 @@ class Images:
     def __len__(self) -> int:
         return len(self.pixels)
 
+    def __repr__(self) -> str:
+        classes = "no labels" if self.labels is None else f"{len(self.labels.unique()):,} classes"
+        return f"Images({self.describe()}, {classes})"
+
     @property
     def shape(self) -> tuple[int, int, int]:
         """(channels, H, W)."""
         channels, height, width = self.pixels.shape[1:]
         return channels, height, width
+
+    def to(self, device: torch.device | str) -> Images:
+        """The same images on another device."""
+        return Images(self.pixels.to(device), None if self.labels is None else self.labels.to(device), self.title)
+
+    def floats(self, rows: Tensor | None = None, device: torch.device | None = None) -> Tensor:
+        """Images as networks see them, float32 in [0, 1].
+
+        Args:
+            rows: which images, int64 of any shape; None: all.
+            device: of the result; None: where the images lie.
+
+        Returns:
+            [*rows.shape, channels, H, W].
+        """
+        return floats(self.pixels if rows is None else self.pixels[rows], device)
 
     def unlabelled(self) -> Images:
         """The same images without their labels."""
@@ -71,14 +86,14 @@ class Images:
         classes = [] if self.labels is None else self.labels.unique().tolist()
         if self.labels is None or len(classes) < 2:
             raise ValueError(f"{self.title}: classes can be held out of labelled images only, of at least two classes")
-        first = min(max(round(len(classes) * (1 - held_out)), 1), len(classes) - 1)
-        seen = torch.isin(self.labels, torch.tensor(classes[:first]))
-        return self.take(seen.nonzero().squeeze(1)), self.take((~seen).nonzero().squeeze(1))
+        first = split_count(len(classes), held_out)
+        learned = torch.isin(self.labels, torch.tensor(classes[:first]))
+        return self.take(learned.nonzero().squeeze(1)), self.take((~learned).nonzero().squeeze(1))
 
     def split(self, held_out: float) -> tuple[Images, Images]:
         """All but a share `held_out` of the images, and that share, drawn at random but always the same."""
         order = torch.randperm(len(self), generator=torch.Generator().manual_seed(0))
-        first = min(max(round(len(self) * (1 - held_out)), 1), len(self) - 1)
+        first = split_count(len(self), held_out)
         return self.take(order[:first].sort().values), self.take(order[first:].sort().values)
 
     def table(self) -> ClassTable:
@@ -117,116 +132,12 @@ class Images:
         return f"{self.title}: {len(self):,} {colour} images of {height} × {width}"
 
 
-def as_images(source: Any, *, size: int | None = None, labels: Any = None) -> Images:
-    """Make a set of images of a source.
-
-    Args:
-        source: `Images`; an array or tensor [n, H, W], [n, C, H, W] or [n, H, W, C], uint8 or floating point in
-            [0, 1]; a `torch.utils.data.Dataset` of images or (image, label) pairs; `Characters`; the path of a folder
-            or zip file of images (a class a folder), of Omniglot, of CIFAR-10's binary version, or of a .npy file.
-        size: side of the squares that all are resampled to; None leaves them as they are.
-        labels: [n] of an array, where it has some.
+def of_array(array: np.ndarray | Tensor, labels: Any = None) -> Images:
+    """Images of an array or tensor, see `as_images`.
 
     Raises:
-        TypeError: for another source.
-        ValueError: for images of several sizes without `size`, of an odd number of channels, or none at all.
+        ValueError: for another shape or dtype, or values out of range.
     """
-    if isinstance(source, str | Path):
-        return load_images([source], size=size)
-    if isinstance(source, Characters):
-        source = _of_characters(source)
-    elif isinstance(source, np.ndarray | Tensor):
-        source = _of_array(source, labels)
-    elif isinstance(source, Dataset):
-        source = _of_dataset(source, size)
-    if not isinstance(source, Images):
-        raise TypeError(
-            "source must be an array, a tensor, a torch.utils.data.Dataset, a path, Characters or Images, got "
-            f"{type(source).__name__}"
-        )
-    return source if size is None else source.resized(size)
-
-
-def load_images(paths: Iterable[str | Path], *, size: int | None = None) -> Images:
-    """Read images from one or several paths, see `as_images`. Those of several must agree in channels and size.
-
-    Raises:
-        FileNotFoundError: for a path that does not exist.
-        ValueError: for a damaged file, a path without images, or images that differ in size or channels.
-        RuntimeError: without Pillow (`pip install "fastmeta[train]"`).
-    """
-    paths = [Path(path) for path in paths]
-    if not paths:
-        raise ValueError("data must name at least one folder or file of images, got none")
-    omniglot = [
-        path for path in paths if path.exists() and path.suffix not in {".bin", ".npy"} and holds_omniglot(path)
-    ]
-    parts = [_of_characters(load_omniglot(omniglot))] if omniglot else []
-    parts += [_load_one(path, size) for path in paths if path not in omniglot]
-    parts = [part if size is None else part.resized(size) for part in parts]
-    shapes = sorted({part.shape for part in parts})
-    if len(shapes) > 1:
-        raise ValueError(f"images must agree in (channels, H, W), got {shapes}; choose one size (--image-size)")
-    labelled = [part.labels for part in parts if part.labels is not None]
-    pixels, labels = torch.cat([part.pixels for part in parts]), None
-    if len(labelled) == len(parts):
-        labels = labelled[0] if len(parts) == 1 else _merged(paths, parts, labelled)
-    return Images(pixels, labels, ", ".join(path.name for path in paths))
-
-
-def _merged(paths: Sequence[Path], parts: Sequence[Images], labels: Sequence[Tensor]) -> Tensor:
-    """CIFAR-10's files number the same classes; classes of other sources are their own."""
-    if all(path.suffix == ".bin" for path in paths):
-        return torch.cat(list(labels))
-    shifts = [0]
-    for part in labels:
-        shifts.append(shifts[-1] + int(part.max()) + 1)
-    return torch.cat([part + shift for part, shift in zip(labels, shifts[: len(parts)], strict=True)])
-
-
-def _load_one(path: Path, size: int | None) -> Images:
-    if path.suffix == ".bin" or (path.is_dir() and any(path.glob("data_batch_*.bin"))):
-        return Images(*load_cifar10(path), title=path.name)
-    if path.suffix == ".npy":
-        try:
-            return _of_array(np.load(path, allow_pickle=False), None)
-        except (ValueError, EOFError) as error:
-            raise ValueError(f"{path} is no array of images ({error})") from error
-    return _read_files(path, size)
-
-
-def _read_files(path: Path, size: int | None) -> Images:
-    """A folder or zip file of pictures; the folder that a picture lies in is its class, where there are several."""
-    with Archive(path) as archive:
-        names = [name for name in archive.names() if PurePosixPath(name).suffix.lower() in _SUFFIXES]
-        names = [name for name in names if "__MACOSX" not in name]
-        if not names:
-            raise ValueError(
-                f"{path} holds no images ({', '.join(sorted(_SUFFIXES))}), nor Omniglot's or CIFAR-10's files"
-            )
-        pictures = [archive.read_picture(name, size=size, mode="auto") for name in names]
-    if any(picture.ndim == 3 for picture in pictures):
-        pictures = [p if p.ndim == 3 else np.repeat(p[..., None], 3, 2) for p in pictures]
-    sizes = sorted({picture.shape[:2] for picture in pictures})
-    if len(sizes) > 1:
-        raise ValueError(
-            f"{path} holds images of {len(sizes)} sizes, such as {sizes[0]} and {sizes[-1]}; choose one size "
-            "(--image-size)"
-        )
-    folders = [str(PurePosixPath(name).parent) for name in names]
-    classes = sorted(set(folders))
-    labels = torch.tensor([classes.index(folder) for folder in folders]) if len(classes) > 1 else None
-    return Images(_of_array(np.stack(pictures), None).pixels, labels, path.name)
-
-
-def _of_characters(characters: Characters) -> Images:
-    count, most = characters.images.shape[:2]
-    drawn = torch.arange(most) < characters.drawers[:, None]
-    labels = torch.arange(count)[:, None].expand(-1, most)
-    return Images(characters.images[drawn].unsqueeze(1), labels[drawn], "Omniglot")
-
-
-def _of_array(array: np.ndarray | Tensor, labels: Any) -> Images:
     x = torch.as_tensor(array).detach().cpu()
     shape = list(x.shape)
     if x.dim() == 3:
@@ -245,20 +156,3 @@ def _of_array(array: np.ndarray | Tensor, labels: Any) -> Images:
             f"images must be uint8, or floating point in [0, 1], got {str(x.dtype).removeprefix('torch.')}"
         )
     return Images(x.to(torch.uint8).contiguous(), None if labels is None else torch.as_tensor(labels).long().cpu())
-
-
-def _of_dataset(dataset: Any, size: int | None) -> Images:
-    """Every item once, in order. Items are images, or tuples whose first two entries are an image and a label."""
-    images, labels = [], []
-    for i in range(len(dataset)):
-        item = dataset[i]
-        pair = isinstance(item, tuple | list)
-        image = item[0] if pair else item
-        one = _of_array(image[None] if isinstance(image, Tensor) else np.asarray(image)[None], None)
-        images.append((one if size is None else one.resized(size)).pixels)
-        labels.append(int(item[1]) if pair and len(item) > 1 else -1)
-    sizes = sorted({tuple(image.shape[1:]) for image in images})
-    if len(sizes) != 1:
-        raise ValueError(f"a data set must hold images of one shape, got {sizes or 'none'}; choose one size (size=...)")
-    known = torch.tensor(labels)
-    return Images(torch.cat(images), None if (known < 0).any() else known, type(dataset).__name__)

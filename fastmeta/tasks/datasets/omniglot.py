@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from .archive import SIZE, Archive
+from .images import Images
 
 _MEMBER = re.compile(r"(?:^|.*/)(?P<alphabet>[^/]+)/(?P<character>character\d+)/\d+_(?P<drawer>\d+)\.png$")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Characters:
     """Images of characters, grouped by alphabet.
 
@@ -34,6 +35,16 @@ class Characters:
     alphabet: Tensor
     alphabets: tuple[str, ...]
     names: tuple[str, ...]
+
+    def __repr__(self) -> str:
+        return f"Characters({self.describe()})"
+
+    def as_images(self) -> Images:
+        """All drawings as plain images, each character a class."""
+        count, most = self.images.shape[:2]
+        drawn = torch.arange(most) < self.drawers[:, None]
+        labels = torch.arange(count)[:, None].expand(-1, most)
+        return Images(self.images[drawn].unsqueeze(1), labels[drawn], "Omniglot")
 
     def select(self, *, keep: Sequence[str] = (), drop: Sequence[str] = ()) -> Characters:
         """Only the alphabets in `keep` (all where empty), without those in `drop`.

@@ -19,9 +19,10 @@ from torch import Tensor
 from fastmeta.tasks.base import Episodes
 
 from .archive import Archive
+from .pixels import floats
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Run:
     """One run.
 
@@ -38,6 +39,9 @@ class Run:
     support_y: Tensor
     query_x: Tensor
     query_y: Tensor
+
+    def __repr__(self) -> str:
+        return f"Run({self.name}: {len(self.support_x)} classes, {len(self.query_x)} test images)"
 
 
 def load_runs(path: str | Path) -> list[Run]:
@@ -97,4 +101,4 @@ def _read_run(archive: Archive, labels: str) -> Run:
 
 def _read_images(archive: Archive, names: Sequence[str]) -> Tensor:
     images = np.stack([archive.read_image(name) for name in names])
-    return torch.from_numpy(images).to(torch.float32).div_(255).unsqueeze(1)
+    return floats(torch.from_numpy(images)).unsqueeze(1)

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastmeta.tasks.base import check_count
+from fastmeta.tasks.base import check_count, split_count
 
 from .archive import Archive
 
 _STROKES = re.compile(r"(?:^|.*/)(?P<alphabet>[^/]+)/(?P<character>character\d+)/\d+_(?P<drawer>\d+)\.txt$")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Series:
     """Series of several lengths, each of one group.
 
@@ -38,6 +38,9 @@ class Series:
     group: Tensor
     names: tuple[str, ...]
     title: str = "series"
+
+    def __repr__(self) -> str:
+        return f"Series({self.describe()})"
 
     @property
     def features(self) -> int:
@@ -69,7 +72,7 @@ class Series:
             raise ValueError(
                 f"{self.title} has {count} group(s); at least two are needed to hold one out for evaluation"
             )
-        first = min(max(round(count * (1 - held_out)), 1), count - 1)
+        first = split_count(count, held_out)
         return self.select(range(first)), self.select(range(first, count))
 
     def fingerprint(self) -> str:

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-UNSEEN = -100
+NOT_MASKED = -100
 """Label of a character that is not masked: `F.cross_entropy` passes over it."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Text:
     """A text as numbers.
 
@@ -27,6 +27,9 @@ class Text:
     tokens: Tensor
     vocabulary: str
     title: str = "text"
+
+    def __repr__(self) -> str:
+        return f"Text({self.describe()})"
 
     @property
     def symbols(self) -> int:

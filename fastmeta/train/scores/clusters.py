@@ -1,4 +1,4 @@
-"""The clustering autoencoder as a learner: its loss, and how well it clusters, reconstructs and finds anomalies."""
+"""How well a clustering autoencoder clusters, reconstructs and finds anomalies."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ from fastmeta.tasks.class_episodes import ClassEpisodes
 from .compare import Comparison, Curve, best_lr
 from .evaluate import Estimate, draw
 
-Outputs = tuple[Tensor, Tensor]
-
 MEASURES = {
     "clustering accuracy": True,
     "normalised mutual information": True,
@@ -26,6 +24,9 @@ MEASURES = {
     "reconstruction error": False,
 }
 """What is reported, and whether as a share of 1."""
+
+
+_NO_SCIKIT_LEARN = 'clustering needs scikit-learn: pip install "fastmeta[train]"'
 
 
 def clustering_accuracy(clusters: np.ndarray, labels: np.ndarray) -> float:
@@ -60,8 +61,9 @@ def compare_clusters(
     """Adapt every start to unlabelled images of all classes of a task but the last, and score it on other images.
 
     Clusters are scored on the classes that it adapted to; the last class of a task is the anomaly, which the error of
-    the reconstruction should tell from the others. A start has the step size that clusters best on `tuning`. Their loss
-    could not choose it: the divergence is least where all assignments are alike, for which no step at all is best.
+    the reconstruction should distinguish from the others. A start has the step size that clusters best on `tuning`.
+    Their loss could not choose it: the divergence is least where all assignments are alike, for which no step at all is
+    best.
 
     Args:
         starts: `ClusteringAutoencoder`s by name.
@@ -121,9 +123,7 @@ def _measure(clusters: np.ndarray, labels: np.ndarray, error: np.ndarray, ways: 
 def pixel_clusters(family: ClassEpisodes, *, episodes: int, seed: int) -> dict[str, Estimate]:
     """What k-means on the pixels of the same query images reaches: accuracy and normalised mutual information."""
     _, mutual_information, _ = _metrics()
-    from sklearn import cluster
-
-    kmeans: Any = cluster.KMeans
+    kmeans = _kmeans()
     ways, found = family.ways - 1, []
     for _, _, query_x, query_y in draw(family, episodes=episodes, meta_batch=10, seed=seed):
         for x, y in zip(query_x.cpu().numpy(), query_y.cpu().numpy(), strict=True):
@@ -146,11 +146,25 @@ def _tuning_score(
     return float(np.mean(found))
 
 
+def check_libraries() -> None:
+    """Raise RuntimeError without what scores clusters."""
+    _metrics()
+    _kmeans()
+
+
+def _kmeans() -> Any:
+    try:
+        from sklearn import cluster
+    except ImportError as error:
+        raise RuntimeError(_NO_SCIKIT_LEARN) from error
+    return cluster.KMeans
+
+
 def _metrics() -> tuple[Callable[..., Any], Callable[..., Any], Callable[..., Any]]:
     """Hungarian assignment, normalised mutual information, area under the ROC curve."""
     try:
         from scipy.optimize import linear_sum_assignment
         from sklearn.metrics import normalized_mutual_info_score, roc_auc_score
     except ImportError as error:
-        raise RuntimeError('clustering needs scikit-learn: pip install "fastmeta[train]"') from error
+        raise RuntimeError(_NO_SCIKIT_LEARN) from error
     return linear_sum_assignment, normalized_mutual_info_score, roc_auc_score

@@ -1,4 +1,4 @@
-"""What meta-learning bought: the same tasks adapted to from several starts, each with its own best step size."""
+"""Meta-learning beside other starts: the same tasks adapted to from each, with the step size that is best for it."""
 
 from __future__ import annotations
 

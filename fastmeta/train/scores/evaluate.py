@@ -14,6 +14,9 @@ from torch import Tensor
 from fastmeta.algorithms.base import MetaLearner
 from fastmeta.tasks.base import Episodes, TaskFamily, check_count
 
+TEST_SEED = 1729
+"""Of evaluation episodes: not a seed one trains with, so that they are new."""
+
 
 @dataclass(frozen=True)
 class Estimate:

@@ -1,4 +1,4 @@
-"""Linear probe: how much of the labels a classifier of frozen features can tell (Alain and Bengio 2016)."""
+"""Linear probe: how well a classifier of frozen features predicts labels (Alain and Bengio 2016)."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def compare_probes(
     """Probe every start on the same images; nothing is adapted, so that all scores stand at 0 inner steps.
 
     Args:
-        starts: classifiers by name; what their last layer sees is probed.
+        starts: classifiers by name; what their last layer takes is probed.
         learn: labelled images for the linear classifier.
         unseen: labelled images of the same classes, to score it on.
         device: of the networks.
@@ -45,28 +45,28 @@ def linear_probe(model: nn.Module, learn: Images, unseen: Images, *, device: tor
     if learn.labels is None or unseen.labels is None:
         raise ValueError(f"{learn.title}: a linear probe needs labels; give images in one folder a class")
     scaler, regression = _classifier()
-    seen, other = (features(model, images, device).numpy() for images in (learn, unseen))
-    scaler.fit(seen)
-    regression.fit(scaler.transform(seen), learn.labels.numpy())
-    told = torch.from_numpy(regression.predict(scaler.transform(other)))
-    return Estimate.of(told == unseen.labels)
+    x, unseen_x = (features(model, images, device).numpy() for images in (learn, unseen))
+    scaler.fit(x)
+    regression.fit(scaler.transform(x), learn.labels.numpy())
+    predicted = torch.from_numpy(regression.predict(scaler.transform(unseen_x)))
+    return Estimate.of(predicted == unseen.labels)
 
 
 @torch.no_grad()
 def features(model: nn.Module, images: Images, device: torch.device) -> Tensor:
-    """What the last layer sees of every image, [n, features] on the CPU.
+    """What the last layer takes of every image, [n, features] on the CPU.
 
     Images of all classes are normalised together: batches are drawn at random, always the same.
     """
-    seen: list[Tensor] = []
-    hook = head_of(model).register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].cpu()))
+    parts: list[Tensor] = []
+    hook = head_of(model).register_forward_pre_hook(lambda _, inputs: parts.append(inputs[0].cpu()))
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     try:
         for rows in order.tensor_split(-(-len(images) // BATCH)):
-            model(images.pixels[rows].to(device, torch.float32).div_(255))
+            model(images.floats(rows, device))
     finally:
         hook.remove()
-    return torch.cat(seen)[order.argsort()]
+    return torch.cat(parts)[order.argsort()]
 
 
 def _classifier() -> tuple[Any, Any]:

@@ -1,10 +1,31 @@
-"""The same tasks without an inner loop: what plain pre-training on all of them sees."""
+"""Families made of another one's episodes: without its labels, or without an inner loop."""
 
 from __future__ import annotations
 
 import torch
 
 from .base import Episodes, TaskFamily
+
+
+class Unlabelled:
+    """The images of another family's episodes, as inputs and as targets.
+
+    Args:
+        family: whose labels decide which images a task holds, and are left out.
+    """
+
+    def __init__(self, family: TaskFamily) -> None:
+        self.family = family
+
+    @property
+    def device(self) -> torch.device:
+        """Where the episodes are sampled and where they lie."""
+        return self.family.device
+
+    def sample(self, tasks: int, generator: torch.Generator) -> Episodes:
+        """Draw `tasks` sets: images float32, support and query, each twice."""
+        support_x, _, query_x, _ = self.family.sample(tasks, generator)
+        return Episodes(support_x, support_x, query_x, query_x)
 
 
 class Pooled:
