@@ -248,11 +248,15 @@ def text(row: Row) -> str:
 def _compulsory(session: Session) -> int:
     """Runs a meta-step, for the sizes of what comes in and goes out."""
     batch = session.batch
-    loss, gradient, (losses, outputs, finite, lam), _ = session.meta_step(keep=True)
-    assert gradient is not None
-    assert lam is not None
-    tensors = [batch.support_x, batch.support_y, batch.query_x, batch.query_y, *session.params, loss, gradient, losses,
-               *outputs, finite, lam]  # fmt: skip
+    step = session.meta_step(keep=True)
+    losses, outputs, finite, cotangents = step.tasks
+    assert step.gradient is not None
+    assert cotangents is not None
+    assert isinstance(session.at.start, tuple)
+    tensors = [
+        batch.support_x, batch.support_y, batch.query_x, batch.query_y, *session.at.start, step.loss,
+        step.gradient.start, losses, *outputs, finite, cotangents.start,
+    ]  # fmt: skip
     return sum(t.numel() * t.element_size() for t in tensors)
 
 

@@ -139,7 +139,7 @@ class Session(NamedTuple):
                 outputs, pull = here.backend.apply(
                     phi if here.backend.records else phi.detach(), support, inputs, context
                 )
-            return outputs, self._in_numerics(pull)
+            return outputs, self._in_numerics(lambda ds: self._without_diverged(pull(ds), phi))
 
         at = MetaInputs(phi, self.at.shared)
         sources = self._sources(at, Data(inputs, ()))
@@ -149,6 +149,12 @@ class Session(NamedTuple):
         else:
             outputs, _ = run()
         return here.backend.output_tree(outputs)
+
+    def _without_diverged(self, found: Cotangents, phi: Tensor) -> Cotangents:
+        """What all tasks share must not meet a diverged task's 0 · NaN; φ's own cotangents are dropped in `adapt`."""
+        if found.shared is None and not found.support and not found.query:
+            return found
+        return only_finite(found, finite_tasks(self.support.inputs, phi))
 
     def on(self, query_x: Tree) -> Session:
         """The same tasks with query inputs, planned for their shapes."""

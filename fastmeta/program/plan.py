@@ -208,6 +208,7 @@ class Plan:
             node = self.nodes[i]
             dy_dot = node.pick(d)
             if cotangents[i] is not None and node.moving:
+                assert dy_dot is not None, "a value that moves and has a cotangent has a tangent of it"
                 terms = node.op.backward_dot(tape[i], tape_dot[i], cotangents[i], dy_dot, node.needs)
             elif dy_dot is not None and node.active:
                 terms = node.op.backward(tape[i], dy_dot, node.needs)

@@ -1,7 +1,7 @@
 """A program that trains once in one go, and once killed over and over. Prints how far the killed runs had come.
 
-`python kill_and_resume.py FOLDER SEED`: checkpoints in FOLDER/whole and FOLDER/killed. The killed runs are forked off the
-process that did the whole one, so that imports are done once; set to one thread, torch starts no other.
+`python kill_and_resume.py FOLDER SEED`: checkpoints in FOLDER/whole and FOLDER/killed. The killed runs are forked off
+the process that did the whole one, so that imports are done once; set to one thread, torch starts no other.
 
 A run dies after so much time of its processor, wherever it is then: a busy machine changes nothing.
 """

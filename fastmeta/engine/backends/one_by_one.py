@@ -66,11 +66,14 @@ class OneByOne:
     def meta_step(self, at: MetaInputs, support: Data, query: Data, context: Context, *, keep: bool) -> MetaGradient:
         """Losses [T] with their graph, outputs, and which tasks stayed finite."""
         losses, outputs, finite = self._step(at, support, query, keep=keep)
-        if keep and bool(finite.any()) and not bool(finite.all()):
+        if keep and not bool(finite.all()):
             # a task that diverged stays out of the graph: its 0 · NaN would reach the others' gradients
-            kept = finite.nonzero().flatten()
-            again, _, _ = self._step(_take(at, kept), support.take(kept, 0), query.take(kept, 0), keep=keep)
-            losses = losses.detach().index_copy(0, kept, again)
+            kept, losses = finite.nonzero().flatten(), losses.detach()
+            if len(kept):
+                again, _, _ = self._step(_take(at, kept), support.take(kept, 0), query.take(kept, 0), keep=keep)
+                losses = losses.index_copy(0, kept, again)
+            else:
+                losses = losses + _zero(at, context)
         tasks = TaskResults(losses, [y.detach() for y in outputs], finite, None)
         return MetaGradient(mean_finite(losses, finite), None, tasks)
 
@@ -133,10 +136,13 @@ class OneByOne:
         """φ_K of every task with its graph."""
         phi, state = self._adapted(at, support)
         finite = finite_tasks(support.inputs, phi)
-        if keep and bool(finite.any()) and not bool(finite.all()):
-            kept = finite.nonzero().flatten()
-            again, _ = self._adapted(_take(at, kept), support.take(kept, 0))
-            phi = phi.detach().index_copy(0, kept, again)
+        if keep and not bool(finite.all()):
+            kept, phi = finite.nonzero().flatten(), phi.detach()
+            if len(kept):
+                again, _ = self._adapted(_take(at, kept), support.take(kept, 0))
+                phi = phi.index_copy(0, kept, again)
+            else:
+                phi = phi + _zero(at, context)
         return Adapted(phi, state, _recorded)
 
     def _adapted(self, at: MetaInputs, support: Data) -> tuple[Tensor, State]:
@@ -149,8 +155,17 @@ class OneByOne:
         self, phi: Tensor, support: Data, inputs: tuple[Tensor, ...], context: Context
     ) -> tuple[list[Tensor], Pullback]:
         """Query outputs with their graph."""
-        outputs = self._outputs(self._layout.named(phi), support, inputs)
+        finite = finite_tasks(support.inputs, phi)
+        everyone = not torch.is_grad_enabled() or bool(finite.all())
+        with torch.set_grad_enabled(torch.is_grad_enabled() and everyone):
+            outputs = self._outputs(self._layout.named(phi), support, inputs)
         leaves, self._output_spec = pytree.tree_flatten(outputs)
+        kept = finite.nonzero().flatten()
+        if not everyone and len(kept):
+            # as in a meta-step: what all tasks share must not meet a diverged task's 0 · NaN
+            some = tuple(x[kept] for x in inputs)
+            again = pytree.tree_leaves(self._outputs(self._layout.named(phi[kept]), support.take(kept, 0), some))
+            leaves = [y.index_copy(0, kept, part) for y, part in zip(leaves, again, strict=True)]
         return leaves, _recorded
 
 
@@ -176,6 +191,15 @@ def _pull(theta: dict[str, Tensor], phi: dict[str, Tensor]) -> Tensor:
         start = theta[name]
         terms.append(((start - start.detach()) * (start - fast).detach()).flatten(1).sum(1))
     return torch.stack(terms).sum(0)
+
+
+def _zero(at: MetaInputs, context: Context) -> Tensor:
+    """Zero with a graph: what no task's results depend on, where none stayed finite, has a gradient of zero."""
+    start = [at.start] if isinstance(at.start, Tensor) else at.start
+    known = [x for x in (*start, *context.shared, *at.meta) if x.requires_grad]
+    return (
+        torch.stack([(x * 0.0).sum() for x in known]).sum() if known else context.keys.new_zeros((), dtype=torch.float)
+    )
 
 
 def _rate(layout: Layout, meta: tuple[Tensor, ...]) -> Callable[[str, int], Tensor]:
