@@ -225,9 +225,10 @@ def test_help_describes_every_option(command, settings, capsys):
     text = "".join(capsys.readouterr().out.split())  # lines are broken anywhere
     assert "None" not in text
     for spec in (spec for kind in settings for spec in fields(kind) if spec.metadata.get("flag", True)):
-        words = "".join(spec.metadata["help"].split())
-        assert words, spec.name
-        assert re.search(rf"--{spec.name.replace('_', '-')}[^.]*?{re.escape(words)}", text), spec.name
+        flag, words = spec.name.replace("_", "-"), "".join(spec.metadata["help"].split())
+        assert words, flag
+        no_other = r"(?:(?!--).)*?"
+        assert re.search(rf"--{flag}(,--no-{flag})?{no_other}{re.escape(words)}", text), flag
 
 
 def test_sources_of_presets_are_in_the_help(capsys):
