@@ -99,7 +99,10 @@ def test_no_kernel_of_conv4_spills_or_gets_worse():
 
 
 def test_committed_rows_of_convolutions_hold_what_they_must():
-    """No spill on any target, warp-group products on sm_90, 16-byte accesses where products get their operands."""
+    """No spill on any target, warp-group products on sm_90, an access of 16 bytes in every convolution.
+
+    Loads and stores are one number in a row: this does not say that operands are loaded 16 bytes at a time.
+    """
     rows = [row for row in known_rows().values() if row["workload"] in CONVOLUTIONAL]
     if not rows:
         pytest.skip("there are no rows of this Triton")

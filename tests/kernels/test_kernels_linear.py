@@ -60,11 +60,12 @@ def test_smoothed_and_ignored_labels():
     check_smoothed_and_ignored_labels()
 
 
+@pytest.mark.parametrize("width", [64, 256])
 @pytest.mark.parametrize("memory", ["save", "recompute"])
-def test_siren(memory):
-    """Sitzmann et al.'s network at full width, on a few of its pixels."""
+def test_siren(memory, width):
+    """Sitzmann et al.'s network, also at full width, on a few of its pixels."""
     batch = regression(tasks=2, support=30, query=33, features=2, outputs=3)
-    model = siren().double()
+    model = siren(width=width).double()
     options = {"inner_optimizer": fastmeta.SGD(lr=0.01), "inner_loss": F.mse_loss, "memory": memory}
     assert_as_good_as_torch(model, batch, **options)
 
