@@ -281,7 +281,11 @@ def test_errors(arguments, message, folder, capsys):
         ),
     ],
 )
-def test_too_little_to_score_on_is_found_before_training(arguments, message, cure, folder, capsys):
+def test_too_little_to_score_on_is_found_before_training(arguments, message, cure, folder, capsys, monkeypatch):
+    def run(trainer, *, resume):
+        raise RuntimeError("training begins")
+
+    monkeypatch.setattr("fastmeta.train.trainer.Trainer.run", run)
     write_pictures(folder / "pictures", dict.fromkeys("abcdefg", 6), size=28, mode="L")
     (folder / "a.txt").write_text("to be or not to be, that is the question. " * 10)
     held_out = ["--held-out", "0.1"] if arguments.startswith("ssl-images") else []
@@ -289,7 +293,7 @@ def test_too_little_to_score_on_is_found_before_training(arguments, message, cur
     assert message in refused([*command, *held_out], capsys)
     assert not (folder / "runs").exists(), "nothing was trained"
     if cure is not None:
-        assert main([*command, "--held-out", cure]) == 0
+        assert refused([*command, "--held-out", cure], capsys) == "error: training begins\n"
 
 
 @pytest.mark.parametrize("option", ["--episodes 0", "--eval-steps -1", "--inner-steps -1", "--task-chunk -1"])
