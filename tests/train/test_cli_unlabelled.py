@@ -91,6 +91,8 @@ def test_evaluate_on_other_data(folder, omniglot, capsys):
     colour = write_pictures(folder / "colour", {"a": 4, "b": 4, "c": 4}, size=28)
     message = refused(["evaluate", checkpoint, "--data", str(colour)], capsys)
     assert "the checkpoint's network takes data of shape (1, 28, 28), these have (3, 28, 28)" in message
+    message = refused(["evaluate", checkpoint, "--data", omniglot, "--within-alphabet"], capsys)
+    assert "--within-alphabet has no meaning for task umtra; it belongs to omniglot" in message
     assert "--runs has no meaning for task umtra" in refused(["evaluate", checkpoint, "--runs", "x"], capsys)
 
 
