@@ -249,6 +249,14 @@ class Pipeline:
         self._load(starts["meta-learned"], self.folder, new_head=False)
         return {name: model.to(self.device) for name, model in starts.items()}
 
+    def learner(self, start: str, model: nn.Module, inner_lr: float) -> MetaLearner:
+        """What adapts a start with a step size; the meta-learned one with all that the algorithm learned beside it."""
+        config = self.config.replace({"inner_lr": inner_lr})
+        learner = make_algorithm(config, model, self.execution, evaluation=True)
+        if start == "meta-learned":
+            learner.load_state_dict(self.trained()["algorithm"])
+        return learner
+
     def labelled_sets(self) -> ClassEpisodes:
         """Episodes that clusters are scored on: of one class more than there are clusters, which is the anomaly."""
         (family,) = self.config.family.tests(self.config.tasks, self.source, self.device).values()
@@ -274,12 +282,12 @@ class Pipeline:
         tuning = make_family(config, self.source, self.device)
         inner_lr, episodes = config.algorithm.inner_lr, config.evaluation.episodes
         progress = Progress(len(starts) * (len(LR_FACTORS) + len(tests)))
-        begun = itertools.count()
+        begun, names = itertools.count(), {model: name for name, model in starts.items()}
 
         def learner(model: nn.Module, lr: float) -> MetaLearner:
             progress.advance(next(begun))  # one for every set of tasks that is scored
             progress.status(f"adapting with step size {lr:g}")
-            return make_algorithm(config.replace({"inner_lr": lr}), model, self.execution, evaluation=True)
+            return self.learner(names[model], model, lr)
 
         try:
             if config.family.evaluation == "clusters":

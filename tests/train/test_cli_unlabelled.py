@@ -6,6 +6,7 @@ import json
 import re
 import sys
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -284,10 +285,7 @@ def test_errors(arguments, message, folder, capsys):
     ],
 )
 def test_too_little_to_score_on_is_found_before_training(arguments, message, cure, folder, capsys, monkeypatch):
-    def run(trainer, *, resume):
-        raise RuntimeError("training begins")
-
-    monkeypatch.setattr("fastmeta.train.trainer.Trainer.run", run)
+    monkeypatch.setattr("fastmeta.train.trainer.Trainer.run", Mock(side_effect=RuntimeError("training begins")))
     write_pictures(folder / "pictures", dict.fromkeys("abcdefg", 6), size=28, mode="L")
     (folder / "a.txt").write_text("to be or not to be, that is the question. " * 10)
     held_out = ["--held-out", "0.1"] if arguments.startswith("ssl-images") else []
