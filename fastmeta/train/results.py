@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from .build import make_algorithm, make_model
 from .config import RunConfig
+from .families.base import Source
 from .pipeline import Pipeline
 from .scores.clusters import pixel_clusters
 from .scores.compare import Comparison, write_json
@@ -16,7 +16,7 @@ from .scores.evaluate import Estimate, draw, evaluate
 from .scores.plots import plot_codes, plot_curves
 
 
-def describe(config: RunConfig, source: Any) -> str:
+def describe(config: RunConfig, source: Source | None) -> str:
     """Data, tasks and adaptation in two lines."""
     tasks, adaptation = config.tasks, config.algorithm
     return (
