@@ -96,6 +96,11 @@ class Sampler:
     def __init__(self, counts: Shots, device: torch.device | str) -> None:
         self.counts, self.device = counts, torch.device(device)
 
+    def __repr__(self) -> str:
+        ways = "" if self.counts.ways is None else f"ways={self.counts.ways}, "
+        counts = f"{ways}shots={self.counts.shots}, queries={self.counts.queries}"
+        return f"{type(self).__name__}({counts}, device={str(self.device)!r})"
+
     @property
     def ways(self) -> int:
         """Classes of a task.

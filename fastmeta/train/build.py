@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import nn
@@ -16,9 +16,10 @@ from fastmeta.optim.sgd import SGD
 from fastmeta.tasks import TaskFamily
 
 from .config import ALGORITHMS, Execution, RunConfig
+from .families.base import Source
 
 
-def load_source(config: RunConfig, paths: Sequence[str]) -> Any:
+def load_source(config: RunConfig, paths: Sequence[str]) -> Source | None:
     """The run's data; None for a family that needs none.
 
     Raises:
@@ -33,7 +34,7 @@ def load_source(config: RunConfig, paths: Sequence[str]) -> Any:
     return family.load(config.tasks, paths)
 
 
-def fitted(config: RunConfig, source: Any) -> RunConfig:
+def fitted(config: RunConfig, source: Source | None) -> RunConfig:
     """The run with what its network must know of the data: shape and vocabulary.
 
     Raises:
@@ -94,7 +95,9 @@ def make_algorithm(
     )
 
 
-def make_family(config: RunConfig, source: Any, device: torch.device, *, evaluation: bool = False) -> TaskFamily:
+def make_family(
+    config: RunConfig, source: Source | None, device: torch.device, *, evaluation: bool = False
+) -> TaskFamily:
     """The run's tasks; for evaluation those of its first test, without the distortions that training uses.
 
     Args:

@@ -22,7 +22,7 @@ from torch import nn
 from fastmeta.algorithms.base import MetaLearner
 from fastmeta.algorithms.maml import MAML
 from fastmeta.models import head_of
-from fastmeta.tasks import ClassEpisodes, TaskFamily
+from fastmeta.tasks import ClassEpisodes, Images, TaskFamily
 from fastmeta.tasks.base import sampler_speed
 from fastmeta.tasks.cactus import Clustered
 from fastmeta.tasks.derived import Pooled, Unlabelled
@@ -30,6 +30,7 @@ from fastmeta.tasks.derived import Pooled, Unlabelled
 from .build import fitted, load_source, make_algorithm, make_family, make_model
 from .checkpoint import load_checkpoint
 from .config import Execution, RunConfig, from_checkpoint
+from .families.base import Source
 from .families.cactus import CactusFamily, CactusSettings
 from .partitions import Partitions
 from .progress import Progress
@@ -40,7 +41,7 @@ from .scores.probe import compare_probes
 from .trainer import Outcome, Trainer
 
 
-def prepare(config: RunConfig, paths: Sequence[str] = ()) -> tuple[RunConfig, Any]:
+def prepare(config: RunConfig, paths: Sequence[str] = ()) -> tuple[RunConfig, Source | None]:
     """Read the data, and fit the run's network to them. Raises as `load_source`."""
     source = load_source(config, paths)
     return fitted(config, source), source
@@ -61,7 +62,7 @@ class Pipeline:
     """
 
     config: RunConfig
-    source: Any
+    source: Source | None
     folder: Path
     execution: Execution = field(default_factory=Execution)
     checkpoint_seconds: float = 30.0
@@ -200,6 +201,7 @@ class Pipeline:
         found = self._partitions(resume=resume, begin=begin).make(resume=resume)
         if isinstance(found, Outcome):
             return found
+        assert isinstance(self.source, Images)
         self.source = Clustered(self.source, found)
         return None
 
@@ -221,6 +223,7 @@ class Pipeline:
 
         settings = self.config.tasks
         assert isinstance(settings, CactusSettings)
+        assert isinstance(self.source, Images)
         return Partitions(
             settings=settings,
             images=CactusFamily.training_images(settings, self.source),
@@ -249,6 +252,14 @@ class Pipeline:
         self._load(starts["meta-learned"], self.folder, new_head=False)
         return {name: model.to(self.device) for name, model in starts.items()}
 
+    def learner(self, start: str, model: nn.Module, inner_lr: float) -> MetaLearner:
+        """What adapts a start with a step size; the meta-learned one with all that the algorithm learned beside it."""
+        config = self.config.replace({"inner_lr": inner_lr})
+        learner = make_algorithm(config, model, self.execution, evaluation=True)
+        if start == "meta-learned":
+            learner.load_state_dict(self.trained()["algorithm"])
+        return learner
+
     def labelled_sets(self) -> ClassEpisodes:
         """Episodes that clusters are scored on: of one class more than there are clusters, which is the anomaly."""
         (family,) = self.config.family.tests(self.config.tasks, self.source, self.device).values()
@@ -274,12 +285,12 @@ class Pipeline:
         tuning = make_family(config, self.source, self.device)
         inner_lr, episodes = config.algorithm.inner_lr, config.evaluation.episodes
         progress = Progress(len(starts) * (len(LR_FACTORS) + len(tests)))
-        begun = itertools.count()
+        begun, names = itertools.count(), {model: name for name, model in starts.items()}
 
         def learner(model: nn.Module, lr: float) -> MetaLearner:
             progress.advance(next(begun))  # one for every set of tasks that is scored
             progress.status(f"adapting with step size {lr:g}")
-            return make_algorithm(config.replace({"inner_lr": lr}), model, self.execution, evaluation=True)
+            return self.learner(names[model], model, lr)
 
         try:
             if config.family.evaluation == "clusters":

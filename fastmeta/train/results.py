@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from .build import make_algorithm, make_model
 from .config import RunConfig
+from .families.base import Source
 from .pipeline import Pipeline
 from .scores.clusters import pixel_clusters
 from .scores.compare import Comparison, write_json
@@ -16,7 +16,7 @@ from .scores.evaluate import Estimate, draw, evaluate
 from .scores.plots import plot_codes, plot_curves
 
 
-def describe(config: RunConfig, source: Any) -> str:
+def describe(config: RunConfig, source: Source | None) -> str:
     """Data, tasks and adaptation in two lines."""
     tasks, adaptation = config.tasks, config.algorithm
     return (
@@ -56,10 +56,7 @@ def _show_clusters(pipeline: Pipeline, comparisons: Sequence[Comparison], seed: 
     for measure, estimate in pixel_clusters(family, episodes=pipeline.config.evaluation.episodes, seed=seed).items():
         print(f"k-means on the pixels: {measure} {estimate.percent()}")
     rates = {start: curve.inner_lr for start, curve in comparisons[0].curves.items()}
-    learners = {
-        start: make_algorithm(pipeline.config.replace({"inner_lr": rates[start]}), model, pipeline.execution)
-        for start, model in pipeline.starts().items()
-    }
+    learners = {start: pipeline.learner(start, model, rates[start]) for start, model in pipeline.starts().items()}
     _, _, x, y = next(iter(draw(family, episodes=1, meta_batch=1, seed=seed)))
     known = y[0] < family.ways - 1
     path = pipeline.folder / f"{picture}-codes.png"

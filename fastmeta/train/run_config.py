@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from fastmeta.tasks.base import check_count
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 Setting = str | int | float | bool | None | tuple[str, ...] | tuple[int, ...]
 
-C = TypeVar("C")
+C = TypeVar("C", bound="DataclassInstance")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +83,7 @@ def from_values(kind: type[C], values: Mapping[str, Any]) -> C:
     Where a field may be automatic, 0 and "" mean None, as on the command line and in checkpoints of older versions.
     """
     own = {}
-    for spec in fields(kind):  # pyright: ignore[reportArgumentType]
+    for spec in fields(kind):
         if spec.name in values:
             value = values[spec.name]
             own[spec.name] = None if spec.metadata.get("automatic") and not value else value

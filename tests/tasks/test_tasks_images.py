@@ -123,6 +123,8 @@ def test_data_sets_introduce_themselves_in_a_line(tmp_path):
             as_images(np.zeros((9, 8, 8), dtype=np.uint8)), torch.zeros(2, 9, dtype=torch.int64)
         ),
         "Run(run01: 3 classes, 3 test images)": load_runs(write_zip(tmp_path / "r.zip", one_shot_runs(1, 3)))[0],
+        "Glyphs(ways=5, shots=1, queries=2, device='cpu')": Glyphs(ways=5, shots=1, queries=2),
+        "Sinusoid(shots=3, queries=4, device='cpu')": Sinusoid(shots=3, queries=4),
         "Episodes(support_x=float32 [2, 3, 1], support_y=float32 [2, 3, 1], query_x=float32 [2, 4, 1], "
         "query_y=float32 [2, 4, 1])": Sinusoid(shots=3, queries=4).sample(2, torch.Generator()),
     }

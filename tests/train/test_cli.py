@@ -11,9 +11,10 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 from omniglot_files import background, one_shot_runs, write_folder, write_zip
 
-from fastmeta.train.checkpoint import load_checkpoint
+from fastmeta.train.checkpoint import load_checkpoint, save_checkpoint
 from fastmeta.train.cli import TASKS, main
 from fastmeta.train.config import PARTS, AlgorithmConfig, Execution
 from fastmeta.train.flags import given
@@ -168,6 +169,29 @@ def test_another_configuration_is_refused(folder, trained, capsys):
     assert re.search(r":\n  data: \w+ -> \w+\nAsk", refused([*command, "--data", str(other)], capsys))
     assert (folder / "runs/omniglot/checkpoint.pt").read_bytes() == before
     assert main([*command, "--inner-lr", "0.3", "--no-resume"]) == 0
+
+
+def test_runs_of_older_versions_resume_and_are_scored(folder, data, capsys):
+    """Their checkpoints have the settings of all families, 0 for what is automatic, and the network's state alone."""
+    command = ["train", "omniglot", "--data", data, *SMALL, "--episodes", "6", "--schedule", "constant"]
+    assert main([*command, "--iterations", "2", "--out", "a"]) == 0
+    assert main([*command, "--iterations", "4", "--out", "b"]) == 0
+    path = folder / "a/checkpoint.pt"
+    state = load_checkpoint(path)
+    del state["algorithm"]
+    configuration = {name: value or 0 for name, value in state["configuration"].items()}
+    assert configuration["train_shots"] == configuration["eval_steps"] == configuration["inner_batch_size"] == 0
+    del configuration["inner_beta1"]
+    state["configuration"] = configuration | {"alphabets": (), "exclude_alphabets": (), "window": 8, "vocabulary": ""}
+    save_checkpoint(path, state)
+    assert main(["evaluate", "a/checkpoint.pt", "--data", data, "--episodes", "3"]) == 0
+    assert main([*command, "--iterations", "4", "--out", "a"]) == 0
+    assert "resuming a/checkpoint.pt at iteration 2" in capsys.readouterr().err
+    resumed, straight = (load_checkpoint(folder / name / "checkpoint.pt") for name in ("a", "b"))
+    assert all(torch.equal(value, straight["model"][name]) for name, value in resumed["model"].items())
+    assert "rotations: True -> False" in refused(
+        [*command, "--iterations", "5", "--out", "a", "--no-rotations"], capsys
+    )
 
 
 def test_moved_data_is_no_other_configuration(folder, trained, capsys):

@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -84,6 +85,8 @@ def test_evaluate_on_other_data(folder, trained, capsys):
     colour = write_pictures(folder / "colour", {"a": 4, "b": 4, "c": 4}, size=28)
     message = refused(["evaluate", checkpoint, "--data", str(colour)], capsys)
     assert "the checkpoint's network takes data of shape (1, 28, 28), these have (3, 28, 28)" in message
+    message = refused(["evaluate", checkpoint, "--data", omniglot, "--within-alphabet"], capsys)
+    assert "--within-alphabet has no meaning for task umtra; it belongs to omniglot" in message
     assert "--runs has no meaning for task umtra" in refused(["evaluate", checkpoint, "--runs", "x"], capsys)
 
 
@@ -259,7 +262,8 @@ def test_errors(arguments, message, folder, capsys):
         ),
     ],
 )
-def test_too_little_to_score_on_is_found_before_training(arguments, message, cure, folder, capsys):
+def test_too_little_to_score_on_is_found_before_training(arguments, message, cure, folder, capsys, monkeypatch):
+    monkeypatch.setattr("fastmeta.train.trainer.Trainer.run", Mock(side_effect=RuntimeError("training begins")))
     write_pictures(folder / "pictures", dict.fromkeys("abcdefg", 6), size=28, mode="L")
     (folder / "a.txt").write_text("to be or not to be, that is the question. " * 10)
     held_out = ["--held-out", "0.1"] if arguments.startswith("ssl-images") else []
@@ -267,7 +271,7 @@ def test_too_little_to_score_on_is_found_before_training(arguments, message, cur
     assert message in refused([*command, *held_out], capsys)
     assert not (folder / "runs").exists(), "nothing was trained"
     if cure is not None:
-        assert main([*command, "--held-out", cure]) == 0
+        assert refused([*command, "--held-out", cure], capsys) == "error: training begins\n"
 
 
 @pytest.mark.parametrize("option", ["--episodes 0", "--eval-steps -1", "--inner-steps -1", "--task-chunk -1"])

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch import nn
 from training import same
 
+import fastmeta
 from fastmeta.tasks import as_series
 from fastmeta.train.build import fitted, make_model
-from fastmeta.train.checkpoint import load_checkpoint
+from fastmeta.train.checkpoint import load_checkpoint, save_checkpoint
+from fastmeta.train.config import ALGORITHMS
 from fastmeta.train.families.registry import FAMILIES
 from fastmeta.train.pipeline import Pipeline, prepare
 from fastmeta.train.presets import PRESETS
@@ -97,6 +100,33 @@ def test_data_of_a_script_s_own(tmp_path):
     assert comparison.title == "unseen groups"
     assert list(comparison.curves) == ["from scratch", "meta-learned"]
     assert comparison == pipeline.compare(steps=(0, 2))[0]
+
+
+class LearnedRate(fastmeta.MAML):
+    """MAML whose step size is a parameter of its own; here nothing trains it."""
+
+    def __init__(self, model, **options) -> None:
+        super().__init__(model, **options)
+        self.rate = nn.Parameter(torch.tensor(0.0))
+
+    def adapt(self, support_x, support_y, *, steps=None):
+        self.inner_optimizer = fastmeta.SGD(lr=self.rate.item())
+        return super().adapt(support_x, support_y, steps=steps)
+
+
+def test_scores_are_those_of_all_that_the_algorithm_learned(tmp_path, monkeypatch):
+    """The meta-learned start moves at the rate of the checkpoint, another one at the rate of a new algorithm."""
+    monkeypatch.setitem(ALGORITHMS, "maml", LearnedRate)
+    pipeline = series(tmp_path, iterations=1)
+    pipeline.train()
+    state = load_checkpoint(tmp_path / "checkpoint.pt")
+    state["algorithm"]["rate"].fill_(0.05)
+    save_checkpoint(tmp_path / "checkpoint.pt", state)
+    (comparison,) = pipeline.compare(steps=(0, 2))
+    before, after = comparison.curves["meta-learned"].scores.values()
+    assert before != after
+    before, after = comparison.curves["from scratch"].scores.values()
+    assert before == after
 
 
 def test_what_cannot_be_pretrained(tmp_path):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any, Generic, Literal, NamedTuple, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -20,8 +21,21 @@ from .settings import TaskSettings
 Loss = Callable[[Any, Any], Tensor]
 """(outputs, targets) of one task → scalar, a mean over samples."""
 
+
+class Source(Protocol):
+    """Data of a run."""
+
+    def describe(self) -> str:
+        """For a person."""
+        ...
+
+    def fingerprint(self) -> str:
+        """The same for data that give the same episodes."""
+        ...
+
+
 S = TypeVar("S", bound=TaskSettings)
-D = TypeVar("D")
+D = TypeVar("D", bound=Source | None)
 
 
 class PresetSettings(NamedTuple):
@@ -32,7 +46,7 @@ class PresetSettings(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Family(Generic[S, D]):
+class Family(ABC, Generic[S, D]):
     """A family of tasks as the commands see it; its file subclasses this for settings S and data D.
 
     Attributes:
@@ -68,25 +82,25 @@ class Family(Generic[S, D]):
 
     # What a family must say. -----------------------------------------------------------------------------------------
 
+    @abstractmethod
     def load(self, settings: S, paths: Sequence[str]) -> D:
         """Read the data. Without paths: made-up data, where `data_optional` says so."""
-        raise NotImplementedError
 
+    @abstractmethod
     def shape(self, settings: S, source: D) -> tuple[int, ...]:
         """Of the data, as `build_model` takes it."""
-        raise NotImplementedError
 
+    @abstractmethod
     def train(self, settings: S, source: D, device: torch.device) -> TaskFamily:
         """The tasks to learn from."""
-        raise NotImplementedError
 
+    @abstractmethod
     def tests(self, settings: S, source: D, device: torch.device) -> Mapping[str, TaskFamily]:
         """What to score on, by title: the tasks of unseen data where the data is split, else fresh ones."""
-        raise NotImplementedError
 
+    @abstractmethod
     def example(self, settings: S, device: torch.device) -> Episodes:
         """Two tasks of the run's shapes, of random numbers."""
-        raise NotImplementedError
 
     # What it may say. ------------------------------------------------------------------------------------------------
 
@@ -111,7 +125,7 @@ class Family(Generic[S, D]):
 
     def describe(self, source: D) -> str:
         """The data, for a person."""
-        return self.summary if source is None else source.describe()  # pyright: ignore[reportAttributeAccessIssue]
+        return self.summary if source is None else source.describe()
 
     def draw(self, learner: MetaLearner, tasks: TaskFamily, path: Path, steps: Sequence[int]) -> None:
         """Draw what the trained network does after these inner steps, where `picture` names a file.

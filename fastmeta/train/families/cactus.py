@@ -24,9 +24,9 @@ class CactusSettings(ClassifierSettings, TrainShots, AugmentedClasses, ImageSett
     task: ClassVar[str] = "cactus"
 
     clusters: int | None = field(
-        default=None, metadata={"help": "of a partition; 0: one for 20 images", "automatic": True}
+        default=None, metadata={"help": "clusters of a partition; 0: one for 20 images", "automatic": True}
     )
-    partitions: int = field(default=10, metadata={"help": "of the images into clusters"})
+    partitions: int = field(default=10, metadata={"help": "partitions of the images into clusters"})
     embedding: str | None = field(
         default=None, metadata={"help": "a .npy file [images, d] to cluster, instead of a code", "automatic": True}
     )

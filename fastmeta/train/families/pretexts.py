@@ -24,9 +24,12 @@ class PretextSettings(ClassifierSettings, TrainShots, Augmented, ImageSettings):
 
     pretexts: tuple[str, ...] = field(
         default=("patches", "tiles", "zoom"),
-        metadata={"help": f"out of {', '.join(PRETEXTS)}; pre-training: the first"},
+        metadata={"help": f"pretexts out of {', '.join(PRETEXTS)}; pre-training: the first"},
     )
-    new_pretext: str = field(default="rotation", metadata={"help": "to be evaluated on", "choices": tuple(PRETEXTS)})
+    new_pretext: str = field(
+        default="rotation",
+        metadata={"help": "pretext that is evaluated, and not trained on", "choices": tuple(PRETEXTS)},
+    )
 
 
 class PretextFamily(ImageFamily[PretextSettings]):

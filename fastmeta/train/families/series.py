@@ -26,7 +26,11 @@ class SeriesSettings(Width, HeldOut):
     window: int = field(default=8, metadata={"help": "steps that a forecast takes"})
     horizon: int = field(default=1, metadata={"help": "steps that it predicts"})
     group: str = field(
-        default="character", metadata={"help": "of pen strokes, a task", "choices": ("character", "writer")}
+        default="character",
+        metadata={
+            "help": "pen strokes of a task: those of one character, or of one writer",
+            "choices": ("character", "writer"),
+        },
     )
 
 

@@ -89,7 +89,9 @@ class ClassifierSettings(ClassSettings):
 class TrainShots(TaskSettings):
     """Another number of support samples while training."""
 
-    train_shots: int | None = field(default=None, metadata={"help": "while training; 0: as --shots", "automatic": True})
+    train_shots: int | None = field(
+        default=None, metadata={"help": "support samples while training; 0: as --shots", "automatic": True}
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -114,7 +116,7 @@ class AugmentedClasses(Augmented):
     """Distorted images and classes."""
 
     augment_classes: float = field(
-        default=0.0, metadata={"help": "and one that a training class's images share; 1 is usual"}
+        default=0.0, metadata={"help": "and a distortion that a training class's images share; 1 is usual"}
     )
 
 
