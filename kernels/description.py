@@ -11,7 +11,11 @@ import torch
 from torch import Tensor
 
 from .activation import IDENTITY
-from .tiles import block
+
+
+def block(size: int) -> int:
+    """`size` padded to a power of two; `tl.dot` takes none below 16 (Triton 3.6)."""
+    return max(16, 1 << (size - 1).bit_length())
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ from typing import Any
 import triton
 from torch import Tensor
 
-from .description import Adapted, Chain, InnerRule, LossRule, Rates
+from .description import Adapted, Chain, InnerRule, LossRule, Rates, block
 from .launch import launch
 from .mean_over_tasks import mean_kernel
 from .mlp_loop import adapt_kernel, adjoint_kernel, apply_kernel
-from .tiles import MOST_REGISTERS, STAGES, block, dot_precision, streams, warps
+from .tiles import MOST_REGISTERS, STAGES, dot_precision, streams, warps
 
 
 @dataclass(frozen=True)

@@ -9,14 +9,14 @@ import triton
 from torch import Tensor
 from triton import knobs
 
-from .description import Linear, LossRule
+from .description import Linear, LossRule, block
 from .head import head_kernel
 from .launch import launch
 from .linear_stage import LinearStage, LinearValues
 from .loss import loss_kernel
 from .mean_over_tasks import losses_kernel
 from .sweep import NO_NORM, Below, Cotangent, Dual, Sink, Weights
-from .tiles import MOST_REGISTERS, HeadTiles, block, head_tiles, loss_tiles, operand_type
+from .tiles import MOST_REGISTERS, HeadTiles, head_tiles, loss_tiles, operand_type
 
 
 class Target(NamedTuple):

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from triton import knobs
 from triton.runtime.driver import driver
 
-if TYPE_CHECKING:
-    from .description import Conv
+from .description import Conv, block
 
 MOST = 128
 """Widest layer and most samples of `mlp_loop`: a weight block of 128 × 128 in float32 fills 64 kB of shared memory, and
@@ -22,11 +21,6 @@ DEEPEST = 8
 
 MOST_OUTPUTS = 1024
 """Of the last layer where layers run one by one: a program of `loss_kernel` holds four samples' outputs whole."""
-
-
-def block(size: int) -> int:
-    """`size` padded to a power of two; `tl.dot` takes none below 16 (Triton 3.6)."""
-    return max(16, 1 << (size - 1).bit_length())
 
 
 STAGES = 1
