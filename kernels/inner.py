@@ -141,16 +141,11 @@ def pulled(
 
 @triton.jit
 def push(
-    h, at, offsets, m_load, m_store, p_lam, p_sigma, p_v, p_lr, p_steps, p_u, last, RULE: tl.constexpr,
-    HYPER: tl.constexpr, LR_EACH: tl.constexpr, DIRECTIONS: tl.constexpr,
+    h, at, offsets, m_load, m_store, p_lam, p_sigma, p_v, p_lr, p_steps, last, RULE: tl.constexpr,
+    HYPER: tl.constexpr, LR_EACH: tl.constexpr,
 ):  # fmt: skip
-    """λ_k = direct + h of a block, h = H v, and, of an optimiser with momentum, σ_k; both in place.
-
-    With DIRECTIONS the gradient of the learning rates too, from λ_{k+1}.
-    """
+    """λ_k = direct + h of a block, h = H v, and, of an optimiser with momentum, σ_k; both in place."""
     lam, v, sigma = pulled(at, offsets, m_load, p_lam, p_sigma, p_v, p_lr, p_steps, last, RULE, HYPER, LR_EACH)
-    if DIRECTIONS:
-        rate_gradient(lam, p_u + at, offsets, m_load, m_store)
     if RULE == "sgd":
         lam = lam + HYPER[2] * v
         if HYPER[0] > 0:

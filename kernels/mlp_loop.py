@@ -18,6 +18,7 @@ import triton.language as tl
 
 from . import mlp_registers, mlp_scratch
 from .cross_entropy import cross_entropy, cross_entropy_dot, labels_that_count_of
+from .inner import rate_gradient
 from .mean_over_tasks import drop_unless_finite
 from .mse import mse, mse_dot
 
@@ -181,17 +182,17 @@ def apply_kernel(
 
 @triton.jit
 def step_back_in_registers(
-    x, zs, y, dy, p_phi, p_lam, p_sigma, p_state, p_v, p_x, p_y, p_lr, p_step, p_u, rows, m_rows, first, last,
-    B: tl.constexpr, P: tl.constexpr, DEPTH: tl.constexpr, DIMS: tl.constexpr, BLOCKS: tl.constexpr, W_AT: tl.constexpr,
-    B_AT: tl.constexpr, ACTS: tl.constexpr, ARGS: tl.constexpr, LOSS: tl.constexpr, IGNORE: tl.constexpr,
-    RULE: tl.constexpr, HYPER: tl.constexpr, LR_EACH: tl.constexpr, DIRECTIONS: tl.constexpr, PRECISION: tl.constexpr,
+    x, zs, y, dy, p_phi, p_lam, p_sigma, p_state, p_v, p_x, p_y, p_lr, p_step, rows, m_rows, first, last,
+    B: tl.constexpr, P: tl.constexpr, DEPTH: tl.constexpr, DIMS: tl.constexpr, BLOCKS: tl.constexpr,
+    W_AT: tl.constexpr, B_AT: tl.constexpr, ACTS: tl.constexpr, ARGS: tl.constexpr, LOSS: tl.constexpr,
+    IGNORE: tl.constexpr, RULE: tl.constexpr, HYPER: tl.constexpr, LR_EACH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """λ_{k+1} → λ_k with activations in registers, the forward sweep done."""
     if RULE == "adam":
         # v asks for the gradient itself, so it is computed once more
         zs = mlp_registers.again(zs, p_step + 3, DEPTH)
         mlp_registers.backward(
-            dy, zs, x, p_phi, p_v, p_state, p_sigma, p_lam, p_lr, p_step, p_u, first, last, P, DEPTH, DIMS, BLOCKS,
+            dy, zs, x, p_phi, p_v, p_state, p_sigma, p_lam, p_lr, p_step, p_v, first, last, P, DEPTH, DIMS, BLOCKS,
             W_AT, B_AT, ACTS, ARGS, "pull", RULE, HYPER, LR_EACH, False, PRECISION,
         )  # fmt: skip
         tl.debug_barrier()  # v is read below
@@ -205,23 +206,23 @@ def step_back_in_registers(
     x = inputs(p_x, rows, m_rows, DIMS[0], BLOCKS[0])
     zs, zs_dot = mlp_registers.again(zs, p_step + 3, DEPTH), mlp_registers.again(zs_dot, p_step + 3, DEPTH)
     mlp_registers.backward_dot(
-        dy, dy_dot, x, zs, zs_dot, p_step + 3, p_phi, p_lam, p_sigma, p_v, p_lr, p_step, p_u, last, DEPTH, DIMS, BLOCKS,
-        W_AT, B_AT, ACTS, ARGS, RULE, HYPER, LR_EACH, DIRECTIONS, PRECISION,
+        dy, dy_dot, x, zs, zs_dot, p_step + 3, p_phi, p_lam, p_sigma, p_v, p_lr, p_step, last, DEPTH, DIMS, BLOCKS,
+        W_AT, B_AT, ACTS, ARGS, RULE, HYPER, LR_EACH, PRECISION,
     )  # fmt: skip
 
 
 @triton.jit
 def step_back_in_scratch(
-    y, dy, p_room, p_phi, p_lam, p_sigma, p_state, p_v, p_y, p_lr, p_step, p_u, rows, m_rows, first, last,
+    y, dy, p_room, p_phi, p_lam, p_sigma, p_state, p_v, p_y, p_lr, p_step, rows, m_rows, first, last,
     B: tl.constexpr, BN: tl.constexpr, P: tl.constexpr, DEPTH: tl.constexpr, DIMS: tl.constexpr, BLOCKS: tl.constexpr,
     W_AT: tl.constexpr, B_AT: tl.constexpr, ACTS: tl.constexpr, ARGS: tl.constexpr, ROOM: tl.constexpr,
     LOSS: tl.constexpr, IGNORE: tl.constexpr, RULE: tl.constexpr, HYPER: tl.constexpr, LR_EACH: tl.constexpr,
-    DIRECTIONS: tl.constexpr, PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     """λ_{k+1} → λ_k with activations in scratch, the forward sweep done."""
     if RULE == "adam":
         mlp_scratch.backward(
-            dy, p_room, p_phi, p_v, p_state, p_sigma, p_lam, p_lr, p_step, p_u, first, last, P, BN, DEPTH, DIMS, BLOCKS,
+            dy, p_room, p_phi, p_v, p_state, p_sigma, p_lam, p_lr, p_step, p_v, first, last, P, BN, DEPTH, DIMS, BLOCKS,
             W_AT, B_AT, ROOM, ACTS, ARGS, "pull", RULE, HYPER, LR_EACH, False, PRECISION,
         )  # fmt: skip
         tl.debug_barrier()  # v is read below
@@ -231,9 +232,19 @@ def step_back_in_scratch(
     )  # fmt: skip
     dy_dot = loss_gradient_dot(y, y_dot, p_y, rows, m_rows, B, DIMS[DEPTH], BLOCKS[DEPTH], LOSS, IGNORE)
     mlp_scratch.backward_dot(
-        dy, dy_dot, p_room, p_phi, p_lam, p_sigma, p_v, p_lr, p_step, p_u, last, BN, DEPTH, DIMS, BLOCKS, W_AT, B_AT,
-        ROOM, ACTS, ARGS, RULE, HYPER, LR_EACH, DIRECTIONS, PRECISION,
+        dy, dy_dot, p_room, p_phi, p_lam, p_sigma, p_v, p_lr, p_step, last, BN, DEPTH, DIMS, BLOCKS, W_AT, B_AT, ROOM,
+        ACTS, ARGS, RULE, HYPER, LR_EACH, PRECISION,
     )  # fmt: skip
+
+
+@triton.jit
+def rate_gradients(p_lam, p_u, P: tl.constexpr, BLOCK: tl.constexpr):
+    """`rate_gradient` of a task's row; in the padding u is zero."""
+    offsets = tl.arange(0, BLOCK)
+    for at in tl.range(0, P, BLOCK, disable_licm=True):
+        mask = at + offsets < P
+        lam = tl.load(p_lam + at + offsets, mask=mask, other=0.0)
+        rate_gradient(lam, p_u + at, offsets, mask, mask)
 
 
 @triton.jit(do_not_specialize=["T", "R"])
@@ -261,8 +272,9 @@ def adjoint_kernel(
         p_phi = p_phis + phi_row(k, i_task, T, R) * P
         p_state = p_states + (((k + R - 1) % R) * T + i_task) * STATES * P
         p_lr_k, p_step = p_lr + k * P, p_steps + 4 * k
-        p_u = p_directions + (k * T + i_task) * P
         first, last = (k == 0) * 1, (back == 0) * 1
+        if DIRECTIONS:  # where λ changes no register is free: 44 to 140 bytes of stack (1-40-40-1, float32)
+            rate_gradients(p_lam, p_directions + (k * T + i_task) * P, P, 1024)
         rows, m_rows = samples(k, N, B, BN)
         x = inputs(p_x, rows, m_rows, DIMS[0], BLOCKS[0])
         if STREAM:
@@ -272,15 +284,14 @@ def adjoint_kernel(
         _, dy = loss_gradient(y, p_y, rows, m_rows, B, DIMS[DEPTH], BLOCKS[DEPTH], LOSS, SMOOTHING, IGNORE)
         if STREAM:
             step_back_in_scratch(
-                y, dy, p_room, p_phi, p_lam, p_sigma, p_state, p_v, p_y, p_lr_k, p_step, p_u, rows, m_rows, first, last,
-                B, BN, P, DEPTH, DIMS, BLOCKS, W_AT, B_AT, ACTS, ARGS, ROOM, LOSS, IGNORE, RULE, HYPER, LR_EACH,
-                DIRECTIONS, PRECISION,
+                y, dy, p_room, p_phi, p_lam, p_sigma, p_state, p_v, p_y, p_lr_k, p_step, rows, m_rows, first, last, B,
+                BN, P, DEPTH, DIMS, BLOCKS, W_AT, B_AT, ACTS, ARGS, ROOM, LOSS, IGNORE, RULE, HYPER, LR_EACH,
+                PRECISION,
             )  # fmt: skip
         else:
             step_back_in_registers(
-                x, zs, y, dy, p_phi, p_lam, p_sigma, p_state, p_v, p_x, p_y, p_lr_k, p_step, p_u, rows, m_rows, first,
-                last, B, P, DEPTH, DIMS, BLOCKS, W_AT, B_AT, ACTS, ARGS, LOSS, IGNORE, RULE, HYPER, LR_EACH, DIRECTIONS,
-                PRECISION,
+                x, zs, y, dy, p_phi, p_lam, p_sigma, p_state, p_v, p_x, p_y, p_lr_k, p_step, rows, m_rows, first, last,
+                B, P, DEPTH, DIMS, BLOCKS, W_AT, B_AT, ACTS, ARGS, LOSS, IGNORE, RULE, HYPER, LR_EACH, PRECISION,
             )  # fmt: skip
         tl.debug_barrier()  # the next step reads what this one wrote
     if LAST:

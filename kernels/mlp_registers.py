@@ -141,21 +141,19 @@ def forward_dot(
 
 @triton.jit
 def backward_dot(
-    dy, dy_dot, x, zs, zs_dot, p_zero, p_phi, p_lam, p_sigma, p_v, p_lr, p_steps, p_u, last, DEPTH: tl.constexpr,
+    dy, dy_dot, x, zs, zs_dot, p_zero, p_phi, p_lam, p_sigma, p_v, p_lr, p_steps, last, DEPTH: tl.constexpr,
     DIMS: tl.constexpr, BLOCKS: tl.constexpr, W_AT: tl.constexpr, B_AT: tl.constexpr, ACTS: tl.constexpr,
-    ARGS: tl.constexpr, RULE: tl.constexpr, HYPER: tl.constexpr, LR_EACH: tl.constexpr, DIRECTIONS: tl.constexpr,
-    PRECISION: tl.constexpr,
+    ARGS: tl.constexpr, RULE: tl.constexpr, HYPER: tl.constexpr, LR_EACH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """λ and σ of all layers one step back, in place, from the outputs' cotangents dy and their tangents [BN, BO]; with
-    DIRECTIONS the learning rates' gradient."""
+    """λ and σ of all layers one step back, in place, from the outputs' cotangents dy and their tangents [BN, BO]."""
     for j in tl.static_range(DEPTH - 1, -1, -1):
         f1 = slope(zs[j], j, ACTS, ARGS)
         d = f1 * dy
         d_dot = f1 * dy_dot + curvature(zs[j], j, ACTS, ARGS) * zs_dot[j] * dy
         if B_AT[j] >= 0:
             offsets, m_load, m_store = bias_block(DIMS[j + 1], BLOCKS[j + 1])
-            push(tl.sum(d_dot, 0), B_AT[j], offsets, m_load, m_store, p_lam, p_sigma, p_v, p_lr, p_steps, p_u, last,
-                 RULE, HYPER, LR_EACH, DIRECTIONS)  # fmt: skip
+            push(tl.sum(d_dot, 0), B_AT[j], offsets, m_load, m_store, p_lam, p_sigma, p_v, p_lr, p_steps, last, RULE,
+                 HYPER, LR_EACH)  # fmt: skip
         offsets, m_load, m_store = weight_block(DIMS[j + 1], DIMS[j], BLOCKS[j + 1], BLOCKS[j])
         if j > 0:
             _, v, _ = pulled(W_AT[j], offsets, m_load, p_lam, p_sigma, p_v, p_lr, p_steps, last, RULE, HYPER, LR_EACH)
@@ -173,5 +171,4 @@ def backward_dot(
             x_dot = slope(zs[j - 1] + tl.load(p_zero, volatile=True), j - 1, ACTS, ARGS) * zs_dot[j - 1]
             h += dot(tl.trans(d), x_dot, PRECISION)
         tl.debug_barrier()  # all have read λ before it changes
-        push(h, W_AT[j], offsets, m_load, m_store, p_lam, p_sigma, p_v, p_lr, p_steps, p_u, last, RULE, HYPER, LR_EACH,
-             DIRECTIONS)  # fmt: skip
+        push(h, W_AT[j], offsets, m_load, m_store, p_lam, p_sigma, p_v, p_lr, p_steps, last, RULE, HYPER, LR_EACH)

@@ -243,12 +243,12 @@ def layer_backward_dot(
 
 @triton.jit
 def layer_adjoint(
-    p_room, p_d, p_lam, p_sigma, p_v, p_lr, p_steps, p_u, last, BN: tl.constexpr, DEPTH: tl.constexpr, J: tl.constexpr,
+    p_room, p_d, p_lam, p_sigma, p_v, p_lr, p_steps, last, BN: tl.constexpr, DEPTH: tl.constexpr, J: tl.constexpr,
     OUT: tl.constexpr, IN: tl.constexpr, WO: tl.constexpr, WI: tl.constexpr, W_AT: tl.constexpr, B_AT: tl.constexpr,
     ROOM: tl.constexpr, ACTS: tl.constexpr, ARGS: tl.constexpr, RULE: tl.constexpr, HYPER: tl.constexpr,
-    LR_EACH: tl.constexpr, DIRECTIONS: tl.constexpr, PRECISION: tl.constexpr,
+    LR_EACH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """λ and σ of layer J one step back; with DIRECTIONS its learning rates' gradient."""
+    """λ and σ of layer J one step back."""
     BO: tl.constexpr = WO if WO < COLUMNS else COLUMNS
     BI: tl.constexpr = WI if WI < COLUMNS else COLUMNS
     BK: tl.constexpr = 16 if PRECISION == "tf32x3" or BN == 16 else CHUNK
@@ -257,8 +257,7 @@ def layer_adjoint(
         if B_AT[J] >= 0:
             o_b, m_b, m_pad = bias_block(OUT, BO, o)
             h_b = tl.sum(tl.load(block_at(p_d_dot, 0, o, BN, BO, WO)), 0)
-            push(h_b, B_AT[J], o_b, m_b, m_pad, p_lam, p_sigma, p_v, p_lr, p_steps, p_u, last, RULE, HYPER, LR_EACH,
-                 DIRECTIONS)  # fmt: skip
+            push(h_b, B_AT[J], o_b, m_b, m_pad, p_lam, p_sigma, p_v, p_lr, p_steps, last, RULE, HYPER, LR_EACH)
         for i in tl.range(0, WI, BI, disable_licm=True):
             h = tl.zeros([BO, BI], tl.float32)
             for n in tl.range(0, BN, BK, disable_licm=True):
@@ -268,19 +267,17 @@ def layer_adjoint(
                     x_dot = activations_dot(p_room, n, i, BK, BI, J, WI, ROOM, DEPTH, ACTS, ARGS)
                     h = accumulate(h, tl.trans(tl.load(block_at(p_d, n, o, BK, BO, WO))), x_dot, PRECISION)
             offsets, m_load, m_store = weight_block(OUT, IN, BO, BI, o, i)
-            push(h, W_AT[J], offsets, m_load, m_store, p_lam, p_sigma, p_v, p_lr, p_steps, p_u, last, RULE, HYPER,
-                 LR_EACH, DIRECTIONS)  # fmt: skip
+            push(h, W_AT[J], offsets, m_load, m_store, p_lam, p_sigma, p_v, p_lr, p_steps, last, RULE, HYPER, LR_EACH)
 
 
 @triton.jit
 def backward_dot(
-    dy, dy_dot, p_room, p_phi, p_lam, p_sigma, p_v, p_lr, p_steps, p_u, last, BN: tl.constexpr, DEPTH: tl.constexpr,
+    dy, dy_dot, p_room, p_phi, p_lam, p_sigma, p_v, p_lr, p_steps, last, BN: tl.constexpr, DEPTH: tl.constexpr,
     DIMS: tl.constexpr, BLOCKS: tl.constexpr, W_AT: tl.constexpr, B_AT: tl.constexpr, ROOM: tl.constexpr,
     ACTS: tl.constexpr, ARGS: tl.constexpr, RULE: tl.constexpr, HYPER: tl.constexpr, LR_EACH: tl.constexpr,
-    DIRECTIONS: tl.constexpr, PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """λ and σ of all layers one step back, in place, from the outputs' cotangents dy and their tangents [BN, BO]; with
-    DIRECTIONS the learning rates' gradient."""
+    """λ and σ of all layers one step back, in place, from the outputs' cotangents dy and their tangents [BN, BO]."""
     store_cotangents(dy, dy_dot, p_room, p_room + ROOM[DEPTH + 1 + DEPTH % 2], 0, BN, BLOCKS[DEPTH], DEPTH,
                      BLOCKS[DEPTH], DEPTH, ROOM, ACTS, ARGS)  # fmt: skip
     tl.debug_barrier()
@@ -290,6 +287,6 @@ def backward_dot(
             layer_backward_dot(p_room, p_d, p_new, p_phi, p_lam, p_sigma, p_v, p_lr, p_steps, last, BN, DEPTH, j,
                                DIMS[j + 1], DIMS[j], BLOCKS[j + 1], BLOCKS[j], W_AT, ROOM, ACTS, ARGS, RULE, HYPER,
                                LR_EACH, PRECISION)  # fmt: skip
-        layer_adjoint(p_room, p_d, p_lam, p_sigma, p_v, p_lr, p_steps, p_u, last, BN, DEPTH, j, DIMS[j + 1], DIMS[j],
+        layer_adjoint(p_room, p_d, p_lam, p_sigma, p_v, p_lr, p_steps, last, BN, DEPTH, j, DIMS[j + 1], DIMS[j],
                       BLOCKS[j + 1], BLOCKS[j], W_AT, B_AT, ROOM, ACTS, ARGS, RULE, HYPER, LR_EACH,
-                      DIRECTIONS, PRECISION)  # fmt: skip
+                      PRECISION)  # fmt: skip
