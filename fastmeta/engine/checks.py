@@ -44,7 +44,6 @@ def check_batch(
         TypeError: a leaf is no tensor, or an argument is missing.
         ValueError: shapes, dtypes or devices do not fit each other or the module, or an input requires grad.
     """
-    _check_trainable(module)  # they may have been frozen since the meta-learner was made
     if batch.support_x is None:
         raise TypeError("support_x must hold tensors [T, N, ...], got None")
     if batch.query_x is None and (query_required or batch.query_y is not None):
@@ -108,10 +107,11 @@ def check_module(module: Any) -> None:
     lazy = [name for name, p in module.named_parameters() if is_lazy(p)]
     if lazy:
         raise ValueError(f"model has parameters without a shape ({lazy[0]!r}); run it once on one sample")
-    _check_trainable(module)
+    check_trainable(module)
 
 
-def _check_trainable(module: nn.Module) -> None:
+def check_trainable(module: nn.Module) -> None:
+    """Raises ValueError where a module has no trainable parameter."""
     if not any(p.requires_grad for p in module.parameters()):
         raise ValueError("model must have a trainable parameter, got none; set requires_grad=True on some")
 

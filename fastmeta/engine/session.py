@@ -25,7 +25,7 @@ from .backends.base import Backend, Planned
 from .backends.cuda_graph import REFERENCE, MetaStepGraphs
 from .backends.one_by_one import OneByOne
 from .batch import TaskBatch, Tree, finite_tasks
-from .checks import check_batch, warn_running_statistics
+from .checks import check_batch, check_trainable, warn_running_statistics
 from .meta_step import MetaGradient, MetaInputs, only_finite
 from .notices import warn_user
 from .objective import Context, Data
@@ -271,6 +271,7 @@ class Sessions:
         moves: _Moves = None if adapts is None else tuple([bool(adapts(name)) for name in state.names])
 
         def make() -> Program:
+            check_trainable(module)  # its parameters may have been frozen since the meta-learner was made
             warn_running_statistics(module)
             if adapts is None:
                 return Program(module)

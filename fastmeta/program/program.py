@@ -94,6 +94,7 @@ class Program:
             return ()
         return [p for i, p in enumerate(trainable) if i not in self._fast]
 
+    @torch.inference_mode(False)  # tensors made in it have no versions, by which a trace notices writes
     def plan(self, inputs: Tree, *, rows: int | None = None, wanted: Sequence[bool] = ()) -> Plan:
         """The plan for inputs like these: a tree of [T, N, ...] tensors, of which only shapes and dtypes are read.
 

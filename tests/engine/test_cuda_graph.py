@@ -18,7 +18,8 @@ from meta_steps import Batch, classification, mlp, regression
 from torch import nn
 from torch.utils import _pytree as pytree
 
-from fastmeta.engine import session
+import fastmeta
+from fastmeta.engine import recent
 from fastmeta.engine.backends import cuda_graph
 
 
@@ -79,6 +80,42 @@ def test_images_labels_and_batch_norm_are_replayed(recorded, bn_statistics):
     ).double()  # fmt: skip
     learners = pair("maml", model, inner_loss=F.cross_entropy, bn_statistics=bn_statistics)
     assert_trains_alike(learners, [classification(1, 4, 4) for _ in range(4)])
+    assert len(recorded) == 1
+
+
+def test_rates_starts_and_weights_are_read_anew_in_every_replay(recorded):
+    """They are made by plain PyTorch before each meta-step, in new memory."""
+
+    class All(fastmeta.MAML):
+        first = 1.0
+
+        def adapts(self, name):
+            return not name.startswith("0")
+
+        def start(self, theta, support):
+            return theta + 0.1 * support.targets[0].mean((1, 2))[:, None]
+
+        def weights(self, steps):
+            return [0.0] * (steps - 1) + [self.first, 1.0]
+
+    made = []
+    for graphed_too in (True, False):
+        torch.manual_seed(3)
+        learner = All(
+            mlp(2, 5, 1), inner_loss=F.mse_loss, inner_steps=2, cuda_graph=graphed_too,
+            inner_optimizer=fastmeta.SGD(lr=fastmeta.PerLayerPerStep(0.3), momentum=0.5),
+        )  # fmt: skip
+        optimizer, outs = torch.optim.SGD(learner.parameters(), lr=0.05), []
+        for learner.first in (1.0, 0.7, 0.4, 0.1):
+            batch = Batch(*(x.clone() for x in regression()))
+            batch.support_x.requires_grad_()
+            optimizer.zero_grad()
+            out = learner(*batch)
+            out.loss.backward()
+            optimizer.step()
+            outs.append((out.loss.detach(), out.outputs, batch.support_x.grad))
+        made.append((outs, [p.detach().clone() for p in learner.parameters()]))
+    assert_equal(*made)
     assert len(recorded) == 1
 
 
@@ -227,7 +264,7 @@ def test_other_shapes_have_graphs_of_their_own(recorded):
 
 
 def test_the_oldest_of_many_shapes_go(recorded, monkeypatch):
-    monkeypatch.setattr(session, "_MOST_GRAPHED", 2)
+    monkeypatch.setattr(recent, "MOST", 2)
     learner, _ = pair()
     for tasks in (2, 3, 4, 2):
         replaying(learner, regression(tasks=tasks))
@@ -260,7 +297,7 @@ def test_graphs_of_a_parameter_that_goes_on_moving_are_few(recorded):
     assert len(recorded) == 7
     graphs = learner._sessions.latest_graphs
     assert graphs is not None
-    assert graphs.how == "4 recorded, each at the second call of its kind"
+    assert graphs.state == "4 recorded, each at the second call of its kind"
     batch = regression()
     assert_equal(learner(*batch).loss, ordinary(*batch).loss)
 

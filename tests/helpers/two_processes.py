@@ -1,7 +1,7 @@
 """One of two processes that train one MAML under DistributedDataParallel, each on its half of the tasks.
 
 `python two_processes.py RANK FOLDER`: reads FOLDER/batch.pt, meets the other through FOLDER/meet, and leaves the
-meta-gradient of each of two steps in FOLDER/RANK.pt.
+meta-gradients of each of two steps in FOLDER/RANK.pt, with and without a static graph.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ import fastmeta
 
 def learner():
     torch.manual_seed(0)
-    return fastmeta.MAML(mlp(2, 5, 1), inner_loss=F.mse_loss, inner_optimizer=fastmeta.SGD(lr=0.3), inner_steps=2)
+    rates = fastmeta.SGD(lr=fastmeta.PerParameter(0.3))
+    return fastmeta.MAML(mlp(2, 5, 1), inner_loss=F.mse_loss, inner_optimizer=rates, inner_steps=2)
 
 
 def gradients(maml, batch):
@@ -41,7 +42,8 @@ def main() -> None:
     distributed.init_process_group("gloo", init_method=f"file://{folder / 'meet'}", rank=rank, world_size=2)
     batch = Batch(*torch.load(folder / "batch.pt"))
     half = Batch(*(x[2 * rank : 2 * rank + 2] for x in batch))
-    torch.save(gradients(DistributedDataParallel(learner()), half), folder / f"{rank}.pt")
+    found = [gradients(DistributedDataParallel(learner(), static_graph=static), half) for static in (False, True)]
+    torch.save(found, folder / f"{rank}.pt")
     distributed.barrier()  # neither leaves while the other still needs it
     distributed.destroy_process_group()
 
