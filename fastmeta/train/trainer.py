@@ -261,6 +261,7 @@ class _Tally:
         self._count = 0
 
     def add(self, loss: Tensor, scores: Tensor, finite: Tensor) -> None:
+        loss = torch.where(finite.any(), loss, torch.nan)  # zero without a finite task, and training must not go on
         self._sums += torch.stack([loss.double(), scores.double().mean(), (~finite).sum().double()])
         self._count += 1
 

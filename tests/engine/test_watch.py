@@ -9,7 +9,7 @@ from meta_steps import assert_close, regression, relative, step
 from torch import nn
 
 import fastmeta
-from fastmeta.engine import session
+from fastmeta.engine import recent
 from fastmeta.engine.watch import Watch
 
 
@@ -98,7 +98,7 @@ def test_parameters_come_in_the_modules_order_and_tied_ones_once():
 
 
 def test_old_programs_are_forgotten(monkeypatch):
-    monkeypatch.setattr(session, "_MOST_PROGRAMS", 3)
+    monkeypatch.setattr(recent, "MOST", 3)
     learner = fastmeta.MAML(Tempered().double(), inner_loss=F.mse_loss)
     batch = regression()
     for temperature in (1.0, 2.0, 3.0, 4.0, 1.0):

@@ -70,6 +70,12 @@ def killed(status: int) -> bool:
     return os.WIFSIGNALED(status) and os.WTERMSIG(status) in KILLERS
 
 
+def iterations(folder: Path) -> int:
+    """How far the run of a folder has come."""
+    checkpoint = folder / "checkpoint.pt"
+    return load_checkpoint(checkpoint)["iteration"] if checkpoint.exists() else 0
+
+
 def main(folder: Path, seed: int) -> None:
     torch.set_num_threads(1)
     train(folder / "whole", 1e9)
@@ -81,8 +87,8 @@ def main(folder: Path, seed: int) -> None:
         status = fork(folder / "killed", max(1e-3, draw.uniform(0.0, needed / KILLS)))
         if not killed(status):
             sys.exit(f"a run was to be killed, and ended with status {status}")
-    checkpoint = folder / "killed" / "checkpoint.pt"
-    reached = load_checkpoint(checkpoint)["iteration"] if checkpoint.exists() else 0
+    while not (reached := iterations(folder / "killed")):  # all were killed while they started
+        fork(folder / "killed", needed / 4)
     status = fork(folder / "killed", 0.0)
     while killed(status):
         status = fork(folder / "killed", 0.0)

@@ -45,7 +45,7 @@ def counted(monkeypatch, optimizer, *, by_layer):
 @pytest.mark.parametrize("by_layer", [False, True])
 def test_every_result_is_written_once(monkeypatch, optimizer, by_layer):
     counts, (loss, gradient, tasks, _) = counted(monkeypatch, optimizer, by_layer=by_layer)
-    results = {"loss": loss, "gradient": gradient, "losses": tasks.losses, "outputs": tasks.outputs[0],
+    results = {"loss": loss, "gradient": gradient.start, "losses": tasks.losses, "outputs": tasks.outputs[0],
                "finite": tasks.finite.view(torch.uint8)}  # fmt: skip
     for name, tensor in results.items():
         (written,) = counts.times_written(tensor.contiguous()).values()
@@ -55,7 +55,7 @@ def test_every_result_is_written_once(monkeypatch, optimizer, by_layer):
         assert (total == 1).all(), "φ_1 … φ_K, once each"
     assert sum(phi.shape[0] for phi in counts.trajectory) == 2 * STEPS
     # the query gradient, and then once for every step of the adjoint
-    total = sum(counts.times_written(tasks.lam).values())
+    total = sum(counts.times_written(tasks.cotangents.start).values())
     assert (total == STEPS + 1).all()
 
 
@@ -101,7 +101,9 @@ def test_no_two_programs_of_a_convolution_write_to_one_place(monkeypatch):
     assert counts.written_twice() == set()
     for phi in counts.trajectory:
         assert (sum(counts.times_written(phi).values()) == 1).all(), "φ_1, padding and all"
-    assert (sum(counts.times_written(tasks.lam).values()) == 2).all(), "the query gradient, and the adjoint"
+    assert (sum(counts.times_written(tasks.cotangents.start).values()) == 2).all(), (
+        "the query gradient, and the adjoint"
+    )
 
 
 def test_launches_of_conv4(monkeypatch):

@@ -119,18 +119,18 @@ def test_hessian_is_symmetric_and_the_derivative_of_the_gradient(name, loss):
     x = randn(T, N, *shape)
     y = labels(N) if isinstance(loss, CrossEntropy) else randn(T, N, C)
     program = Program(module)
-    objective = Objective(program.plan(x), loss, program.layout)
-    context = Context(program.constants(), task_keys(0, T, x.device))
+    objective = Objective(program.plan(x), loss, program.layout, program.shared)
+    context = Context((), program.constants(), task_keys(0, T, x.device))
     data = Data((x,), (y,))
     live = program.layout.pack([torch.ones(T, *s, dtype=x.dtype) for s in program.layout.shapes], T)  # no padding
     phi, u, v = (randn(T, program.layout.size) * live for _ in range(3))
 
     def gradient(phi):
-        return objective.gradient(objective.evaluate(phi, data, context), data)[0]
+        return objective.gradient(objective.evaluate(phi, data, context), data)[0].phi
 
     def product(v):
         at = objective.evaluate(phi, data, context)
-        return objective.hessian_product(at, data, objective.gradient(at, data, keep=True)[1], v)
+        return objective.hessian_product(at, data, objective.gradient(at, data, keep=True)[1], v).phi
 
     hv, hu = product(v), product(u)
     assert (hv.norm(dim=1) > 0.1).all()

@@ -106,12 +106,12 @@ def test_an_index_computed_from_parameters_has_no_tangent():
     module = Lookup().double()
     x, y = randn(T, N, 4), randn(T, N, 2)
     program = Program(module)
-    objective = Objective(program.plan(x), MSE(), program.layout)
-    context = Context(program.constants(), task_keys(0, T, x.device))
+    objective = Objective(program.plan(x), MSE(), program.layout, program.shared)
+    context = Context((), program.constants(), task_keys(0, T, x.device))
     data = Data((x,), (y,))
     phi, v = randn(T, program.layout.size), randn(T, program.layout.size)
     at = objective.evaluate(phi, data, context)
-    got = objective.hessian_product(at, data, objective.gradient(at, data, keep=True)[1], v)
+    got = objective.hessian_product(at, data, objective.gradient(at, data, keep=True)[1], v).phi
 
     def loss(phi, x, y):
         values = {n: p[0] for n, p in program.layout.named(phi[None]).items()}

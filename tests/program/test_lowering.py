@@ -44,7 +44,7 @@ def check(call, x):
     module = Calling(call)
     program = Program(module)
     params = [p.detach().expand(T, *p.shape) for p in module.parameters()]
-    (y,), _ = program.plan(x).forward(params, [x], program.constants(), task_keys(0, T, x.device))
+    (y,), _ = program.plan(x).forward(params, (), [x], program.constants(), task_keys(0, T, x.device))
     torch.testing.assert_close(y, torch.stack([module(one) for one in x]).detach())
 
 

@@ -318,13 +318,13 @@ def test_a_module_that_writes_into_its_input_leaves_the_data_alone():
     before, program = x.clone(), Program(model)
     params = [p.detach().expand(2, *p.shape) for p in model.parameters()]
     plan = program.plan(x)
-    (y,), tape = plan.forward(params, [x], program.constants(), task_keys(0, 2, x.device))
+    (y,), tape = plan.forward(params, (), [x], program.constants(), task_keys(0, 2, x.device))
     grads, _ = plan.backward(tape, [torch.ones_like(y)])
     assert torch.equal(x, before)
     out = torch.stack([model(one.clone()) for one in x])
     out.sum().backward()
     torch.testing.assert_close(y, out.detach())
-    for got, p in zip(grads, model.parameters(), strict=True):
+    for got, p in zip(grads.params, model.parameters(), strict=True):
         torch.testing.assert_close(got.sum(0), p.grad)
 
 

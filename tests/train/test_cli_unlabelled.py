@@ -85,7 +85,7 @@ def test_evaluate_on_other_data(folder, trained, capsys):
     colour = write_pictures(folder / "colour", {"a": 4, "b": 4, "c": 4}, size=28)
     message = refused(["evaluate", checkpoint, "--data", str(colour)], capsys)
     assert "the checkpoint's network takes data of shape (1, 28, 28), these have (3, 28, 28)" in message
-    message = refused(["evaluate", checkpoint, "--data", omniglot, "--within-alphabet"], capsys)
+    message = refused(["evaluate", checkpoint, "--data", "small.zip", "--within-alphabet"], capsys)
     assert "--within-alphabet has no meaning for task umtra; it belongs to omniglot" in message
     assert "--runs has no meaning for task umtra" in refused(["evaluate", checkpoint, "--runs", "x"], capsys)
 
@@ -106,7 +106,7 @@ def test_cactus(folder, trained, capsys):
     (path,) = (folder / "runs/cactus").glob("partitions-*.npy")
     found = np.load(path)
     assert found.shape == (2, 72), "the images of twelve classes of fifteen, six of each"
-    assert main(["evaluate", "runs/cactus/checkpoint.pt", "--data", omniglot, "--episodes", "3"]) == 0
+    assert main(["evaluate", "runs/cactus/checkpoint.pt", "--data", "small.zip", "--episodes", "3"]) == 0
     assert len(rows(capsys.readouterr().out, "meta-learned")) == 1
     message = refused(["evaluate", "runs/cactus/checkpoint.pt", "--episodes", "3"], capsys)
     assert "this run has made none of these; give the data that it was trained on" in message
