@@ -19,7 +19,7 @@ from fastmeta.ops.base import total
 from fastmeta.optim.base import Meta, State, check_number
 
 from .loop import InnerLoop, Trajectory
-from .objective import Context, Data, Slopes, add
+from .objective import Context, Data, Slopes, plus_shared
 
 Keeps = Literal["nothing", "gradients", "trajectory"]
 
@@ -33,6 +33,11 @@ class Cotangents(NamedTuple):
     support: tuple[Tensor | None, ...] = ()  # of support inputs, then targets, [T, N, ...]
     query: tuple[Tensor | None, ...] = ()  # of query inputs, then targets, [T, M, ...]
     state: State = ()  # of the rule's state at φ_0
+
+    @property
+    def start_alone(self) -> bool:
+        """Whether there is nothing but φ_0's: the usual case, in which a small meta-step counts every microsecond."""
+        return not (self[2] or self[3] or self[4] or self[5]) and self[1] is None
 
 
 class Outer(Protocol):
@@ -75,20 +80,21 @@ def _through_steps(
     slopes = Slopes(lam, None, ())
     of_start: Tensor | None = None
     rows: list[Meta] = []
+    handed = loop.metas(meta)
     for at in range(steps - 1, -1, -1):
-        step = loop.pull(run, at, support, context, meta, lam, sigma, wanted=wanted, hessian=hessian)
+        step = loop.pull(run, at, support, context, handed[at], lam, sigma, wanted=wanted, hessian=hessian)
         lam, sigma = lam if identity else step.lam, step.sigma
         rows.append(step.meta)
         of_start = total(of_start, step.start)
         if step.slopes is not None:
-            slopes = add(slopes, step.slopes._replace(phi=lam), step.factor)
+            slopes = plus_shared(slopes, step.slopes, step.factor)
         here = outer(at, run.phis[at])
         if here is not None:
             lam = lam + here.start
-            found = here if found is None else joined(found, here)
+            found = here if found is None else joined(found, here, lam)
     start = lam if of_start is None else lam + of_start
     mine = Cotangents(start, slopes.shared, _of_meta(loop, meta, rows[::-1]), slopes.data, (), sigma)
-    return mine if found is None else joined(mine, found)._replace(start=start)
+    return mine if found is None or found.start_alone else joined(mine, found, start)
 
 
 def _of_meta(loop: InnerLoop, meta: Meta, rows: list[Meta]) -> tuple[Tensor, ...]:
@@ -109,8 +115,8 @@ def _of_meta(loop: InnerLoop, meta: Meta, rows: list[Meta]) -> tuple[Tensor, ...
     return tuple(found)
 
 
-def joined(a: Cotangents, b: Cotangents) -> Cotangents:
-    """The sum of two."""
+def joined(a: Cotangents, b: Cotangents, start: Tensor) -> Cotangents:
+    """The sum of two, but for `start`, which is that of φ_0."""
 
     def plus(xs: tuple[Tensor | None, ...], ys: tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
         if not xs or not ys:
@@ -118,8 +124,6 @@ def joined(a: Cotangents, b: Cotangents) -> Cotangents:
         # a query pass knows the support set's inputs alone, not its targets
         return tuple(total(x, y) for x, y in zip_longest(xs, ys))
 
-    start = total(a.start, b.start)
-    assert start is not None
     meta = tuple(x for x in plus(a.meta, b.meta) if x is not None)
     state = tuple(x for x in plus(a.state, b.state) if x is not None)
     return Cotangents(start, total(a.shared, b.shared), meta, plus(a.support, b.support), plus(a.query, b.query), state)
@@ -231,8 +235,8 @@ class Implicit(Adjoint):
 
         x = conjugate_gradients(system, found.start, self.steps)
         if loop.objective.shared.size or loop.objective.data_wanted:
-            mixed = add(Slopes(x, None, ()), product(x), -1.0 / self.strength)
-            found = joined(found, Cotangents(torch.zeros_like(x), mixed.shared, (), mixed.data))
+            mixed = plus_shared(Slopes(x, None, ()), product(x), -1.0 / self.strength)
+            found = joined(found, Cotangents(x, mixed.shared, (), mixed.data), x)
         return found._replace(start=x, state=sigma or ())
 
 

@@ -69,24 +69,28 @@ class Sources(NamedTuple):
         at: φ_0, ψ, η, weights and state.
         layout: of φ_0, where `at.start` is the module's own parameters.
         shared: of ψ.
-        support, query: the data, of which those that require grad get one.
+        data: support inputs and targets, then the query set's; () where none of them requires grad.
+        sizes: how many of them are of the support and of the query set.
     """
 
     at: MetaInputs
     layout: Layout
     shared: Layout
-    support: Data
-    query: Data
+    data: tuple[Tensor, ...]
+    sizes: tuple[int, int]
+
+    @classmethod
+    def of(cls, at: MetaInputs, layout: Layout, shared: Layout, support: Data, query: Data) -> Sources:
+        """With the data, where any of it requires grad."""
+        parts = (*support.inputs, *support.targets), (*query.inputs, *query.targets)
+        data = (*parts[0], *parts[1])
+        wanted = any(x.requires_grad for x in data)
+        return cls(at, layout, shared, data if wanted else (), (len(parts[0]), len(parts[1])))
 
     def tensors(self) -> list[Tensor]:
         """What autograd is shown, in the order of `gradients`."""
         start = [self.at.start] if isinstance(self.at.start, Tensor) else self.at.start
-        return [*start, *self.at.shared, *self.at.meta, *(self.at.state or ()), *self._data()]
-
-    def _data(self) -> list[Tensor]:
-        if not _any_wanted(self.support) and not _any_wanted(self.query):
-            return []
-        return [*self.support.inputs, *self.support.targets, *self.query.inputs, *self.query.targets]
+        return [*start, *self.at.shared, *self.at.meta, *(self.at.state or ()), *self.data]
 
     def gradients(self, found: Cotangents) -> tuple[Tensor | None, ...]:
         """Gradients of `tensors()` out of cotangents that are summed over tasks as `MetaGradient.gradient` is."""
@@ -100,12 +104,8 @@ class Sources(NamedTuple):
         meta = found.meta or (None,) * len(self.at.meta)
         state = (found.state or (None,) * len(self.at.state)) if self.at.state else ()
         data: tuple[Tensor | None, ...] = ()
-        if self._data():
-            sizes = [
-                len(self.support.inputs) + len(self.support.targets),
-                len(self.query.inputs) + len(self.query.targets),
-            ]
-            parts = zip((found.support, found.query), sizes, strict=True)
+        if self.data:
+            parts = zip((found.support, found.query), self.sizes, strict=True)
             data = tuple(d for part, size in parts for d in (*part, *(None,) * (size - len(part))))
         return (*start, *shared, *meta, *state, *data)
 
@@ -129,10 +129,6 @@ class Sources(NamedTuple):
             each(found.query),
             tuple(scaled(x) for x in found.state),
         )
-
-
-def _any_wanted(data: Data) -> bool:
-    return any(x.requires_grad for x in data.inputs) or any(x.requires_grad for x in data.targets)
 
 
 class MetaStep(Function):

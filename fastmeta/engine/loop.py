@@ -81,11 +81,13 @@ class InnerLoop:
         rows = self._rows(support, k)
         return support if rows is None else support.take(rows, 1)
 
-    def _meta(self, meta: Meta, k: int) -> Meta:
-        """What step k is handed of η."""
+    def metas(self, meta: Meta) -> list[Meta]:
+        """What every step that is run is handed of η."""
+        steps = range(self.first, self.first + self.steps)
         if not self.rule.meta_by_step:
-            return meta
-        return tuple([m[k] if m.shape[0] > 1 else m[0] for m in meta])
+            return [meta] * self.steps
+        rows = [m.unbind(0) for m in meta]
+        return [tuple([row[k if len(row) > 1 else 0] for row in rows]) for k in steps]
 
     def gradient(
         self, phi: Tensor, start: Tensor, k: int, support: Data, context: Context, *, keep: bool, read: bool
@@ -116,7 +118,7 @@ class InnerLoop:
         states: list[State] = []
         records: list[Record | None] = []
         whole = keep == "trajectory" and not self.recompute
-        for k in range(self.first, self.first + self.steps):
+        for k, handed in enumerate(self.metas(meta), self.first):
             g, record = self.gradient(phi, start, k, support, context, keep=whole, read=wanted)
             if keep != "nothing":
                 phis.append(phi)
@@ -124,23 +126,23 @@ class InnerLoop:
                 if keep == "gradients":
                     record = record._replace(at=None, cotangents=[])
                 records.append(None if keep == "trajectory" and self.recompute else record)
-            phi, state = self.rule.step(phi, g, state, k, self._meta(meta, k))
+            phi, state = self.rule.step(phi, g, state, k, handed)
         return Trajectory(start, phi, state, phis, states, records)
 
     def pull(
-        self, run: Trajectory, at: int, support: Data, context: Context, meta: Meta, lam: Tensor, sigma: State,
+        self, run: Trajectory, at: int, support: Data, context: Context, handed: Meta, lam: Tensor, sigma: State,
         *, wanted: bool, hessian: bool,
     ) -> Step:  # fmt: skip
         """λ_{k+1}, σ_{k+1} → λ_k, σ_k at the `at`-th step that was run. Uses its record up.
 
-        Without `hessian` inner gradients count as constants.
+        `handed` is what the step had of η. Without `hessian` inner gradients count as constants.
         """
         k, phi = self.first + at, run.phis[at]
         record, run.records[at] = run.records[at], None
         if record is None:
             _, record = self.gradient(phi, run.start, k, support, context, keep=hessian, read=wanted)
         g = record.g if record.g is None or self.clip_norm is None else clipped(record.g, self.clip_norm)
-        pulled = self.rule.vjp(phi, g, run.states[at], k, self._meta(meta, k), lam, sigma, wanted=wanted)
+        pulled = self.rule.vjp(phi, g, run.states[at], k, handed, lam, sigma, wanted=wanted)
         if not hessian:
             return Step(pulled.direct, pulled.state, None, 1.0, None, pulled.meta)
         v = pulled.v
@@ -156,7 +158,9 @@ class InnerLoop:
             lam = torch.addcmul(pulled.direct, product, pulled.factor)
         else:
             lam = pulled.direct.add(product, alpha=pulled.factor)
-        return Step(lam, pulled.state, self._spread(slopes, support, k), pulled.factor, of_start, pulled.meta)
+        more = self.objective.shared.size or self.objective.data_wanted
+        rest = self._spread(slopes, support, k) if more else None
+        return Step(lam, pulled.state, rest, pulled.factor, of_start, pulled.meta)
 
     def _spread(self, slopes: Slopes, support: Data, k: int) -> Slopes:
         """Gradients of an inner batch's samples as those of the whole support set."""

@@ -109,6 +109,9 @@ class MetaGradient(NamedTuple):
 def over_tasks(function: Callable[[list[Tensor]], Tensor], slices: Sequence[Cotangents]) -> Cotangents:
     """`function` of every tensor of some cotangents of equal structure."""
 
+    if slices[0].start_alone:
+        return Cotangents(function([x[0] for x in slices]))
+
     def each(values: tuple[Any, ...]) -> Any:
         if values[0] is None:
             return None

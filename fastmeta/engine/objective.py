@@ -163,17 +163,15 @@ class Objective:
         return self._slopes(gradients, d_dot[outputs:], v.shape[0], whole=True)
 
 
-def add(a: Slopes, b: Slopes, alpha: float | Tensor = 1.0) -> Slopes:
-    """a + alpha · b."""
+def plus_shared(a: Slopes, b: Slopes, alpha: float | Tensor) -> Slopes:
+    """`a`, with alpha times what `b` has of shared parameters and data added to its own."""
 
     def plus(x: Tensor | None, y: Tensor | None) -> Tensor | None:
         return x if y is None else total(x, y if isinstance(alpha, float) and alpha == 1.0 else y * alpha)
 
-    phi = plus(a.phi, b.phi)
-    assert phi is not None
     data = a.data or (None,) * len(b.data)
     data = tuple(plus(x, y) for x, y in zip(data, b.data or (None,) * len(data), strict=True))
-    return Slopes(phi, plus(a.shared, b.shared), data)
+    return Slopes(a.phi, plus(a.shared, b.shared), data)
 
 
 def _after_zeros(d: Tensor, rows: int) -> Tensor:

@@ -66,24 +66,16 @@ class Session(NamedTuple):
     kind: Kind
     sessions: Sessions
     graphs: MetaStepGraphs | None  # where the meta-step is to be replayed
+    support: Data  # the batch's tensors
+    query: Data
 
     @property
     def layout(self) -> Layout:
         """Of a row of fast weights."""
         return self.program.layout
 
-    @property
-    def support(self) -> Data:
-        """The support set's tensors."""
-        return Data(leaves_of(self.batch.support_x), leaves_of(self.batch.support_y))
-
-    @property
-    def query(self) -> Data:
-        """The query set's tensors."""
-        return Data(leaves_of(self.batch.query_x), leaves_of(self.batch.query_y))
-
     def _sources(self, at: MetaInputs, query: Data) -> Sources:
-        return Sources(at, self.program.layout, self.program.shared, self.support, query)
+        return Sources.of(at, self.program.layout, self.program.shared, self.support, query)
 
     def meta_step(self, *, keep: bool) -> MetaGradient:
         """Losses, outputs and, where `keep` says so, the meta-gradient, without a graph of autograd's."""
@@ -160,7 +152,7 @@ class Session(NamedTuple):
         """The same tasks with query inputs, planned for their shapes."""
         batch = TaskBatch(self.batch.support_x, self.batch.support_y, query_x)
         backend = self.sessions.backend(self.program, self.module, self.options, batch, self.kind, with_loss=False)
-        return self._replace(batch=batch, backend=backend)
+        return self._replace(batch=batch, backend=backend, query=Data(leaves_of(query_x), ()))
 
     def _recording(self) -> AbstractContextManager[Any]:
         """Without autograd, but for a backend whose own results it is."""
@@ -194,6 +186,7 @@ class Session(NamedTuple):
                 setattr(backend, "allow_tf32", value)  # noqa: B010
 
 
+_PLAIN = Call(0)[1:]  # of an algorithm that says nothing of its own
 _Moves = tuple[bool, ...] | None  # of the trainable parameters, in order; None: all
 _Latest = tuple[Program, Options, Hashable, Backend]
 
@@ -207,6 +200,7 @@ class Sessions:
         self._warned: set[str] = set()
         self._watch = Watch()
         self._latest: _Latest | None = None
+        self._plain: tuple[Survey, Options, int, tuple[Program, MetaInputs, Kind]] | None = None  # of the last call
         self.latest_graphs: MetaStepGraphs | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Sessions:
@@ -218,18 +212,25 @@ class Sessions:
     def open(self, module: nn.Module, options: Options, batch: TaskBatch, call: Call) -> Session:
         """A session on `batch`, which is checked; without a query set only `adapt` may be called on it."""
         state = self._watch.look(module)
-        program = self.program(module, state, call.adapts)
-        at, kind = self._inputs(state, program, options, batch, call)
+        support = Data(leaves_of(batch.support_x), leaves_of(batch.support_y))
+        program, at, kind = self._inputs(module, state, options, batch, support, call)
         with_loss = batch.query_x is not None
         backend = self.backend(program, module, options, batch, kind, with_loss=with_loss)
         graphs = self._graphs_of(backend) if options.cuda_graph and with_loss else None
         context = Context(at.shared, program.constants(), backend.keys())
-        return Session(options, module, program, backend, batch, at, context, kind, self, graphs)
+        query = Data(leaves_of(batch.query_x), leaves_of(batch.query_y))
+        return Session(options, module, program, backend, batch, at, context, kind, self, graphs, support, query)
 
     def _inputs(
-        self, state: Survey, program: Program, options: Options, batch: TaskBatch, call: Call
-    ) -> tuple[MetaInputs, Kind]:
-        """What the meta-step is differentiated by, and what of it makes another plan."""
+        self, module: nn.Module, state: Survey, options: Options, batch: TaskBatch, support: Data, call: Call
+    ) -> tuple[Program, MetaInputs, Kind]:
+        """The module's program, what the meta-step is differentiated by, and what of that makes another plan."""
+        plain = call[1:] == _PLAIN and options.inner_optimizer.learned is None
+        known = self._plain
+        # with the module and the options as they were, the parameters and a fixed step size are those of the last call
+        if plain and known is not None and known[0] is state and known[1] is options and known[2] == call.steps:
+            return known[3]
+        program = self.program(module, state, call.adapts)
         if program.shared.size and isinstance(options.adjoint, Displacement):
             raise ValueError(
                 f"Reptile trains what its inner loop moves, and adapts() keeps {list(program.shared.names)} out of it; "
@@ -241,12 +242,14 @@ class Sessions:
             start, rule_state, first = call.going_on
             rule_state = rule_state or None
         elif call.start is not None:
-            support = Data(leaves_of(batch.support_x), leaves_of(batch.support_y))
             start = _checked_start(call.start(program.layout.row(start), support), program.layout, batch.tasks)
         meta = options.inner_optimizer.meta(program.layout, first + call.steps)
         weights, asked = _checked_weights(call.weights, call.steps, program.layout)
         at = MetaInputs(start, tuple(program.shared_of(state.trainable)), meta, weights, rule_state)
-        return at, Kind(call.steps, first, asked, _form_of(start), tuple(map(_form_of_meta, meta)))
+        kind = Kind(call.steps, first, asked, _form_of(start), tuple(map(_form_of_meta, meta)))
+        if plain and options.inner_optimizer.fixed:
+            self._plain = (state, options, call.steps, (program, at, kind))
+        return program, at, kind
 
     def _graphs_of(self, backend: Backend) -> MetaStepGraphs | None:
         if not isinstance(backend, Planned):

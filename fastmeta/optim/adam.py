@@ -53,6 +53,11 @@ class Adam:
         """Learned rates, where `lr` is such."""
         return self.lr if isinstance(self.lr, Rates) else None
 
+    @property
+    def fixed(self) -> bool:
+        """Whether `lr` is a number, or one for each step."""
+        return isinstance(self.lr, int | float | tuple)
+
     def meta(self, rows: Rows, steps: int) -> Meta:
         """The rates, [K, P] or what broadcasts to it."""
         return (rates_of(self.lr, rows, steps),)

@@ -95,6 +95,11 @@ class InnerRule(Protocol):
         """The module that holds η, for the outer optimiser; None where nothing is learned."""
         ...
 
+    @property
+    def fixed(self) -> bool:
+        """Whether `meta` gives the same tensors in every call."""
+        ...
+
     def meta(self, rows: Rows, steps: int) -> Meta:
         """η and step sizes for `steps` steps on rows like these, differentiable in the parameters of `learned`."""
         ...
@@ -126,6 +131,7 @@ class Rule:
     reads_gradient: ClassVar[bool] = True
     meta_by_step: ClassVar[bool] = False
     learned: nn.Module | None = None
+    fixed: bool = False
 
     def init(self, phi: Tensor) -> State:
         """The state of new tasks, at φ_0 [T, P]: none."""

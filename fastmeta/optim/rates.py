@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Any, Literal, cast
 
 import torch
@@ -147,13 +148,20 @@ def rates_of(lr: Rate, rows: Rows, steps: int) -> Tensor:
             )
         return rates.to(rows.device, rows.dtype)
     if isinstance(lr, int | float):
-        return torch.full((1, 1), lr, dtype=rows.dtype, device=rows.device)
+        return _fixed(float(lr), rows.dtype, rows.device)
     values = [lr(k) for k in range(steps)] if callable(lr) else list(lr[:steps])
     if len(values) < steps:
         raise ValueError(f"lr holds a step size for each of {len(values)} inner steps, and {steps} are asked for")
     for k, value in enumerate(values):
         check_number(f"lr of step {k}", value)
     return torch.tensor(values, dtype=rows.dtype).reshape(-1, 1).to(rows.device)
+
+
+@lru_cache(maxsize=64)
+def _fixed(lr: float, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """[1, 1]; kept, as a meta-step of a few hundred microseconds waits for it."""
+    with torch.inference_mode(False):
+        return torch.full((1, 1), lr, dtype=dtype, device=device)
 
 
 def check_rate(name: str, lr: Any) -> None:

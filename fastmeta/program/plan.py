@@ -167,9 +167,9 @@ class Plan:
         for i in range(len(self.nodes) - 1, -1, -1):
             node = self.nodes[i]
             dy = node.pick(d)
-            needs = node.needs if whole else node.moves
-            if dy is None or not any(needs):
+            if dy is None or not (node.active if whole else node.moving):
                 continue
+            needs = node.needs if whole else node.moves
             self._accumulate(d, node, needs, node.op.backward(tape[i], dy, needs))
             if keep:
                 cotangents[i] = dy
@@ -219,6 +219,8 @@ class Plan:
         return self._collected(d)
 
     def _collected(self, d: Sequence[Tensor | None]) -> Gradients:
+        if self.only_fast:
+            return Gradients([d[s] for s in self.param_slots], [], [None] * len(self.input_slots))
         inputs = [d[s] if wanted else None for s, wanted in zip(self.input_slots, self.input_wanted, strict=True)]
         return Gradients([d[s] for s in self.param_slots], [d[s] for s in self.shared_slots], inputs)
 

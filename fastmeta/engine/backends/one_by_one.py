@@ -74,7 +74,10 @@ class OneByOne:
                 losses = losses.index_copy(0, kept, again)
             else:
                 losses = losses + _zero(at, context)
-        tasks = TaskResults(losses, [None if y is None else y.detach() for y in outputs], finite, None)
+        given: list[Any] = [
+            None if y is None else y.detach() for y in outputs
+        ]  # a module may return None beside tensors
+        tasks = TaskResults(losses, given, finite, None)
         return MetaGradient(mean_finite(losses, finite), None, tasks)
 
     def _step(self, at: MetaInputs, support: Data, query: Data, *, keep: bool) -> tuple[Tensor, list[Any], Tensor]:
