@@ -234,7 +234,7 @@ class Implicit(Adjoint):
             return v.add(product(v).phi, alpha=1.0 / self.strength)
 
         x = conjugate_gradients(system, found.start, self.steps)
-        if loop.objective.shared.size or loop.objective.data_wanted:
+        if loop.objective.shared_or_data:
             mixed = plus_shared(Slopes(x, None, ()), product(x), -1.0 / self.strength)
             found = joined(found, Cotangents(x, mixed.shared, (), mixed.data), x)
         return found._replace(start=x, state=sigma or ())

@@ -158,8 +158,7 @@ class InnerLoop:
             lam = torch.addcmul(pulled.direct, product, pulled.factor)
         else:
             lam = pulled.direct.add(product, alpha=pulled.factor)
-        more = self.objective.shared.size or self.objective.data_wanted
-        rest = self._spread(slopes, support, k) if more else None
+        rest = self._spread(slopes, support, k) if self.objective.shared_or_data else None
         return Step(lam, pulled.state, rest, pulled.factor, of_start, pulled.meta)
 
     def _spread(self, slopes: Slopes, support: Data, k: int) -> Slopes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -222,33 +223,37 @@ class Engine:
     asked: tuple[int, ...] | None = None  # steps k whose query loss counts; None: the last
     meta_wanted: bool = False  # does η get a gradient
 
-    @property
+    @cached_property
     def random(self) -> bool:
         """Whether the module draws random numbers."""
         return self.loop.objective.plan.random or self.outer.plan.random
 
-    @property
+    @cached_property
     def steps_asked(self) -> tuple[int, ...]:
         """The steps k whose query loss counts."""
         return (self.loop.steps,) if self.asked is None else self.asked
 
-    @property
+    @cached_property
     def whole(self) -> bool:
         """Whether anything but φ_0 and η gets a gradient."""
-        inner = self.loop.objective
-        return bool(inner.shared.size) or inner.data_wanted or self.outer.data_wanted
+        return self.loop.objective.shared_or_data or self.outer.data_wanted
 
-    @property
+    @cached_property
     def keeps(self) -> Keeps:
         """What the inner loop leaves for the adjoint."""
         if self.adjoint.keeps == "nothing" and self._every_step:
             return "gradients"
         return self.adjoint.keeps
 
-    @property
+    @cached_property
+    def _several(self) -> bool:
+        """Whether the query loss counts before the last step."""
+        return any(k < self.loop.steps for k in self.steps_asked)
+
+    @cached_property
     def _every_step(self) -> bool:
         """Whether an adjoint that needs no trajectory needs it all the same."""
-        return self.meta_wanted or any(k < self.loop.steps for k in self.steps_asked)
+        return self.meta_wanted or self._several
 
     def row(self, at: MetaInputs) -> Tensor:
         """φ_0 as [1, P] for all tasks, or [T, P]."""
@@ -301,8 +306,7 @@ class Engine:
 
     def meta_step(self, at: MetaInputs, support: Data, query: Data, context: Context, *, keep: bool) -> TaskResults:
         """Losses and outputs on the query set and, where `keep` says so, each task's share of the meta-gradient."""
-        several = any(k < self.loop.steps for k in self.steps_asked)
-        _, run = self.adapt(at, support, context, keep=keep or several)
+        _, run = self.adapt(at, support, context, keep=keep or self._several)
         data = Data(self.seen(support, query.inputs), query.targets)
         outer = self._query(data, context, at.weights, whole=self.whole)
         if not keep or isinstance(self.adjoint, Displacement):

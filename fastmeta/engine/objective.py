@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
@@ -81,21 +82,36 @@ class Objective:
     layout: Layout
     shared: Layout
     skip: int = 0
-    targets_wanted: tuple[bool, ...] = ()  # which targets get a gradient; (): none does
+    targets_wanted: tuple[bool, ...] = ()  # which targets get a gradient
 
     @property
     def _loss(self) -> Loss:
         assert self.loss is not None, "this objective was made without a loss"
         return self.loss
 
-    @property
+    @cached_property
+    def shared_or_data(self) -> bool:
+        """Whether anything but fast weights gets a gradient."""
+        return bool(self.shared.size) or self.data_wanted
+
+    @cached_property
     def data_wanted(self) -> bool:
         """Whether any input or target gets a gradient."""
         return any(self.plan.input_wanted) or any(self.targets_wanted)
 
-    def _needs(self, data: Data, active: tuple[bool, ...], *, targets: bool) -> tuple[bool, ...]:
-        wanted = self.targets_wanted if targets and self.targets_wanted else (False,) * len(data.targets)
-        return (*active, *wanted)
+    @cached_property
+    def _moving(self) -> tuple[bool, ...]:
+        """Which inputs of the loss matter for an inner gradient."""
+        return (*self.plan.output_moving, *(False,) * len(self.targets_wanted))
+
+    @cached_property
+    def _active(self) -> tuple[bool, ...]:
+        """And which for the gradients of everything that gets one."""
+        return (*self.plan.output_active, *self.targets_wanted)
+
+    @cached_property
+    def _outputs(self) -> int:
+        return len(self.plan.output_slots)
 
     def _forward(
         self, phi: Tensor, inputs: tuple[Tensor, ...], context: Context, keep: bool
@@ -144,23 +160,20 @@ class Objective:
     ) -> tuple[Slopes, list[Any]]:
         """g [T, P] of each task's own loss, and with `whole` the gradients of all else that gets one; the cotangents
         inside the plan too where `keep` asks for them."""
-        outputs = len(self.plan.output_slots)
-        active = self.plan.output_active if whole else self.plan.output_moving
-        d = self._loss.backward(at.saved, None, self._needs(data, active, targets=whole))
-        gradients, cotangents = self._backward(at.tape, d[:outputs], keep=keep, whole=whole)
-        return self._slopes(gradients, d[outputs:], at.outputs[0].shape[0], whole=whole), cotangents
+        d = self._loss.backward(at.saved, None, self._active if whole else self._moving)
+        d_outputs, d_targets = d[: self._outputs], d[self._outputs :]
+        gradients, cotangents = self._backward(at.tape, d_outputs, keep=keep, whole=whole)
+        return self._slopes(gradients, d_targets, at.outputs[0].shape[0], whole=whole), cotangents
 
     def hessian_product(self, at: Evaluation, data: Data, cotangents: list[Any], v: Tensor) -> Slopes:
         """H v [T, P], H the Hessian of each task's loss, and the mixed second derivatives along v of all else that gets
         a gradient: the gradient on dual numbers. Consumes the tapes."""
-        outputs = len(self.plan.output_slots)
         outputs_dot, tape_dot = self.plan.forward_dot(at.tape, self.layout.views(v))
         no_tangent = (None,) * len(data.targets)
         _, saved_dot = self._loss.forward_dot(at.saved, (*outputs_dot, *no_tangent))
-        needs = self._needs(data, self.plan.output_active, targets=True)
-        d_dot = self._loss.backward_dot(at.saved, saved_dot, None, None, needs)
-        gradients = self.plan.backward_dot(at.tape, tape_dot, cotangents, d_dot[:outputs])
-        return self._slopes(gradients, d_dot[outputs:], v.shape[0], whole=True)
+        d_dot = self._loss.backward_dot(at.saved, saved_dot, None, None, self._active)
+        gradients = self.plan.backward_dot(at.tape, tape_dot, cotangents, d_dot[: self._outputs])
+        return self._slopes(gradients, d_dot[self._outputs :], v.shape[0], whole=self.shared_or_data)
 
 
 def plus_shared(a: Slopes, b: Slopes, alpha: float | Tensor) -> Slopes:

@@ -119,7 +119,7 @@ def test_hessian_is_symmetric_and_the_derivative_of_the_gradient(name, loss):
     x = randn(T, N, *shape)
     y = labels(N) if isinstance(loss, CrossEntropy) else randn(T, N, C)
     program = Program(module)
-    objective = Objective(program.plan(x), loss, program.layout, program.shared)
+    objective = Objective(program.plan(x), loss, program.layout, program.shared, targets_wanted=(False,))
     context = Context((), program.constants(), task_keys(0, T, x.device))
     data = Data((x,), (y,))
     live = program.layout.pack([torch.ones(T, *s, dtype=x.dtype) for s in program.layout.shapes], T)  # no padding
