@@ -84,7 +84,7 @@ class InnerLoop:
     def metas(self, meta: Meta) -> list[Meta]:
         """What every step that is run is handed of η."""
         steps = range(self.first, self.first + self.steps)
-        if not self.rule.meta_by_step:
+        if not self.rule.meta_by_step or not self.steps:
             return [meta] * self.steps
         rows = [m.unbind(0) for m in meta]
         return [tuple([row[k if len(row) > 1 else 0] for row in rows]) for k in steps]

@@ -87,11 +87,12 @@ class MetaGradient(NamedTuple):
     @classmethod
     def of(cls, tasks: TaskResults, *, one_start: bool = True) -> MetaGradient:
         """Means over the finite tasks; `one_start`: all tasks start at the same φ_0."""
-        found = tasks.cotangents
-        loss = mean_finite(tasks.losses, tasks.finite)
+        found, count = tasks.cotangents, finite_count(tasks.finite)
+        loss = mean_finite(tasks.losses, tasks.finite, count)
         if found is None:
             return cls(loss, None, tasks)
-        count = finite_count(tasks.finite)
+        if found.start_alone:
+            return cls(loss, Cotangents(found.start.sum(0) / count if one_start else found.start / count), tasks)
 
         def mean(x: Tensor) -> Tensor:
             return x.sum(0) / count
@@ -144,9 +145,9 @@ def finite_count(finite: Tensor) -> Tensor:
     return finite.sum().clamp(min=1)
 
 
-def mean_finite(losses: Tensor, finite: Tensor) -> Tensor:
-    """Mean of [T] losses over the tasks that stayed finite; zero without any."""
-    return torch.where(finite, losses, 0.0).sum() / finite_count(finite)  # where, not a product: 0 · NaN is NaN
+def mean_finite(losses: Tensor, finite: Tensor, count: Tensor) -> Tensor:
+    """Mean of [T] losses over the `finite_count` of tasks that stayed finite; zero without any."""
+    return torch.where(finite, losses, 0.0).sum() / count  # where, not a product: 0 · NaN is NaN
 
 
 class QueryPass:
@@ -324,6 +325,8 @@ class Engine:
 
 def only_finite(found: Cotangents, finite: Tensor) -> Cotangents:
     """Cotangents of zero for tasks that did not stay finite."""
+    if found.start_alone:
+        return Cotangents(torch.where(finite.unsqueeze(1), found.start, 0.0))
 
     def of(xs: list[Tensor]) -> Tensor:
         (x,) = xs

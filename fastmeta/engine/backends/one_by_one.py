@@ -15,7 +15,7 @@ from torch.utils import _pytree as pytree
 
 from fastmeta.engine.adjoint import Adjoint, Cotangents, Displacement, Identity, Unrolled
 from fastmeta.engine.batch import TaskBatch, Tree, finite_tasks
-from fastmeta.engine.meta_step import MetaGradient, MetaInputs, TaskResults, mean_finite
+from fastmeta.engine.meta_step import MetaGradient, MetaInputs, TaskResults, finite_count, mean_finite
 from fastmeta.engine.objective import Context, Data
 from fastmeta.engine.options import Kind, Options
 from fastmeta.engine.prior import Prior, Proximal
@@ -78,7 +78,7 @@ class OneByOne:
             None if y is None else y.detach() for y in outputs
         ]  # a module may return None beside tensors
         tasks = TaskResults(losses, given, finite, None)
-        return MetaGradient(mean_finite(losses, finite), None, tasks)
+        return MetaGradient(mean_finite(losses, finite, finite_count(finite)), None, tasks)
 
     def _step(self, at: MetaInputs, support: Data, query: Data, *, keep: bool) -> tuple[Tensor, list[Any], Tensor]:
         path = self._path(at, support)
