@@ -100,7 +100,10 @@ class TorchBackend(Planned):
         prepare = self._meta_step if keep else self._evaluate
         if self._whole:
             return prepare(at, support, query, context)()
-        calls = [prepare(at.take(s), support.take(s, 0), query.take(s, 0), context.take(s)) for s in self.slices]
+        if len(self.slices) == 1:
+            calls = [prepare(at, support, query, context)]
+        else:
+            calls = [prepare(at.take(s), support.take(s, 0), query.take(s, 0), context.take(s)) for s in self.slices]
         return MetaGradient.of(TaskResults.joined(self._run(calls)), one_start=at.one_start)
 
     def adapt(self, at: MetaInputs, support: Data, context: Context, *, keep: bool) -> Adapted:
