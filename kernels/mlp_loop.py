@@ -273,7 +273,7 @@ def adjoint_kernel(
         p_state = p_states + (((k + R - 1) % R) * T + i_task) * STATES * P
         p_lr_k, p_step = p_lr + k * P, p_steps + 4 * k
         first, last = (k == 0) * 1, (back == 0) * 1
-        if DIRECTIONS:  # where λ changes no register is free: 44 to 140 bytes of stack (1-40-40-1, float32)
+        if DIRECTIONS:  # where λ changes it would take 44 to 140 bytes of stack with K = 1 too (1-40-40-1, float32)
             rate_gradients(p_lam, p_directions + (k * T + i_task) * P, P, 1024)
         rows, m_rows = samples(k, N, B, BN)
         x = inputs(p_x, rows, m_rows, DIMS[0], BLOCKS[0])
