@@ -105,14 +105,16 @@ class Layerwise:
 
     def apply(
         self, adapted: Adapted, steps: int, x: Tensor, y: Tensor, loss: LossRule, *, lam: Tensor | None,
-        finite: Tensor | None = None, reptile: bool = False, lent: int = 0,
+        finite: Tensor | None = None, reptile: bool = False, statistics_rows: int = 0,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """As `MLP.apply`. Batch norms take their statistics from the first `lent` samples, which are in no loss, or
-        where there are none from all."""
+        """As `MLP.apply`.
+
+        Batch norms take their statistics from the first `statistics_rows` samples, which are in no loss; 0: from all.
+        """
         weights = self._weights(adapted, steps)
-        values = self._forward(weights, x, seen=lent or x.shape[1])
+        values = self._forward(weights, x, rows=statistics_rows or x.shape[1])
         losses = x.new_empty(x.shape[0])
-        target, value = Target(loss, y, lent), Values(losses, adapted.bad)
+        target, value = Target(loss, y, statistics_rows), Values(losses, adapted.bad)
         if lam is None or reptile:
             outputs = self.tail.value(weights, values[-1], target, value)
         else:
@@ -189,7 +191,7 @@ class Layerwise:
             lambda count: self._counters(to.device, count),
         )
 
-    def _forward(self, weights: Weights, x: Tensor, known: list[Any] | None = None, seen: int = 0) -> list[Any]:
+    def _forward(self, weights: Weights, x: Tensor, known: list[Any] | None = None, rows: int = 0) -> list[Any]:
         """Every stage's values, with their tangents where the weights move; `known` ones are not computed again."""
         values: list[Any] = []
 
@@ -198,7 +200,7 @@ class Layerwise:
 
         for at, stage in enumerate(self.stages):
             before = None if known is None else known[at]
-            values.append(stage.forward(weights, inputs(at), before, seen or x.shape[1]))
+            values.append(stage.forward(weights, inputs(at), before, rows or x.shape[1]))
         (last,) = inputs(-1)
         values.append(self.tail.forward(weights, last, None if known is None else known[-1]))
         return values

@@ -18,7 +18,7 @@ from fastmeta.engine.notices import warn_user
 from fastmeta.engine.objective import Data
 from fastmeta.engine.options import Loss, Options
 from fastmeta.engine.prior import Prior
-from fastmeta.engine.session import Call, Session, Sessions, check_batch_of
+from fastmeta.engine.session import Call, PlanCache, Session, check_batch_of
 from fastmeta.optim.base import InnerRule, State
 from fastmeta.optim.rates import Rates
 from fastmeta.optim.sgd import SGD
@@ -125,7 +125,7 @@ class MetaLearner(nn.Module):
             prior=self.prior,
         )  # fmt: skip
         super().__init__()
-        self._sessions = Sessions()
+        self._plans = PlanCache()
         self._options = options
         self.module = model
         for name in _LOSSES:
@@ -182,7 +182,7 @@ class MetaLearner(nn.Module):
         """What the inner rule learns becomes a submodule, its parameters made for this network."""
         learned = options.inner_optimizer.learned
         if isinstance(learned, Rates):
-            program = self._sessions.program(self.module, adapts=self._moves)
+            program = self._plans.program(self.module, adapts=self._moves)
             learned.build(program.layout, options.inner_steps)
         self.learned = learned
 
@@ -284,12 +284,12 @@ class MetaLearner(nn.Module):
             batch = self.episodes(batch)
         weights = None if mine.weights is MetaLearner.weights or batch.query_x is None else self.weights(steps)
         start = None if mine.start is MetaLearner.start else self.start
-        return self._sessions.open(self.module, options, batch, Call(steps, self._moves, start, weights, going_on))
+        return self._plans.open(self.module, options, batch, Call(steps, self._moves, start, weights, going_on))
 
     def explain(self) -> str:
         """How the model runs and why: the backend, then op by op what has its own sweeps and what is opaque."""
-        program = self._sessions.program(self.module, adapts=self._moves)
-        return explain(type(self).__name__, program, self.options, self._sessions)
+        program = self._plans.program(self.module, adapts=self._moves)
+        return explain(type(self).__name__, program, self.options, self._plans)
 
     # ----------------------------------------------------------------------------------------------------------------
 

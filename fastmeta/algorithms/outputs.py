@@ -82,7 +82,7 @@ class Learners:
     def __call__(self, query_x: Tree) -> Tree:
         """The module's outputs [T, M, ...] at each task's fast weights."""
         check_query(query_x, tasks=self.finite.shape[0], module=self._module)
-        return self._session.apply(self._phi, query_x)
+        return self._session.outputs(self._phi, query_x)
 
     def adapt_further(self, support_x: Tree, support_y: Tree = None, *, steps: int | None = None) -> Learners:
         """Learners that went on from here, on the same support sets or on others of the same tasks.

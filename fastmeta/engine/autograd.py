@@ -1,4 +1,4 @@
-"""The engine as differentiable PyTorch operations: adapt, apply, and the two with a loss between them in one.
+"""The engine as differentiable PyTorch operations: adapt, query outputs, and the two with a loss between them in one.
 
 Each is one autograd.Function over all that it is differentiated by, `Sources`. Gradients reach `.grad` of the module's
 own parameters, of learned rates and of data, so optimisers, gradient clipping, schedulers, DDP and loggers need no
@@ -137,7 +137,7 @@ class MetaStep(Function):
     @staticmethod
     def forward(ctx: Any, step: MetaGradient, sources: Sources, *tensors: Tensor) -> tuple[Tensor, Tensor]:
         assert step.gradient is not None, "a meta-step without its gradient"
-        ctx.sources, ctx.tensors, ctx.lent = sources, tensors, step.lent
+        ctx.sources, ctx.tensors, ctx.of_tasks = sources, tensors, step.of_tasks
         # through `save_for_backward`, which frees them with the graph and refuses a second backward
         saved, ctx.shape = flattened(step.gradient)
         if step.tasks.cotangents is not None:
@@ -159,7 +159,7 @@ class MetaStep(Function):
             if d_loss is not None:
                 parts.append(over_tasks(lambda xs: xs[0] * d_loss, [gradient]))
             if d_losses is not None:
-                tasks = ctx.lent() if ctx.lent else rebuilt(ctx.shape_of_tasks, saved)
+                tasks = ctx.of_tasks() if ctx.of_tasks else rebuilt(ctx.shape_of_tasks, saved)
                 parts.append(sources.summed(tasks, d_losses))
             found = parts[0] if len(parts) == 1 else over_tasks(lambda xs: xs[0] + xs[1], parts)
             grads = sources.gradients(found)
@@ -188,7 +188,7 @@ class Adapt(Function):
         return (None, None, *_only_once(grads, lam, *tensors))
 
 
-class Apply(Function):
+class QueryOutputs(Function):
     """(φ [T, P], ψ, data) → outputs [T, M, ...]; the backward is one sweep.
 
     `run` gives the outputs and a map of their cotangents to those of each task; `sources.at.start` is φ.

@@ -10,12 +10,12 @@ from .backends.base import Planned
 from .backends.choose import choose
 from .backends.cuda_graph import REFERENCE, obstacle
 from .options import Options
-from .session import Sessions
+from .session import PlanCache
 
 
-def explain(title: str, program: Program, options: Options, sessions: Sessions) -> str:
+def explain(title: str, program: Program, options: Options, plans: PlanCache) -> str:
     """A report of a meta-learner: a line per op after the first call, a line on tracing before it."""
-    latest = sessions.latest
+    latest = plans.latest
     engine = latest.engine if isinstance(latest, Planned) else None
     choice = choose(options.backend, program.layout.device, engine)
     values, shared = (sum(s.numel() for s in layout.shapes) for layout in (program.layout, program.shared))
@@ -31,7 +31,7 @@ def explain(title: str, program: Program, options: Options, sessions: Sessions) 
     if options.prior is not None:
         lines.append(f"support loss: with the prior {options.prior}")
     if options.cuda_graph:
-        lines.append(f"CUDA graphs: {_graphs(program, options, sessions)}")
+        lines.append(f"CUDA graphs: {_graphs(program, options, plans)}")
     if choice.backend == "reference":
         return "\n".join([*lines, "one task at a time, autograd through the unrolled loop"])
     if program.untraceable:
@@ -51,11 +51,11 @@ def explain(title: str, program: Program, options: Options, sessions: Sessions) 
     return "\n".join(lines)
 
 
-def _graphs(program: Program, options: Options, sessions: Sessions) -> str:
+def _graphs(program: Program, options: Options, plans: PlanCache) -> str:
     if options.backend == "reference":
         return f"none: {REFERENCE}"
-    if sessions.latest_graphs is not None:
-        return sessions.latest_graphs.state
+    if plans.latest_graphs is not None:
+        return plans.latest_graphs.state
     why_not = obstacle(program.layout.device)
     return f"none: {why_not}" if why_not else "recorded at the second meta-step on data of a shape"
 

@@ -75,14 +75,14 @@ class MetaGradient(NamedTuple):
     `gradient` is of one row φ_0, ψ and η what the outer optimiser is given, [P], [P of ψ] and [*shape]; what is each
     task's own, a start [T, P] and the data, stays divided by tasks, [T, ...].
 
-    `lent` stands for `tasks.cotangents` where they lie in memory that the next meta-step overwrites: it gives them, or
-    raises.
+    `of_tasks` stands for `tasks.cotangents` where they lie in memory that the next meta-step overwrites: it gives them,
+    or raises.
     """
 
     loss: Tensor
     gradient: Cotangents | None
     tasks: TaskResults
-    lent: Callable[[], Cotangents] | None = None
+    of_tasks: Callable[[], Cotangents] | None = None
 
     @classmethod
     def of(cls, tasks: TaskResults, *, one_start: bool = True) -> MetaGradient:
@@ -155,7 +155,7 @@ class QueryPass:
 
     Args:
         outer: the query set's objective.
-        data: the query set; behind the support set's inputs where that lends its batch-norm statistics.
+        data: the query set; behind the support set's inputs where batch norm takes its statistics from those.
         asked: the steps k whose query loss counts.
         weights: [K + 1]; None: one.
         whole: whether all else than φ gets a gradient too.
@@ -283,24 +283,24 @@ class Engine:
             self.loop, run, support, context, at.meta, outer, sigma=sigma or None, wanted=self.meta_wanted
         )
 
-    def seen(self, support: Data, query: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """Query inputs, behind the support set where that lends its batch-norm statistics."""
+    def behind_support(self, support: Data, query: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """Query inputs, behind the support set where batch norm takes its statistics from that."""
         if not self.outer.skip:
             return query
         return tuple(torch.cat(pair, 1) for pair in zip(support.inputs, query, strict=True))
 
     def outputs(self, phi: Tensor, support: Data, query: tuple[Tensor, ...], context: Context) -> list[Tensor]:
         """The module's query outputs [T, M, ...] at φ."""
-        return self.outer.outputs(phi, self.seen(support, query), context)
+        return self.outer.outputs(phi, self.behind_support(support, query), context)
 
     def pullback(
         self, phi: Tensor, support: Data, query: tuple[Tensor, ...], context: Context,
         d_outputs: Sequence[Tensor | None],
     ) -> Cotangents:  # fmt: skip
         """Cotangents of d_outputs · outputs; `start` is φ's."""
-        seen = self.seen(support, query)
-        slopes = self.outer.pullback(phi, seen, context, d_outputs)
-        return self._query(Data(seen, ()), context, None, whole=True).cotangents(slopes, self.loop.steps)
+        inputs = self.behind_support(support, query)
+        slopes = self.outer.pullback(phi, inputs, context, d_outputs)
+        return self._query(Data(inputs, ()), context, None, whole=True).cotangents(slopes, self.loop.steps)
 
     def _query(self, data: Data, context: Context, weights: Tensor | None, *, whole: bool) -> QueryPass:
         return QueryPass(self.outer, data, context, self.steps_asked, weights, steps=self.loop.steps, whole=whole)
@@ -308,7 +308,7 @@ class Engine:
     def meta_step(self, at: MetaInputs, support: Data, query: Data, context: Context, *, keep: bool) -> TaskResults:
         """Losses and outputs on the query set and, where `keep` says so, each task's share of the meta-gradient."""
         _, run = self.adapt(at, support, context, keep=keep or self._several)
-        data = Data(self.seen(support, query.inputs), query.targets)
+        data = Data(self.behind_support(support, query.inputs), query.targets)
         outer = self._query(data, context, at.weights, whole=self.whole)
         if not keep or isinstance(self.adjoint, Displacement):
             for k, phi in ((k, run.phis[k]) for k in self.steps_asked if k < self.loop.steps):

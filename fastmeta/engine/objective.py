@@ -73,8 +73,8 @@ class Slopes(NamedTuple):
 class Objective:
     """A plan with a per-task loss at its end.
 
-    `skip` rows in front of the samples are not seen by the loss: the support set, where it lends its batch-norm
-    statistics to the query samples behind it.
+    `skip` rows in front of the samples do not reach the loss: the support set, where batch norm takes the statistics of
+    the query samples behind it from there.
     """
 
     plan: Plan

@@ -75,12 +75,12 @@ def _inner_objective(program: Program, options: Options, batch: TaskBatch, steps
 
 
 def _outer_objective(program: Program, options: Options, batch: TaskBatch, *, with_loss: bool) -> Objective:
-    skip, seen, inputs_wanted = 0, batch.query_x, wanted(batch.query_x)
+    skip, inputs, inputs_wanted = 0, batch.query_x, wanted(batch.query_x)
     if options.bn_statistics == "support":
         skip = batch.support_samples
-        seen = pytree.tree_map(lambda a, b: torch.cat([a, b], 1), batch.support_x, batch.query_x)
+        inputs = pytree.tree_map(lambda a, b: torch.cat([a, b], 1), batch.support_x, batch.query_x)
         inputs_wanted = tuple(map(any, zip(wanted(batch.support_x), inputs_wanted, strict=True)))
-    plan = program.plan(seen, rows=skip or None, wanted=inputs_wanted)
+    plan = program.plan(inputs, rows=skip or None, wanted=inputs_wanted)
     if not with_loss:
         return Objective(plan, None, program.layout, program.shared, skip)
     targets = wanted(batch.query_y)

@@ -20,7 +20,7 @@ from fastmeta.program.layout import Layout
 from fastmeta.program.program import Program, leaves_of
 
 from .adjoint import Cotangents, Displacement
-from .autograd import Adapt, Apply, MetaStep, Sources, no_autocast
+from .autograd import Adapt, MetaStep, QueryOutputs, Sources, no_autocast
 from .backends.base import Backend, Planned
 from .backends.cuda_graph import REFERENCE, MetaStepGraphs
 from .backends.one_by_one import OneByOne
@@ -32,7 +32,7 @@ from .objective import Context, Data
 from .options import Kind, Options
 from .planning import make_backend
 from .recent import Recent
-from .watch import Survey, Watch
+from .watch import ModuleState, Watch
 
 
 class Call(NamedTuple):
@@ -64,7 +64,7 @@ class Session(NamedTuple):
     at: MetaInputs
     context: Context
     kind: Kind
-    sessions: Sessions
+    plans: PlanCache
     graphs: MetaStepGraphs | None  # where the meta-step is to be replayed
     support: Data  # the batch's tensors
     query: Data
@@ -120,7 +120,7 @@ class Session(NamedTuple):
         phi, *rest = Adapt.apply(run, sources, *sources.tensors())  # pyright: ignore[reportGeneralTypeIssues]
         return phi, tuple(rest), finite[0]
 
-    def apply(self, phi: Tensor, query_x: Tree) -> Tree:
+    def outputs(self, phi: Tensor, query_x: Tree) -> Tree:
         """The module's outputs [T, M, ...] at φ [T, P], differentiable where gradients are enabled."""
         here = self.on(query_x)
         support, inputs = here.support, leaves_of(query_x)
@@ -128,7 +128,7 @@ class Session(NamedTuple):
 
         def run() -> tuple[list[Tensor], Callable[[Sequence[Tensor | None]], Cotangents]]:
             with here._recording(), self.numerics():
-                outputs, pull = here.backend.apply(
+                outputs, pull = here.backend.outputs(
                     phi if here.backend.records else phi.detach(), support, inputs, context
                 )
             return outputs, self._in_numerics(lambda ds: self._without_diverged(pull(ds), phi))
@@ -137,7 +137,7 @@ class Session(NamedTuple):
         sources = self._sources(at, Data(inputs, ()))
         tensors = sources.tensors()
         if torch.is_grad_enabled() and not here.backend.records and any(x.requires_grad for x in tensors):
-            outputs: Sequence[Tensor] = Apply.apply(run, sources, *tensors)  # pyright: ignore[reportAssignmentType]
+            outputs: Sequence[Tensor] = QueryOutputs.apply(run, sources, *tensors)  # pyright: ignore[reportAssignmentType]
         else:
             outputs, _ = run()
         return here.backend.output_tree(outputs)
@@ -151,7 +151,7 @@ class Session(NamedTuple):
     def on(self, query_x: Tree) -> Session:
         """The same tasks with query inputs, planned for their shapes."""
         batch = TaskBatch(self.batch.support_x, self.batch.support_y, query_x)
-        backend = self.sessions.backend(self.program, self.module, self.options, batch, self.kind, with_loss=False)
+        backend = self.plans.backend(self.program, self.module, self.options, batch, self.kind, with_loss=False)
         return self._replace(batch=batch, backend=backend, query=Data(leaves_of(query_x), ()))
 
     def _recording(self) -> AbstractContextManager[Any]:
@@ -191,7 +191,7 @@ _Moves = tuple[bool, ...] | None  # of the trainable parameters, in order; None:
 _Latest = tuple[Program, Options, Hashable, Backend]
 
 
-class Sessions:
+class PlanCache:
     """Programs of one learner's module, by its state, and the backends planned for them."""
 
     def __init__(self) -> None:
@@ -200,14 +200,16 @@ class Sessions:
         self._warned: set[str] = set()
         self._watch = Watch()
         self._latest: _Latest | None = None
-        self._plain: tuple[Survey, Options, int, tuple[Program, MetaInputs, Kind]] | None = None  # of the last call
+        self._plain: tuple[ModuleState, Options, int, tuple[Program, MetaInputs, Kind]] | None = (
+            None  # of the last call
+        )
         self.latest_graphs: MetaStepGraphs | None = None
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> Sessions:
-        return Sessions()  # a copied learner holds another module, and makes its own plans
+    def __deepcopy__(self, memo: dict[int, Any]) -> PlanCache:
+        return PlanCache()  # a copied learner holds another module, and makes its own plans
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Sessions, ()
+        return PlanCache, ()
 
     def open(self, module: nn.Module, options: Options, batch: TaskBatch, call: Call) -> Session:
         """A session on `batch`, which is checked; without a query set only `adapt` may be called on it."""
@@ -222,7 +224,7 @@ class Sessions:
         return Session(options, module, program, backend, batch, at, context, kind, self, graphs, support, query)
 
     def _inputs(
-        self, module: nn.Module, state: Survey, options: Options, batch: TaskBatch, support: Data, call: Call
+        self, module: nn.Module, state: ModuleState, options: Options, batch: TaskBatch, support: Data, call: Call
     ) -> tuple[Program, MetaInputs, Kind]:
         """The module's program, what the meta-step is differentiated by, and what of that makes another plan."""
         plain = call[1:] == _PLAIN and options.inner_optimizer.learned is None
@@ -267,7 +269,7 @@ class Sessions:
             warn_user(f"cuda_graph=True runs without a graph: {why}", UserWarning)
 
     def program(
-        self, module: nn.Module, state: Survey | None = None, adapts: Callable[[str], bool] | None = None
+        self, module: nn.Module, state: ModuleState | None = None, adapts: Callable[[str], bool] | None = None
     ) -> Program:
         """The program of the module in its present state."""
         state = self._watch.look(module) if state is None else state

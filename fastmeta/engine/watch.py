@@ -11,7 +11,7 @@ from torch import Tensor, nn
 _PLAIN = frozenset({bool, int, float, str, type(None)})
 
 
-class Survey(NamedTuple):
+class ModuleState(NamedTuple):
     """What was found.
 
     Two surveys with equal `key` make the same program: same submodules, training modes, hooks, plain attributes (a
@@ -30,7 +30,7 @@ class _Seen(NamedTuple):
     objects: list[Any]
     tensors: list[Tensor]
     kinds: list[Hashable]
-    survey: Survey
+    survey: ModuleState
 
 
 class Watch:
@@ -43,13 +43,13 @@ class Watch:
     def __init__(self) -> None:
         self._last: _Seen | None = None
 
-    def look(self, module: nn.Module) -> Survey:
+    def look(self, module: nn.Module) -> ModuleState:
         """The state of `module` now."""
         last = self._last
         if last is None or last.modules[0] is not module or _changed(last):
             modules = list(_walk(module, set()))
             tensors = [x for m in modules for x in _tensors(m)]
-            last = _Seen(modules, _objects(modules), tensors, [_kind(x) for x in tensors], _survey(modules))
+            last = _Seen(modules, _objects(modules), tensors, [_kind(x) for x in tensors], _state_of(modules))
             self._last = last  # at once: another thread may be looking
         return last.survey
 
@@ -72,7 +72,7 @@ def _objects(modules: Sequence[nn.Module]) -> list[Any]:
     return objects
 
 
-def _survey(modules: Sequence[nn.Module]) -> Survey:
+def _state_of(modules: Sequence[nn.Module]) -> ModuleState:
     key: list[Any] = []
     params: dict[int, nn.Parameter] = {}
     for m in modules:
@@ -83,7 +83,7 @@ def _survey(modules: Sequence[nn.Module]) -> Survey:
     # which names share one tensor
     key.append(tuple(params))
     names = tuple(name for name, p in modules[0].named_parameters() if p.requires_grad)
-    return Survey(tuple(key), [p for p in params.values() if p.requires_grad], names)
+    return ModuleState(tuple(key), [p for p in params.values() if p.requires_grad], names)
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:

@@ -218,7 +218,7 @@ def test_what_is_kept_is_bounded():
     learner = learner_of(inner_steps=1)
     for support in range(1, recent.MOST + 6):
         learner(*regression(tasks=1, support=support, query=1))
-    assert len(learner._sessions._backends) == recent.MOST
+    assert len(learner._plans._backends) == recent.MOST
 
 
 # clipping -------------------------------------------------------------------------------------------------------------
@@ -391,11 +391,11 @@ def test_annealed_weights_make_no_other_plan():
     losses = []
     for learner.first in (1.0, 0.5, 0.25):
         losses.append(learner(*batch).loss.item())
-        assert len(learner._sessions._backends) == 1
+        assert len(learner._plans._backends) == 1
     assert len(set(losses)) == 3
     learner.first = 0.0
     learner(*batch)
-    assert len(learner._sessions._backends) == 2
+    assert len(learner._plans._backends) == 2
 
 
 def test_wrong_weights_are_named():

@@ -295,7 +295,7 @@ def test_graphs_of_a_parameter_that_goes_on_moving_are_few(recorded):
         weight.data = weight.data.clone()
         replaying(learner, regression())
     assert len(recorded) == 7
-    graphs = learner._sessions.latest_graphs
+    graphs = learner._plans.latest_graphs
     assert graphs is not None
     assert graphs.state == "4 recorded, each at the second call of its kind"
     batch = regression()

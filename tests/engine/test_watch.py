@@ -104,4 +104,4 @@ def test_old_programs_are_forgotten(monkeypatch):
     for temperature in (1.0, 2.0, 3.0, 4.0, 1.0):
         learner.module.temperature = temperature
         learner(*batch)
-        assert len(learner._sessions._programs) <= 3
+        assert len(learner._plans._programs) <= 3

@@ -69,7 +69,7 @@ def test_a_meta_step_side_by_side(algorithm):
     learner = conv(algorithm)
     got = assert_same_step(learner, batch, conv(algorithm, task_chunk=7), tolerance=1e-12)
     assert got.losses.shape == (7,)
-    backend = learner._sessions.latest
+    backend = learner._plans.latest
     assert backend is not None
     assert backend.threads == 3
     assert [s.stop - s.start for s in backend.slices] == [2, 2, 3]
@@ -90,7 +90,7 @@ def test_learners_side_by_side(options):
 def test_little_work_stays_on_one_thread():
     learner = conv(fastmeta.MAML)
     learner(*classification(1, 4, 4, tasks=7))
-    backend = learner._sessions.latest
+    backend = learner._plans.latest
     assert backend is not None
     assert backend.threads == 1
     assert len(backend.slices) == 1
@@ -105,7 +105,7 @@ def test_slices_hold_so_many_bytes_one_after_another(kind, limit, monkeypatch):
         make, batch = partial(fastmeta.MAML, mlp(2, 5, 1), inner_loss=F.mse_loss), regression(tasks=7)
     learner = make()
     assert_same_step(learner, batch, make(task_chunk=7), tolerance=1e-12)
-    backend = learner._sessions.latest
+    backend = learner._plans.latest
     assert backend is not None
     assert backend.threads == 1
     assert [s.stop - s.start for s in backend.slices] == [1] * 7
@@ -116,6 +116,6 @@ def test_a_users_own_module_is_called_by_one_thread_at_a_time():
     model = nn.Sequential(nn.Linear(2, 3), nn.LogSigmoid(), nn.Linear(3, 1)).double()
     learner = fastmeta.MAML(model, inner_loss=F.mse_loss)
     learner(*regression(tasks=6))
-    backend = learner._sessions.latest
+    backend = learner._plans.latest
     assert backend is not None
     assert backend.threads == 1

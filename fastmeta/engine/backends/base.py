@@ -58,7 +58,7 @@ class Backend(Protocol):
         """φ_K of every task."""
         ...
 
-    def apply(
+    def outputs(
         self, phi: Tensor, support: Data, inputs: tuple[Tensor, ...], context: Context
     ) -> tuple[list[Tensor], Pullback]:
         """Query outputs [T, M, ...] at φ [T, P]."""

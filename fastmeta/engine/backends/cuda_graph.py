@@ -83,7 +83,7 @@ def _without_waiting(step: Callable[[], MetaGradient]) -> None:
 
 
 class Recording:
-    """One graph. Calling it replays it and copies the results out, but for λ_0, which is lent."""
+    """One graph. Calling it replays it and copies the results out, but for the single tasks' cotangents."""
 
     def __init__(self, step: Callable[[], MetaGradient], device: torch.device) -> None:
         self._replay, self._results = record(step, device)
@@ -97,9 +97,9 @@ class Recording:
         if step.gradient is None or tasks.cotangents is None:
             return MetaGradient(step.loss.clone(), None, kept)
         gradient = over_tasks(lambda xs: xs[0].clone(), [step.gradient])
-        return MetaGradient(step.loss.clone(), gradient, kept, partial(self._lent, tasks.cotangents, self._replays))
+        return MetaGradient(step.loss.clone(), gradient, kept, partial(self._of_tasks, tasks.cotangents, self._replays))
 
-    def _lent(self, cotangents: Cotangents, replay: int) -> Cotangents:
+    def _of_tasks(self, cotangents: Cotangents, replay: int) -> Cotangents:
         if replay != self._replays:
             raise RuntimeError(
                 "a later meta-step has overwritten the single tasks' gradients, which cuda_graph=True keeps for the "

@@ -154,7 +154,7 @@ class OneByOne:
         phi = self._layout.pack(self._layout.take(path.phis[-1]), tasks)
         return phi, _state_rows(self._layout, path.states)
 
-    def apply(
+    def outputs(
         self, phi: Tensor, support: Data, inputs: tuple[Tensor, ...], context: Context
     ) -> tuple[list[Tensor], Pullback]:
         """Query outputs with their graph."""

@@ -122,7 +122,7 @@ class TorchBackend(Planned):
         state = tuple(torch.cat(xs) for xs in zip(*states, strict=True))
         return Adapted(torch.cat([phi for phi, _ in results]), state, pull)
 
-    def apply(
+    def outputs(
         self, phi: Tensor, support: Data, inputs: tuple[Tensor, ...], context: Context
     ) -> tuple[list[Tensor], Pullback]:
         """Outputs [T, M, ...] at φ [T, P], and their pullback, which computes them again."""

@@ -82,8 +82,8 @@ class TritonBackend(Planned):
         else:
             self.runs_by = f"Triton kernels of {'conv_block and linear' if self._images else 'linear'}"
             self.kernels = Layerwise(_network(graph, layout), *rules, save=not loop.recompute)
-        self._lent = engine.outer.skip  # samples in front of the queries, which lend their statistics
-        self._statistics = {"lent": self._lent} if self._lent else {}
+        self._skip = engine.outer.skip  # support samples in front of the queries, whose statistics batch norm takes
+        self._statistics = {"statistics_rows": self._skip} if self._skip else {}
         order = _order(graph, layout) if self._images else None
         self._order = order
         self._inverse = None if order is None else order.argsort()
@@ -162,7 +162,7 @@ class TritonBackend(Planned):
         data = self._support(support)
         rates, directions = self._rates(at), self._directions(data[0].shape[0]) if keep else None
         adapted = self._adapt(at, data, rates, directions, keep=keep)
-        query = Data(self.engine.seen(support, query.inputs), query.targets)
+        query = Data(self.engine.behind_support(support, query.inputs), query.targets)
         x = self._inputs(query.inputs[0])
         tasks, steps = x.shape[0], loop.steps
         exact = keep and adjoint == "exact"
@@ -203,7 +203,7 @@ class TritonBackend(Planned):
             adapted, steps, x, y, rule, lam=lam, finite=finite, reptile=reptile, **self._statistics
         )
         _, *shape = self.engine.outer.plan.output_shapes[0]
-        return outputs.view(*x.shape[:2], *shape)[:, self._lent :], losses
+        return outputs.view(*x.shape[:2], *shape)[:, self._skip :], losses
 
     def _own_loss(
         self, adapted: Adapted, x: Tensor, query: Data, *, lam: Tensor | None, finite: Tensor | None
@@ -247,11 +247,11 @@ class TritonBackend(Planned):
         finals = [run.final(s.stop - s.start, steps) for run, s in zip(runs, self.slices, strict=True)]
         return Adaptation(self._outside(torch.cat(finals)), (), pull)
 
-    def apply(
+    def outputs(
         self, phi: Tensor, support: Data, inputs: tuple[Tensor, ...], context: Context
     ) -> tuple[list[Tensor], Pullback]:
         """Outputs [T, M, ...] at φ [T, P], and the function of their cotangents to φ's."""
-        x, phi = self._inputs(self.engine.seen(support, inputs)[0]), self._inside(phi).contiguous()
+        x, phi = self._inputs(self.engine.behind_support(support, inputs)[0]), self._inside(phi).contiguous()
         at = Adapted(phi, phi, 1, phi.new_zeros(phi.shape[0]), [])
         outputs, _ = self._query_pass(at, 1, x, x, LossRule("none"), lam=None)
 
