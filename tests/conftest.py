@@ -39,10 +39,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 # Tests that `-m "not slow"` leaves out, and which of their parameters it keeps: of every family of kernels MAML, Adam,
 # one odd shape and one golden case; of compiled code one convolution and one golden case. A row without a test fails.
+_NOT_COMPILED = ("*-eager", "*-recompute", "*-chunked", "*-reference")
 SLOW: dict[str, tuple[str, ...]] = {
     "tests/kernels/test_kernels_conv_block.py::test_options": ("maml", "adam"),
     "tests/kernels/test_kernels_conv_block.py::test_shapes": ("stride 2, odd sides",),
-    "tests/kernels/test_kernels_conv_block.py::test_golden": ("conv4_omniglot_maml_k1",),
+    "tests/kernels/test_kernels_conv_block.py::test_golden": (),
     "tests/kernels/test_kernels_conv_block.py::test_images_of_miniimagenet_size": (),
     "tests/kernels/test_kernels_conv_block.py::test_several_programs_take_the_head": (),
     "tests/kernels/test_kernels_conv_block.py::test_residual_networks": ("{}",),
@@ -65,6 +66,11 @@ SLOW: dict[str, tuple[str, ...]] = {
     ),
     "tests/kernels/test_kernels_counts.py::test_no_two_programs_of_a_convolution_write_to_one_place": (),
     "tests/test_golden.py::test_compiled": (),
+    "tests/algorithms/test_golden_algorithms.py::test_meta_sgd": _NOT_COMPILED,
+    "tests/algorithms/test_golden_algorithms.py::test_rates_of_layers_and_steps": _NOT_COMPILED,
+    "tests/algorithms/test_golden_algorithms.py::test_parameters_that_all_tasks_share": _NOT_COMPILED,
+    "tests/algorithms/test_golden_algorithms.py::test_query_losses_of_every_step": _NOT_COMPILED,
+    "tests/algorithms/test_golden_algorithms.py::test_gradients_of_the_support_set": _NOT_COMPILED,
     "tests/test_user_code.py::test_data_parallel_processes_equal_one_process_on_all_tasks": (),
     "tests/algorithms/test_algorithms.py::test_compiled": (),
     "tests/algorithms/test_algorithms.py::test_compiled_convolutional_network_of_strided_images": (),
@@ -72,6 +78,10 @@ SLOW: dict[str, tuple[str, ...]] = {
     "tests/engine/test_cuda_graph.py::test_a_compiled_step_is_replayed": (),
     "tests/engine/test_workers.py::test_learners_side_by_side": ("eager",),
     "tests/train/test_cli_unlabelled.py::test_ssl_images_with_the_network_of_its_preset": (),
+    "tests/train/test_cli_unlabelled.py::test_cluster": (),
+    "tests/train/test_cli_unlabelled.py::test_without_scikit_learn_there_is_no_probe_but_the_rest": (),
+    "tests/train/test_clustering.py::test_the_step_size_is_the_one_that_clusters_training_classes_best": (),
+    "tests/train/test_cli.py::test_as_a_module": (),
 }
 
 

@@ -15,6 +15,8 @@ from torch import Tensor, fx
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
+from fastmeta.engine.recent import Recent
+
 
 def _sum_of_product(plus: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return plus + torch.bmm(a, b)
@@ -44,16 +46,14 @@ class Compiled:
     def __init__(self, fn: Callable[..., Any], *, threads: int | None = None) -> None:
         self._fn = fn
         self._threads = threads
-        self._graphs: dict[tuple[Any, ...], _Graph] = {}
+        self._graphs: Recent[tuple[Any, ...], _Graph] = Recent()
 
     def prepare(self, *args: Any) -> Callable[[], Any]:
         """The call on `args`, compiled by now, for any thread to make."""
         tensors: list[Tensor] = []
         _collect(args, tensors)
         key = tuple([(t.shape, t.stride()) for t in tensors])
-        if key not in self._graphs:
-            self._graphs[key] = self._compile(args, tensors)
-        return partial(self._graphs[key], tensors)
+        return partial(self._graphs.get(key, lambda: self._compile(args, tensors)), tensors)
 
     def _compile(self, args: Any, tensors: list[Tensor]) -> _Graph:
         leaves, spec = pytree.tree_flatten(args)
