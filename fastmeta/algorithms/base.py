@@ -158,9 +158,8 @@ class MetaLearner(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(getattr(type(self), name, None), _Option):
-            object.__setattr__(
-                self, name, value
-            )  # nn.Module would register a loss's module and leave the option as it is
+            # nn.Module would register a loss that is a module, and leave the option as it is
+            object.__setattr__(self, name, value)
         else:
             super().__setattr__(name, value)
 
