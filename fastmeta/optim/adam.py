@@ -8,12 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import KernelRule, Meta, Pulled, Rows, State, check_number
-from .rates import Rate, Rates, check_rate, frozen, rate_at, rate_gradient, rates_of
+from .base import KernelRule, Meta, Pulled, State, check_number
+from .rates import Rate, StepSize, check_rate, frozen, rate_at, rate_gradient
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adam:
+class Adam(StepSize):
     """Adam (Kingma & Ba 2015), semantics of `torch.optim.Adam`: `eps` outside the square root, bias correction on.
 
     Args:
@@ -30,7 +30,6 @@ class Adam:
     """
 
     reads_gradient: ClassVar[bool] = True
-    meta_by_step: ClassVar[bool] = True
 
     lr: Rate
     betas: tuple[float, float] = (0.9, 0.999)
@@ -47,20 +46,6 @@ class Adam:
         check_number("Adam.eps", self.eps)
         if self.eps == 0:
             raise ValueError("Adam.eps must be positive, got 0: a gradient that is exactly zero would divide by it")
-
-    @property
-    def learned(self) -> Rates | None:
-        """Learned rates, where `lr` is such."""
-        return self.lr if isinstance(self.lr, Rates) else None
-
-    @property
-    def fixed(self) -> bool:
-        """Whether `lr` is a number, or one for each step."""
-        return isinstance(self.lr, int | float | tuple)
-
-    def meta(self, rows: Rows, steps: int) -> Meta:
-        """The rates, [K, P] or what broadcasts to it."""
-        return (rates_of(self.lr, rows, steps),)
 
     def structure(self) -> Adam:
         """Without the step size."""

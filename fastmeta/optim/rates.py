@@ -9,12 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
-from typing import Any, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from .base import Rows, check_number, pieces
+from .base import Meta, Rows, check_number, pieces
 
 
 class Rates(nn.Module):
@@ -155,6 +155,27 @@ def rates_of(lr: Rate, rows: Rows, steps: int) -> Tensor:
     for k, value in enumerate(values):
         check_number(f"lr of step {k}", value)
     return torch.tensor(values, dtype=rows.dtype).reshape(-1, 1).to(rows.device)
+
+
+class StepSize:
+    """What rules with a step size `lr` have in common: `meta` is the one tensor of their rates."""
+
+    meta_by_step: ClassVar[bool] = True
+    lr: Rate
+
+    @property
+    def learned(self) -> Rates | None:
+        """Learned rates, where `lr` is such."""
+        return self.lr if isinstance(self.lr, Rates) else None
+
+    @property
+    def fixed(self) -> bool:
+        """Whether `lr` is a number, or one for each step."""
+        return isinstance(self.lr, int | float | tuple)
+
+    def meta(self, rows: Rows, steps: int) -> Meta:
+        """The rates, [K, P] or what broadcasts to it."""
+        return (rates_of(self.lr, rows, steps),)
 
 
 @lru_cache(maxsize=64)

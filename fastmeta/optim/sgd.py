@@ -8,12 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from .base import KernelRule, Meta, Pulled, Rows, State, check_number
-from .rates import Rate, Rates, check_rate, frozen, rate_at, rate_gradient, rates_of
+from .base import KernelRule, Meta, Pulled, State, check_number
+from .rates import Rate, StepSize, check_rate, frozen, rate_at, rate_gradient
 
 
 @dataclass(frozen=True, kw_only=True)
-class SGD:
+class SGD(StepSize):
     """Stochastic gradient descent, semantics of `torch.optim.SGD` (dampening 0).
 
     Args:
@@ -28,7 +28,6 @@ class SGD:
     """
 
     reads_gradient: ClassVar[bool] = False
-    meta_by_step: ClassVar[bool] = True
 
     lr: Rate
     momentum: float = 0.0
@@ -42,20 +41,6 @@ class SGD:
         check_number("SGD.weight_decay", self.weight_decay)
         if self.nesterov and not self.momentum:
             raise ValueError("SGD.nesterov=True needs momentum > 0, got momentum=0.0; set momentum or drop nesterov")
-
-    @property
-    def learned(self) -> Rates | None:
-        """Learned rates, where `lr` is such."""
-        return self.lr if isinstance(self.lr, Rates) else None
-
-    @property
-    def fixed(self) -> bool:
-        """Whether `lr` is a number, or one for each step."""
-        return isinstance(self.lr, int | float | tuple)
-
-    def meta(self, rows: Rows, steps: int) -> Meta:
-        """The rates, [K, P] or what broadcasts to it."""
-        return (rates_of(self.lr, rows, steps),)
 
     def structure(self) -> SGD:
         """Without the step size."""
