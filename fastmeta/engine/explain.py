@@ -34,8 +34,6 @@ def explain(title: str, program: Program, options: Options, plans: PlanCache) ->
         lines.append(f"CUDA graphs: {_graphs(program, options, plans)}")
     if choice.backend == "reference":
         return "\n".join([*lines, "one task at a time, autograd through the unrolled loop"])
-    if program.untraceable:
-        lines.append(f"the whole module is one opaque op: {program.untraceable}")
     if engine is None or not isinstance(latest, Planned):
         return "\n".join([*lines, "the plan is made for the shapes of the first batch: call explain() after it"])
     chunk = "" if latest.chunk is None else f", {latest.chunk} task(s) at a time"

@@ -113,12 +113,19 @@ class Objective:
     def _outputs(self) -> int:
         return len(self.plan.output_slots)
 
+    @cached_property
+    def _visible(self) -> int:
+        """Outputs that the module returns; those behind them are for the loss alone."""
+        return self._outputs - self.plan.hidden
+
     def _forward(
         self, phi: Tensor, inputs: tuple[Tensor, ...], context: Context, keep: bool
     ) -> tuple[list[Tensor], Tape]:
         views = self.layout.views(phi)
         outputs, tape = self.plan.forward(views, context.shared, inputs, context.constants, context.keys, keep=keep)
-        return ([y[:, self.skip :] for y in outputs] if self.skip else outputs), tape
+        if self.skip:
+            outputs = [y[:, self.skip :] if i < self._visible else y for i, y in enumerate(outputs)]
+        return outputs, tape
 
     def outputs(self, phi: Tensor, inputs: tuple[Tensor, ...], context: Context) -> list[Tensor]:
         """The module's outputs [T, M, ...] at φ."""
@@ -136,7 +143,8 @@ class Objective:
         self, tape: Tape, d_outputs: Sequence[Tensor | None], *, keep: bool, whole: bool
     ) -> tuple[Gradients, list[Any]]:
         if self.skip:
-            d_outputs = [None if d is None else _after_zeros(d, self.skip) for d in d_outputs]
+            rows = [self.skip if i < self._visible else 0 for i in range(len(d_outputs))]
+            d_outputs = [None if d is None else _after_zeros(d, n) for d, n in zip(d_outputs, rows, strict=True)]
         return self.plan.backward(tape, d_outputs, keep=keep, whole=whole)
 
     def _slopes(self, gradients: Gradients, d_targets: Sequence[Tensor | None], tasks: int, *, whole: bool) -> Slopes:
@@ -188,4 +196,6 @@ def plus_shared(a: Slopes, b: Slopes, alpha: float | Tensor) -> Slopes:
 
 
 def _after_zeros(d: Tensor, rows: int) -> Tensor:
+    if not rows:
+        return d
     return torch.cat([d.new_zeros(d.shape[0], rows, *d.shape[2:]), d], 1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fastmeta.program.losses import check_targets_of, loss_op
+from fastmeta.program.losses import check_targets_of, loss_op, run_of
 from fastmeta.program.plan import Plan, seeded_in_python
 from fastmeta.program.program import Program, leaves_of
 
@@ -61,13 +61,14 @@ def make_engine(program: Program, options: Options, batch: TaskBatch, kind: Kind
 def _inner_objective(program: Program, options: Options, batch: TaskBatch, steps: int) -> Objective:
     size = options.inner_batch_size
     head_x, head_y = pytree.tree_map_only(Tensor, lambda x: x[:, :size], (batch.support_x, batch.support_y))
-    plan = program.plan(head_x, wanted=wanted(batch.support_x))
+    targets = wanted(batch.support_y)
+    run = run_of("inner_loss", options.inner_loss, head_y, targets)
+    plan = program.plan(head_x, wanted=wanted(batch.support_x), loss=run)
     if steps and not any(plan.output_moving):
         raise ValueError(
             "inner_loss depends on no parameter that the inner loop moves, so there is nothing to adapt; check what "
             "adapts() says, and that the module does not detach its result"
         )
-    targets = wanted(batch.support_y)
     check_targets_of("support_y", options.inner_loss, plan, leaves_of(batch.support_y), batch=size)
     return Objective(
         plan, loss_op("inner_loss", options.inner_loss, plan, head_y), program.layout, program.shared, 0, targets
@@ -80,10 +81,11 @@ def _outer_objective(program: Program, options: Options, batch: TaskBatch, *, wi
         skip = batch.support_samples
         inputs = pytree.tree_map(lambda a, b: torch.cat([a, b], 1), batch.support_x, batch.query_x)
         inputs_wanted = tuple(map(any, zip(wanted(batch.support_x), inputs_wanted, strict=True)))
-    plan = program.plan(inputs, rows=skip or None, wanted=inputs_wanted)
+    targets = wanted(batch.query_y)
+    run = run_of("outer_loss", options.outer_loss, batch.query_y, targets, skip=skip) if with_loss else None
+    plan = program.plan(inputs, rows=skip or None, wanted=inputs_wanted, loss=run)
     if not with_loss:
         return Objective(plan, None, program.layout, program.shared, skip)
-    targets = wanted(batch.query_y)
     check_targets_of("query_y", options.outer_loss, plan, leaves_of(batch.query_y), skip=skip)
     loss = loss_op("outer_loss", options.outer_loss, plan, batch.query_y, skip=skip)
     return Objective(plan, loss, program.layout, program.shared, skip, targets)

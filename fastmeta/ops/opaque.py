@@ -31,11 +31,13 @@ class Opaque(Op[Tensors, MaybeTensors]):
         fn: the function.
         title: what `explain()` calls it.
         random: it draws random numbers; its last input is then the step's keys [T], which seed every sweep alike.
+        layer: a number of its own for each that draws, so that no two in a module draw the same.
     """
 
     fn: Callable[..., Tensors]
     title: str
     random: bool = False
+    layer: int = 0
 
     @property
     def name(self) -> str:
@@ -50,7 +52,7 @@ class Opaque(Op[Tensors, MaybeTensors]):
                 return self._over_tasks(f, groups)
             keys = groups[0][-1]
             assert keys is not None
-            return _one_by_one(f, groups, seeds=keys.tolist())
+            return _one_by_one(f, groups, seeds=[seed_of(key, self.layer) for key in keys.tolist()])
 
     @staticmethod
     def _over_tasks(f: Callable[..., Tensors], groups: Groups) -> Tensors:
@@ -195,6 +197,11 @@ class OpaqueLoss(Loss[LossInputs, MaybeTensors]):
     ) -> MaybeTensors:
         inputs, losses = saved
         return self.op.backward_dot(inputs, saved_dot, torch.ones_like(losses) if dy is None else dy, dy_dot, needs)
+
+
+def seed_of(key: int, layer: int) -> int:
+    """A seed out of a task's key, for one of the ops that draw."""
+    return (key + layer * 0x9E3779B97F4A7C15) % 2**63
 
 
 def _own_memory(x: Tensor) -> Tensor:

@@ -4,42 +4,23 @@ from __future__ import annotations
 
 import functools
 import inspect
-import operator
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.func import functional_call
-from torch.utils import _pytree as pytree
+from torch import Tensor, nn
 
+from fastmeta.internals import FakeTensorMode, pytree
 from fastmeta.ops.base import Op
 from fastmeta.ops.opaque import Opaque
+from fastmeta.ops.shape import Reshape
 
 from .fuse import group
 from .layout import Layout
-from .lowering import FUNCTIONS, METHODS, MODULES, NotKnown, Rule, Slot
-from .plan import Node, Plan
-from .trace import INPLACE_OPERATORS, Recorded, Untraceable, has_hooks
-from .tree import Tree, call_with
-
-# Calls without a tensor input whose result is the same every time: evaluated once, when the plan is made.
-_CREATORS = frozenset(
-    {
-        torch.arange,
-        torch.zeros,
-        torch.ones,
-        torch.full,
-        torch.eye,
-        torch.linspace,
-        torch.tensor,
-        torch.tril,
-        torch.triu,
-    }
-)
-_MUTATING_FUNCTIONS = frozenset({operator.setitem, operator.delitem})
+from .lowering import RULES, NotKnown, Rule, Slot
+from .plan import LossPlan, Node, Plan
+from .trace import Call, Trace, Untraceable, Value, needed, replay
 
 
 class ProgramSource(NamedTuple):
@@ -49,16 +30,23 @@ class ProgramSource(NamedTuple):
     layout: Layout  # of the fast weights
     shared: Layout  # of the trainable parameters that all tasks share
     constant_names: tuple[str, ...]  # of frozen parameters and buffers
-    canonical: dict[str, str]  # any name of a tensor -> its first one, which tied tensors share
 
 
 class Builder:
-    """A plan under construction; what the rules of lowering/ are given as `to`."""
+    """A plan under construction; what the rules of lowering/ are given as `to`.
+
+    Args:
+        program: what the plan is of.
+        given: values of the inputs.
+        named: values of parameters and buffers.
+        rows: batch norm takes its statistics from the first so many samples; None: from all.
+        wanted: which inputs get a gradient.
+    """
 
     def __init__(
-        self, program: ProgramSource, one_task: Tree, state: dict[str, Tensor], rows: int | None, wanted: Sequence[bool]
-    ) -> None:
-        self.program = program
+        self, program: ProgramSource, given: Sequence[Value], named: dict[str, Value], rows: int | None,
+        wanted: Sequence[bool],
+    ) -> None:  # fmt: skip
         self.rows = rows
         self.nodes: list[Node] = []
         self.count = 0
@@ -66,22 +54,21 @@ class Builder:
         self.moving: list[bool] = []  # and on a fast weight
         self.sizes: list[int] = []
         self.stored: dict[int, Tensor] = {}
-        self.values: dict[fx.Node, Any] = {}  # of the trace's nodes, without data
-        self.random: set[fx.Node] = set()  # the nodes that draw random numbers
-        self.writing: set[fx.Node] = set()  # the nodes that write into what they are given
+        self.slots: dict[int, Slot] = {}  # of values, by id
         self.label = ""
+        self._fixed = False  # is what is being emitted without a gradient, whatever it is made of
         self._layers = 0
-        self._paths = {id(m): path for path, m in program.module.named_modules()}
-        leaves, spec = pytree.tree_flatten(one_task)
-        self.wanted = tuple(wanted) or (False,) * len(leaves)
-        self.inputs = [self._slot(x, w and _has_derivative(x)) for x, w in zip(leaves, self.wanted, strict=True)]
-        self.args, self.kwargs = call_with(pytree.tree_unflatten(self.inputs, spec))
+        self.wanted = tuple(wanted)
+        self.inputs = [self._slot(v.like, v.gradient) for v in given]
         self._keys = self._slot(torch.empty((), dtype=torch.int64, device=program.layout.device), False)
-        self.params = [self._slot(state[n], True, True) for n in program.layout.names]
-        self.shared = [self._slot(state[n], True) for n in program.shared.names]
-        self.constants = [self._slot(state[n], False) for n in program.constant_names]
+        self.params = [self._slot(named[n].like, True, True) for n in program.layout.names]
+        self.shared = [self._slot(named[n].like, True) for n in program.shared.names]
+        self.constants = [self._slot(named[n].like, False) for n in program.constant_names]
         names = (*program.layout.names, *program.shared.names, *program.constant_names)
-        self.named = dict(zip(names, (*self.params, *self.shared, *self.constants), strict=True))
+        for value, slot in zip(given, self.inputs, strict=True):
+            self.slots[id(value)] = slot
+        for name, slot in zip(names, (*self.params, *self.shared, *self.constants), strict=True):
+            self.slots[id(named[name])] = slot
 
     def _slot(self, like: Tensor, active: bool, moving: bool = False) -> Slot:
         self.active.append(active)
@@ -101,19 +88,18 @@ class Builder:
         self.nodes.append(Node(op, tuple(s.index for s in inputs), (out.index,), needs, moves, self.label))
         return out
 
-    def tensor(self, module: nn.Module, name: str) -> Slot | None:
-        """The slot of one of the user's submodules' parameters or buffers, or None where it has none of that name."""
-        if getattr(module, name) is None:
-            return None
-        path = self._paths[id(module)]
-        return self.named[self.program.canonical[f"{path}.{name}" if path else name]]
+    def constant(self, value: Tensor) -> Slot:
+        """The slot of a tensor that is the same for all tasks."""
+        slot = self._slot(value, False)
+        self.stored[slot.index] = value
+        return slot
 
     def keys(self) -> Slot:
         """The slot of the step's random keys [T]."""
         return self._keys
 
     def next_layer(self) -> int:
-        """A number of its own for each dropout, from 0."""
+        """A number of its own for each call that draws random numbers, from 0."""
         self._layers += 1
         return self._layers - 1
 
@@ -121,7 +107,7 @@ class Builder:
 
     def _needs(self, inputs: Sequence[Slot]) -> tuple[tuple[bool, ...], tuple[bool, ...]]:
         """Which inputs get a gradient, and which of them move."""
-        smooth = [s.index for s in inputs if _has_derivative(s.like)]
+        smooth = [s.index for s in inputs if not self._fixed and _has_derivative(s.like)]
         return (
             tuple(s.index in smooth and self.active[s.index] for s in inputs),
             tuple(s.index in smooth and self.moving[s.index] for s in inputs),
@@ -135,168 +121,95 @@ class Builder:
             y, _ = op.forward(*one)
             return y[0]
 
-    def emit_opaque(
-        self, fn: Any, inputs: list[Slot], ys: Sequence[Tensor], label: str, why: str, *, random: bool
-    ) -> list[Slot]:
-        """Adds a node of `fn` as an opaque op, and gives the slots of its outputs, which are like `ys`.
-
-        `label` is what `explain()` calls it, `why` its reason there. A `random` one is given the step's keys, too.
-        """
-        op = Opaque(fn, label, random)
-        needs, moves = self._needs(inputs)
-        outs = [self._slot(y, any(needs) and _has_derivative(y), any(moves) and _has_derivative(y)) for y in ys]
-        if not any(self.active[s.index] for s in outs):  # a comparison, an index
-            needs = moves = (False,) * len(needs)
-        slots = [*inputs, self._keys] if random else inputs
-        if random:
-            needs, moves = (*needs, False), (*moves, False)
-        node = Node(
-            op, tuple(s.index for s in slots), tuple(s.index for s in outs), needs, moves, self.label or label, why
-        )
-        self.nodes.append(node)
-        return outs
-
-    def lower(self, graph: fx.GraphModule, recorded: Recorded) -> Plan:
-        """The plan of a trace, with the values of its run on data-free tensors.
+    def lower(self, trace: Trace) -> Plan:
+        """The plan of a trace.
 
         Raises:
-            Untraceable: only the module as a whole can be an opaque op.
+            Untraceable: a call reads what no op has made.
         """
-        values, self.values = recorded.values, recorded.values
-        self.random, self.writing = recorded.random, recorded.writing
-        env: dict[fx.Node, Any] = {}
-        modules = dict(graph.named_modules())
-        given = iter(self.args)
-        for node in graph.graph.nodes:
-            if node.op == "output":
-                leaves, spec = pytree.tree_flatten(fx.map_arg(node.args[0], env.__getitem__))
-                if not all(leaf is None or isinstance(leaf, Slot) for leaf in leaves):
-                    raise Untraceable("it returns something that is not a tensor")
-                return self.finish(leaves, spec)
-            if not any(isinstance(v, Tensor) for v in pytree.tree_leaves(values[node])):
-                env[node] = values[node]  # a size, a flag: the same for every task
-            elif node.op == "placeholder":
-                slot = next(given, None)
-                env[node] = self.kwargs[str(node.target)] if slot is None else slot
-            elif node.op == "get_attr":
-                env[node] = self._attribute(graph, node)
-            else:
-                env[node] = self._call(node, env, modules, values[node])
-        raise AssertionError("an fx graph ends in an output node")
+        outputs = [v for v in trace.outputs if v is not None]
+        for call in needed(trace.calls, [*outputs, *trace.reads]):
+            self._lower(call)
+        slots = [self._of(v) for v in outputs]
+        hidden = [self._of(v) for v in trace.reads]
+        return self._finish(trace, slots, hidden)
 
-    def _attribute(self, graph: fx.GraphModule, node: fx.Node) -> Slot:
-        name = str(node.target)
-        if name in self.program.canonical:
-            return self.named[self.program.canonical[name]]
-        owner, _, leaf = name.rpartition(".")
-        value = getattr(graph.get_submodule(owner), leaf)
-        return self._store(value)
+    def _of(self, leaf: Any) -> Any:
+        """The slot of a value; anything else as it is."""
+        if not isinstance(leaf, Value):
+            return leaf
+        if id(leaf) not in self.slots:
+            if leaf.stored is None:
+                raise Untraceable(f"{self.label} reads what PyTorch writes beside a result, which no op has")
+            self.slots[id(leaf)] = self.constant(leaf.stored)
+        return self.slots[id(leaf)]
 
-    def _store(self, value: Tensor) -> Slot:
-        slot = self._slot(value, False)
-        self.stored[slot.index] = value
-        return slot
-
-    def _call(self, node: fx.Node, env: dict[fx.Node, Any], modules: Mapping[str, nn.Module], value: Any) -> Any:
-        args = fx.map_arg(node.args, env.__getitem__)
-        kwargs = fx.map_arg(node.kwargs, env.__getitem__)
-        target: Any = node.target
-        inplace = node in self.writing or target in INPLACE_OPERATORS or kwargs.get("inplace", False)
-        if node.op == "call_module":
-            module = modules[target]
-            rule, first, self.label = MODULES.get(type(module)), (self._original(module, target),), target
-            if rule is not None and has_hooks(module):
-                rule = None
-            inplace = inplace or getattr(module, "inplace", False)
-        else:
-            table: Any = FUNCTIONS if node.op == "call_function" else METHODS
-            rule, first, self.label = table.get(target), (), getattr(target, "__name__", str(target))
-            inplace = inplace or (node.op == "call_method" and target.endswith("_") and not target.endswith("__"))
+    def _lower(self, call: Call) -> None:
+        self.label = call.label
+        made = [v for v in call.made if v is not None]
+        if all(v.stored is not None for v in made):
+            return
+        leaves, spec = pytree.tree_flatten((call.args, call.kwargs))
+        slots = [self._of(leaf) for leaf in leaves]
+        args, kwargs = pytree.tree_unflatten(slots, spec)
+        self._fixed = not any(v.gradient for v in made)
+        rule = RULES.get(call.function)
+        nodes = len(self.nodes)
         try:
             if rule is None:
                 raise NotKnown("no op of its own")
-            if any(isinstance(leaf, Slot) and leaf.like.is_complex() for leaf in pytree.tree_leaves((args, kwargs))):
+            if any(isinstance(s, Slot) and s.like.is_complex() for s in slots):
                 raise NotKnown("complex numbers")  # whose cotangents are conjugated
-            _check_arguments(rule, self, *first, *args, **kwargs)
-            out = rule(self, *first, *args, **kwargs)
+            _check_arguments(rule, self, *args, **kwargs)
+            out = pytree.tree_leaves(rule(self, *args, **kwargs))
         except NotKnown as reason:
-            if inplace or target in _MUTATING_FUNCTIONS:
-                raise Untraceable(f"{self.label} changes a value in place and has no op of its own") from reason
-            out = self._opaque(node, args, kwargs, modules, value, str(reason))
-        if inplace and isinstance(node.args[0], fx.Node):
-            self._write(node, node.args[0], out, env)
-        return out
+            del self.nodes[nodes:]
+            out = self._opaque(call, [s for s in slots if isinstance(s, Slot)], str(reason))
+        if call.written and len(out) == 1:
+            out = [*out, out[0]] if len(call.made) == 2 else out  # x.add_(y) gives x, and has written it
+        for value, slot in zip(call.made, out, strict=False):
+            if value is not None:
+                self.slots[id(value)] = self._as_autograd_has_it(value, slot)
 
-    def _write(self, node: fx.Node, changed: fx.Node, out: Any, env: dict[fx.Node, Any]) -> None:
-        """Whoever reads what `node` changed in place from here on, under any name, sees what was written into it."""
-        tensor = self.values[changed]
-        storage = tensor.untyped_storage()._cdata
-        for other in env:
-            value = self.values[other]
-            if value is tensor:
-                env[other] = out
-                continue
-            leaves = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
-            is_view = any(leaf.untyped_storage()._cdata == storage for leaf in leaves)
-            if is_view and any(user not in env and user is not node for user in other.users):
-                raise Untraceable(f"{self.label} changes in place what is read elsewhere through a view")
+    def _as_autograd_has_it(self, value: Value, slot: Slot) -> Slot:
+        """A rule may hand on what it was given; under no_grad, the result has no gradient all the same."""
+        if value.gradient == self.active[slot.index]:
+            return slot
+        if value.gradient:
+            raise Untraceable(f"{self.label} has a gradient where none was found")
+        self._fixed = True
+        return self.emit(Reshape(slot.shape), slot)
 
-    def _original(self, module: nn.Module, path: str) -> nn.Module:
-        """The user's own submodule behind one of the trace's, for looking up its parameters."""
-        original = self.program.module.get_submodule(path)
-        assert type(original) is type(module)
-        return original
-
-    def _opaque(
-        self, node: fx.Node, args: Any, kwargs: Any, modules: Mapping[str, nn.Module], value: Any, why: str
-    ) -> Any:
-        target: Any = node.target
-        leaves, spec = pytree.tree_flatten((args, kwargs))
-        inputs = [leaf for leaf in leaves if isinstance(leaf, Slot)]
-        where = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Slot)]
-        ys, out_spec = pytree.tree_flatten(value)
-        if not all(isinstance(y, Tensor) for y in ys):
-            raise Untraceable(f"{self.label} returns something that is not a tensor")
-        names: list[str] = []
-        module = None
-        if node.op == "call_module":
-            module = self._original(modules[target], target)
-            names = [name for name, _ in (*module.named_parameters(), *module.named_buffers())]
-            inputs = [*inputs, *(self._owned(target, name) for name in names)]
-        elif not inputs:
-            if target not in _CREATORS:
-                raise Untraceable(f"{self.label} makes a tensor from nothing, perhaps another one every time")
-            return pytree.tree_unflatten(
-                [self._store(y) for y in pytree.tree_leaves(target(*args, **kwargs))], out_spec
-            )
-        buffers = set() if module is None else {name for name, _ in module.named_buffers()}
+    def _opaque(self, call: Call, inputs: list[Slot], why: str) -> list[Slot]:
+        """A node of a call as an opaque op; the slots of what it makes, with None where that is no tensor."""
+        leaves, spec = pytree.tree_flatten((call.args, call.kwargs))
+        where = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Value)]
+        given = [None if isinstance(leaf, Value) else leaf for leaf in leaves]
+        made = [v for v in call.made if v is not None]
 
         def run(*tensors: Tensor) -> tuple[Tensor, ...]:
-            filled = list(leaves)
-            for i, x in zip(where, tensors, strict=False):
+            filled = list(given)
+            for i, x in zip(where, tensors, strict=True):
                 filled[i] = x
-            a, k = pytree.tree_unflatten(filled, spec)
-            if module is not None:
-                state = dict(zip(names, tensors[len(where) :], strict=True))
-                state = {n: v.clone() if n in buffers else v for n, v in state.items()}
-                out = functional_call(module, state, a, k)
-            elif node.op == "call_method":
-                out = getattr(a[0], target)(*a[1:], **k)
-            else:
-                out = target(*a, **k)
-            return tuple(pytree.tree_leaves(out))
+            return tuple(x for x, v in zip(call.run(filled, spec), call.made, strict=True) if v is not None)
 
-        title = type(module).__name__ if module is not None else self.label
-        outs = self.emit_opaque(run, inputs, ys, title, why, random=node in self.random)
-        return pytree.tree_unflatten(outs, out_spec)
+        name = getattr(call.function, "__name__", call.label)
+        op = Opaque(run, name, call.random, self.next_layer() if call.random else 0)
+        needs, moves = self._needs(inputs)
+        outs = [self._slot(v.like, any(needs) and v.gradient, any(moves) and v.gradient) for v in made]
+        slots = inputs
+        if call.random:
+            slots, needs, moves = [*inputs, self._keys], (*needs, False), (*moves, False)
+        self.nodes.append(
+            Node(op, tuple(s.index for s in slots), tuple(s.index for s in outs), needs, moves, self.label, why)
+        )
+        rest = iter(outs)
+        return [None if v is None else next(rest) for v in call.made]  # pyright: ignore[reportReturnType]
 
-    def _owned(self, path: str, name: str) -> Slot:
-        return self.named[self.program.canonical[f"{path}.{name}" if path else name]]
-
-    def finish(self, leaves: Sequence[Slot | None], spec: pytree.TreeSpec) -> Plan:
-        outputs = [leaf for leaf in leaves if leaf is not None]
-        nodes = group(self.nodes, {s.index for s in outputs})
-        kept = (*outputs, *self.params, *self.shared, *self.constants)
+    def _finish(self, trace: Trace, outputs: list[Slot], hidden: list[Slot]) -> Plan:
+        slots = [*outputs, *hidden]
+        nodes = group(self.nodes, {s.index for s in slots})
+        kept = (*slots, *self.params, *self.shared, *self.constants)
         pinned = {s.index for s in kept} | set(self.stored)
         return Plan(
             nodes=_with_last_use(nodes, pinned),
@@ -306,17 +219,27 @@ class Builder:
             param_slots=[s.index for s in self.params],
             shared_slots=[s.index for s in self.shared],
             constant_slots=[s.index for s in self.constants],
-            output_slots=[s.index for s in outputs],
-            output_spec=spec,
-            output_given=tuple(leaf is not None for leaf in leaves),
-            output_active=tuple(self.active[s.index] for s in outputs),
-            output_moving=tuple(self.moving[s.index] for s in outputs),
+            output_slots=[s.index for s in slots],
+            output_spec=trace.output_spec,
+            output_given=tuple(v is not None for v in trace.outputs),
+            output_active=tuple(self.active[s.index] for s in slots),
+            output_moving=tuple(self.moving[s.index] for s in slots),
+            hidden=len(hidden),
             input_wanted=self.wanted,
             input_shapes=[s.shape for s in self.inputs],
             output_shapes=[s.shape for s in outputs],
             stored=self.stored,
             bytes_per_task=sum(self.sizes),
+            loss=None if trace.loss is None else _loss_plan(trace),
         )
+
+
+def _loss_plan(trace: Trace) -> LossPlan:
+    """The loss of a trace as a function of one task's outputs, what else it reads, and targets."""
+    calls, loss = trace.loss_calls, trace.loss
+    assert loss is not None
+    order = [id(v) for v in (*trace.loss_inputs, *trace.reads, *trace.targets) if v is not None]
+    return LossPlan(lambda *tensors: replay(calls, dict(zip(order, tensors, strict=True)), loss))
 
 
 def _with_last_use(nodes: list[Node], pinned: set[int]) -> list[Node]:

@@ -1,16 +1,14 @@
-"""The inner and outer loss as an op: cross-entropy and mean squared error are known, any other callable is opaque."""
+"""The inner and outer loss as an op: cross-entropy and mean squared error are known, any other is run once as the
+module is, and what was seen of it is an opaque op."""
 
 from __future__ import annotations
 
 import functools
-import itertools
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from fastmeta.ops.base import Loss as LossOp
 from fastmeta.ops.cross_entropy import CrossEntropy
@@ -18,8 +16,9 @@ from fastmeta.ops.mse import MSE
 from fastmeta.ops.opaque import Opaque, OpaqueLoss
 
 from .plan import Plan
-from .targets import check_class_targets, check_labels, check_per_task_loss
-from .trace import Draws
+from .program import LossRun, leaves_of
+from .targets import check_class_targets, check_labels
+from .trace import Untraceable
 from .tree import Tree
 
 Loss = Callable[[Tree, Tree], Tensor]  # (outputs, targets) -> a scalar for one task
@@ -42,57 +41,40 @@ def known_loss(loss: Loss) -> CrossEntropy | MSE | None:
     return MSE() if loss is F.mse_loss and not options else None
 
 
+def run_of(name: str, loss: Loss, targets: Tree, wanted: Sequence[bool], *, skip: int = 0) -> LossRun | None:
+    """What is to be run behind the module of a loss that has no op of its own."""
+    given = leaves_of(targets)
+    op = known_loss(loss)
+    if len(given) == 1 and op is not None and not (isinstance(op, CrossEntropy) and given[0].is_floating_point()):
+        return None
+    return LossRun(name, loss, targets, wanted, skip)
+
+
 def loss_op(name: str, loss: Loss, plan: Plan, targets: Tree, *, skip: int = 0) -> LossOp:
     """The op of `loss` between a plan's outputs and a tree of targets [T, N, ...].
 
-    Its inputs are the leaves of the outputs, then the leaves of the targets; it gives one loss per task [T]. `skip`
-    rows of the plan's outputs are support samples in front, which the loss does not see.
+    Its inputs are the leaves of the outputs, the hidden ones among them, then the leaves of the targets; it gives one
+    loss per task [T]. `skip` rows of the plan's outputs are support samples in front, which the loss does not see.
 
     Raises:
-        ValueError: targets of another shape than `F.mse_loss` wants. From the op's first sweep: the loss draws random
-            numbers, or gives no scalar for each task.
+        ValueError: targets of another shape than `F.mse_loss` wants.
+        Untraceable: a loss with an op of its own, on a module that returns something else than a tensor.
     """
-    leaves, spec = pytree.tree_flatten(targets)
-    given = [leaf for leaf in leaves if leaf is not None]
-    shapes = plan.sample_shapes(skip)
-    op = known_loss(loss)
-    if len(shapes) == len(given) == 1:
-        if isinstance(op, CrossEntropy) and not given[0].dtype.is_floating_point:
-            return op
-        if isinstance(op, MSE):
-            if tuple(given[0].shape[1:]) != shapes[0]:
-                raise ValueError(
-                    f"{name}: F.mse_loss wants targets of the outputs' shape, {list(shapes[0])} a task, got "
-                    f"{list(given[0].shape[1:])}; reshape one of them: broadcasting would average the wrong pairs"
-                )
-            return op
-    outputs, calls = len(shapes), itertools.count()
     title = getattr(loss, "__name__", type(loss).__name__)
-
-    def run(*tensors: Tensor) -> tuple[Tensor, ...]:
-        out = plan.output_tree(tensors[:outputs])
-        rest = iter(tensors[outputs:])
-        filled = [None if leaf is None else next(rest) for leaf in leaves]
-        with nullcontext() if next(calls) else _refuse_draws(name):  # the first call says it for all
-            value = loss(out, pytree.tree_unflatten(filled, spec))
-        check_per_task_loss(name, value)
-        return (value,)
-
-    leaves = [
-        None if leaf is None else True for leaf in leaves
-    ]  # where targets stand; the data itself must not live on
-    return OpaqueLoss(Opaque(run, title))
-
-
-@contextmanager
-def _refuse_draws(name: str) -> Iterator[None]:
-    with Draws() as draws:
-        yield
-    if draws.any:
+    if plan.loss is not None:
+        run = plan.loss.run
+        return OpaqueLoss(Opaque(lambda *tensors: (run(*tensors),), title))
+    op, shapes = known_loss(loss), plan.sample_shapes(skip)
+    assert op is not None, "any other loss was run behind the module"
+    if len(shapes) != 1:
+        raise Untraceable(f"{name} is {title}, and the module returns {len(shapes)} tensors")
+    (given,) = leaves_of(targets)
+    if isinstance(op, MSE) and tuple(given.shape[1:]) != shapes[0]:
         raise ValueError(
-            f"{name} draws random numbers, and would draw others for its value than for its derivatives; draw them in "
-            'the module, where all see the same numbers, or use backend="reference"'
+            f"{name}: F.mse_loss wants targets of the outputs' shape, {list(shapes[0])} a task, got "
+            f"{list(given.shape[1:])}; reshape one of them: broadcasting would average the wrong pairs"
         )
+    return op
 
 
 def check_targets_of(

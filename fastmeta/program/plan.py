@@ -6,14 +6,13 @@ output. A value that is used twice simply receives two cotangents, so branches (
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
 from torch import Tensor
-from torch.utils import _pytree as pytree
-
+from fastmeta.internals import pytree
 from fastmeta.ops.base import MaybeTensors, Op, Saved, total
 from fastmeta.ops.opaque import Opaque
 
@@ -68,6 +67,12 @@ class Gradients(NamedTuple):
     inputs: list[Tensor | None]
 
 
+class LossPlan(NamedTuple):
+    """A loss that was run behind the module: a function of one task's outputs, hidden ones, and targets."""
+
+    run: Callable[..., Tensor]
+
+
 @dataclass
 class Plan:
     """Sweeps of a module for one set of input shapes.
@@ -88,11 +93,13 @@ class Plan:
     output_given: tuple[bool, ...]  # the leaves of that tree: a tensor, or None
     output_active: tuple[bool, ...]  # which outputs depend on something that gets a gradient
     output_moving: tuple[bool, ...]  # and which on a fast weight
+    hidden: int  # outputs at the end that only the loss reads: parameters, what the forward has left
     input_wanted: tuple[bool, ...]  # which inputs get a gradient
     input_shapes: list[tuple[int, ...]]  # per task
-    output_shapes: list[tuple[int, ...]]  # per task
+    output_shapes: list[tuple[int, ...]]  # per task, without the hidden ones
     stored: dict[int, Tensor] = field(default_factory=dict)  # constants made by the module's own code, such as arange
     bytes_per_task: int = 0  # of all values, an estimate for slicing the tasks
+    loss: LossPlan | None = None  # where one was run behind the module
 
     @cached_property
     def only_fast(self) -> bool:

@@ -1,28 +1,33 @@
-"""nn.Module → Program: a torch.fx trace, made into a plan of ops for each set of input shapes.
+"""nn.Module → Program: the module is run on one task without data, and its calls become a plan of ops.
 
 Known calls become ops (builder.py, lowering/), chains of them become the fused ops that exist (fuse.py), everything
-else becomes an opaque op whose sweeps come from torch.func, and a module that cannot be traced becomes one opaque op
-as a whole.
+else becomes an opaque op whose sweeps come from torch.func.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import cached_property
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, fx, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.func import functional_call
+from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils import _pytree as pytree
 
+from fastmeta.internals import FakeTensorMode, pytree, quiet_fake_tensors, reparametrized
+
+from .attributes import attributes_kept
 from .builder import Builder, ProgramSource
 from .layout import Layout
-from .messages import first_line
+from .lowering import RULES
 from .plan import Plan
-from .trace import Draws, Recorded, Untraceable, Writes, has_hooks, trace
+from .recorder import Recorder, hooked, reason_of
+from .targets import check_per_task_loss
+from .trace import Trace, Untraceable, needed
 from .tree import Tree, call_with
+from .weight_norm import weight_norm
+
+_REPLACED: dict[Any, Callable[..., Any]] = {torch._weight_norm: weight_norm}  # pyright: ignore[reportPrivateImportUsage]
 
 
 def leaves_of(tree: Tree) -> tuple[Tensor, ...]:
@@ -32,8 +37,21 @@ def leaves_of(tree: Tree) -> tuple[Tensor, ...]:
     return tuple(leaf for leaf in pytree.tree_leaves(tree) if leaf is not None)
 
 
+class LossRun(NamedTuple):
+    """A loss to be run behind the module.
+
+    `skip` rows of the module's outputs are support samples in front, which it does not see.
+    """
+
+    name: str  # of the argument, for messages
+    loss: Callable[[Tree, Tree], Tensor]
+    targets: Tree  # [T, N, ...]
+    wanted: Sequence[bool]  # which of them get a gradient
+    skip: int = 0
+
+
 class Program:
-    """A user's module, traced once per train/eval mode and planned once per set of input shapes.
+    """A user's module, run and planned once per state of the module and set of input shapes.
 
     Args:
         module: any module that `torch.func.functional_call` can run on one task.
@@ -48,40 +66,18 @@ class Program:
         names = [name for name, p in module.named_parameters() if p.requires_grad]
         self._fast = None if not self.shared.names else [i for i, name in enumerate(names) if adapts(name)]
         trainable = set(names)
-        named = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-        self.constant_names = tuple(name for name in named if name not in trainable)
-        # every name of a tied tensor leads to the one slot of its first name
-        first = {id(t): name for name, t in reversed(list(named.items()))}
-        every = [
-            *module.named_parameters(remove_duplicate=False),
-            *module.named_buffers(remove_duplicate=False),
-        ]
-        self.canonical = {name: first[id(t)] for name, t in every}
-        self._source = ProgramSource(module, self.layout, self.shared, self.constant_names, self.canonical)
-        self._why_whole = ""  # why a plan is one opaque op, where its trace could not be lowered
+        self.constant_names = tuple(name for name in self._named() if name not in trainable)
+        self._source = ProgramSource(module, self.layout, self.shared, self.constant_names)
 
-    @cached_property
-    def _trace(self) -> tuple[fx.GraphModule | None, str]:
-        """The module's graph, or why there is none. Runs the module's Python: not before a plan is wanted."""
-        try:
-            if has_hooks(self.module):
-                raise Untraceable("a trace would lose the hooks on it")
-            return trace(self.module), ""
-        except Untraceable as reason:
-            return None, str(reason)
-        except Exception as error:
-            return None, f"torch.fx cannot trace it: {first_line(error)}"
-
-    @property
-    def untraceable(self) -> str:
-        """Why the module is one opaque op as a whole; empty where it is not."""
-        return self._why_whole or self._trace[1]
+    def _named(self) -> dict[str, Tensor]:
+        """Parameters and buffers, tied ones under their first name."""
+        return {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
 
     def constants(self) -> tuple[Tensor, ...]:
         """Frozen parameters and buffers as they are now."""
         if not self.constant_names:
             return ()
-        named = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
+        named = self._named()
         return tuple(named[name].detach() for name in self.constant_names)
 
     def fast_of(self, trainable: Sequence[nn.Parameter]) -> Sequence[nn.Parameter]:
@@ -94,93 +90,106 @@ class Program:
             return ()
         return [p for i, p in enumerate(trainable) if i not in self._fast]
 
-    @torch.inference_mode(False)  # tensors made in it have no versions, by which a trace notices writes
-    def plan(self, inputs: Tree, *, rows: int | None = None, wanted: Sequence[bool] = ()) -> Plan:
+    @torch.inference_mode(False)  # tensors made in it have no versions, by which a run notices writes
+    def plan(
+        self, inputs: Tree, *, rows: int | None = None, wanted: Sequence[bool] = (), loss: LossRun | None = None
+    ) -> Plan:
         """The plan for inputs like these: a tree of [T, N, ...] tensors, of which only shapes and dtypes are read.
 
         With `rows` batch norm takes its statistics from the first so many samples of a task, the support set. `wanted`
-        says of each tensor whether it gets a gradient; empty: none does.
+        says of each tensor whether it gets a gradient; empty: none does. A `loss` that has no op of its own is run
+        behind the module, in whose place it may read what the module's forward has left (`Plan.loss_run`).
+
+        Raises:
+            Untraceable: the program needs autograd, task by task.
+            TypeError: the module or the loss returns what no module or loss may.
         """
+        if name := hooked(self.module.named_modules()):
+            raise Untraceable(f"{name} has hooks, which only a run of the module itself calls")
+        leaves = leaves_of(inputs)
+        wanted = tuple(wanted) or (False,) * len(leaves)
         mode = FakeTensorMode(allow_non_fake_inputs=True)
-        with mode, torch.no_grad():
-            one_task = pytree.tree_map(lambda x: torch.empty(x.shape[1:], dtype=x.dtype, device=x.device), inputs)
-            named = {**dict(self.module.named_parameters()), **dict(self.module.named_buffers())}
-            state = {
-                n: torch.empty_strided(t.shape, t.stride(), dtype=t.dtype, device=t.device) for n, t in named.items()
-            }
-        graph, _ = self._trace
-        if graph is not None:
-            try:
-                return self._lower_graph(graph, one_task, state, mode, rows, wanted)
-            except Untraceable as error:
-                self._why_whole = str(error)
-        return self._lower_whole(one_task, state, mode, rows, wanted)
+        with mode, torch.enable_grad(), quiet_fake_tensors():
+            one_task = _one_task(inputs, wanted)
+            state = {name: _fake(t, t.shape, t.requires_grad) for name, t in self._named().items()}
+            recorder = Recorder(self.module, RULES, _REPLACED)
+            given = [recorder.give(x) for x in leaves_of(one_task)]
+            named = {name: recorder.give(x) for name, x in state.items()}
+            trace = self._run(recorder, one_task, state, loss)
+            builder = Builder(self._source, given, named, rows, wanted)
+            return builder.lower(trace)
 
-    def _lower_graph(
-        self,
-        graph: fx.GraphModule,
-        one_task: Tree,
-        state: dict[str, Tensor],
-        mode: FakeTensorMode,
-        rows: int | None,
-        wanted: Sequence[bool],
-    ) -> Plan:
+    def _run(self, recorder: Recorder, one_task: Tree, state: dict[str, Tensor], loss: LossRun | None) -> Trace:
+        """The module, and the loss behind it, under `recorder`."""
         args, kwargs = call_with(one_task)
-        recorded = Recorded(graph)
-        traced = {**dict(graph.named_parameters()), **dict(graph.named_buffers())}
-        fakes = {f"module.{name}": state[self.canonical[name]] for name in traced if name in self.canonical}
-        with mode, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            try:
-                functional_call(recorded, fakes, args, kwargs, tie_weights=True)
-            except TypeError:
-                raise
-            except Exception as error:
-                raise Untraceable(f"its trace does not run on data-free tensors: {first_line(error)}") from error
-        builder = Builder(self._source, one_task, state, rows, wanted)
-        return builder.lower(graph, recorded)
-
-    def _lower_whole(
-        self, one_task: Tree, state: dict[str, Tensor], mode: FakeTensorMode, rows: int | None, wanted: Sequence[bool]
-    ) -> Plan:
-        if rows is not None:
-            raise ValueError(
-                'bn_statistics="support" needs a module that torch.fx can trace, so that its batch norms are known; '
-                f'{self.untraceable}. Use bn_statistics="batch", or backend="reference"'
-            )
-        builder = Builder(self._source, one_task, state, rows, wanted)
-        names = [*self.layout.names, *self.shared.names, *self.constant_names]
-        slots = [builder.named[name] for name in names]
-        leaves, spec = pytree.tree_flatten(one_task)
-        buffers = {name for name, _ in self.module.named_buffers()}
-        written: list[int] = []  # inputs that the module writes into: each call works on copies of them
-
-        def run(*tensors: Tensor) -> tuple[tuple[Tensor | None, ...], pytree.TreeSpec]:
-            tensors = tuple(x.clone() if i in written else x for i, x in enumerate(tensors))
-            values = dict(zip(names, tensors[len(leaves) :], strict=True))
-            # a buffer that the module updates (running statistics) is a copy, thrown away after the step
-            values = {n: v.clone() if n in buffers else v for n, v in values.items()}
-            args, kwargs = call_with(pytree.tree_unflatten(list(tensors[: len(leaves)]), spec))
-            out, out_spec = pytree.tree_flatten(functional_call(self.module, values, args, kwargs))
-            for leaf in out:
-                if leaf is not None and not isinstance(leaf, Tensor):
-                    raise TypeError(
-                        f"model must return tensors, or tuples or dicts of them, got a {type(leaf).__name__}"
-                    )
-            return tuple(out), out_spec
-
-        given = [*leaves, *(state[name] for name in names)]
-        writes = Writes(given)
-        with mode, torch.no_grad(), sdpa_kernel(SDPBackend.MATH), Draws() as draws:
-            ys, out_spec = run(*given)
-        written.extend(i for i, found in enumerate(writes.found()) if found)
-        op_inputs = [*builder.inputs, *slots]
-        outputs = builder.emit_opaque(
-            lambda *tensors: _given(run(*tensors)[0]), op_inputs, _given(ys), type(self.module).__name__,
-            self.untraceable, random=draws.any,
-        )  # fmt: skip
-        rest = iter(outputs)
-        return builder.finish([None if y is None else next(rest) for y in ys], out_spec)
+        modules = [self.module, *([loss.loss] if loss is not None and isinstance(loss.loss, nn.Module) else [])]
+        with attributes_kept(*modules) as kept, sdpa_kernel(SDPBackend.MATH):
+            with reparametrized(self.module, state, tie_weights=True):
+                with _user_code(), recorder:
+                    out = self.module(*args, **kwargs)
+                leaves, spec = pytree.tree_flatten(out)
+                _check_outputs(leaves)
+                trace = Trace(recorder.calls, [None if y is None else recorder.value(y) for y in leaves], spec)
+                if loss is not None:
+                    _run_loss(recorder, trace, leaves, loss)
+            if name := kept.history():
+                raise Untraceable(f"its forward changes the attribute {name!r}, which a later one may read")
+        return trace
 
 
-def _given(leaves: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
-    return tuple(leaf for leaf in leaves if leaf is not None)
+def _run_loss(recorder: Recorder, trace: Trace, outputs: list[Tensor | None], run: LossRun) -> None:
+    """The loss on the outputs of a trace, which gets the calls behind the module's."""
+    if isinstance(run.loss, nn.Module) and (name := hooked(run.loss.named_modules())):
+        raise Untraceable(f"{run.name} has hooks ({name}), which only a run of itself calls")
+    targets = _one_task(run.targets, run.wanted)
+    trace.targets = [recorder.give(x) for x in leaves_of(targets)]
+    trace.loss_inputs = trace.outputs
+    if run.skip:
+        rest = [None if y is None else _fake(y, (y.shape[0] - run.skip, *y.shape[1:]), y.requires_grad) for y in outputs]
+        outputs, trace.loss_inputs = rest, [None if y is None else recorder.give(y) for y in rest]
+    trace.calls = list(recorder.calls)
+    with _user_code(), recorder:
+        value = run.loss(pytree.tree_unflatten(outputs, trace.output_spec), targets)
+    check_per_task_loss(run.name, value)
+    trace.loss = recorder.value(value)
+    trace.loss_calls = needed(recorder.calls[len(trace.calls) :], [trace.loss])
+    if any(call.random for call in trace.loss_calls):
+        raise Untraceable(f"{run.name} draws random numbers, and would draw others for its derivatives")
+    known = {id(v) for v in (*trace.loss_inputs, *trace.targets) if v is not None}
+    known |= {id(v) for call in trace.loss_calls for v in call.made if v is not None}
+    read = [v for call in trace.loss_calls for v in call.values()] + [trace.loss]
+    trace.reads = list({id(v): v for v in read if v.stored is None and id(v) not in known}.values())
+    if run.skip and {id(v) for call in trace.calls for v in call.made} & {id(v) for v in trace.reads}:
+        raise Untraceable(f"{run.name} reads what the forward leaves, which mixes support and query samples")
+
+
+@contextmanager
+def _user_code() -> Iterator[None]:
+    """Whatever a run without data meets sends the program to a run with data, whose errors are the user's own."""
+    try:
+        yield
+    except Untraceable:
+        raise
+    except Exception as error:
+        raise Untraceable(reason_of(error)) from error
+
+
+def _check_outputs(leaves: Sequence[Any]) -> None:
+    for leaf in leaves:
+        if leaf is not None and not isinstance(leaf, Tensor):
+            raise TypeError(f"model must return tensors, or tuples or dicts of them, got a {type(leaf).__name__}")
+
+
+def _one_task(tree: Tree, wanted: Sequence[bool]) -> Tree:
+    """Tensors [T, ...] as one task's without data."""
+    leaves, spec = pytree.tree_flatten(tree)
+    wants = iter(wanted or (False,) * len(leaves))
+    return pytree.tree_unflatten([None if x is None else _fake(x, x.shape[1:], next(wants)) for x in leaves], spec)
+
+
+def _fake(like: Tensor, shape: Sequence[int], gradient: bool) -> Tensor:
+    if tuple(shape) == tuple(like.shape):
+        x = torch.empty_strided(like.shape, like.stride(), dtype=like.dtype, device=like.device)
+    else:
+        x = torch.empty(tuple(shape), dtype=like.dtype, device=like.device)
+    return x.requires_grad_(gradient and (x.is_floating_point() or x.is_complex()))

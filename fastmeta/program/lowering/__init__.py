@@ -1,4 +1,4 @@
-"""Which op each PyTorch module, function and method becomes.
+"""Which op each PyTorch function and method becomes.
 
 A rule takes a `Lower` (the plan under construction) and the call's own arguments, tensors among them as `Slot`s, and
 returns the slot of the result. Where a variant has no op of its own, the rule raises `NotKnown` with the reason and
@@ -6,6 +6,6 @@ the call becomes an opaque op.
 """
 
 from .base import NotKnown, Rule, Slot
-from .tables import FUNCTIONS, METHODS, MODULES
+from .tables import RULES
 
-__all__ = ["FUNCTIONS", "METHODS", "MODULES", "NotKnown", "Rule", "Slot"]
+__all__ = ["RULES", "NotKnown", "Rule", "Slot"]

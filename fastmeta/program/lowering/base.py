@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastmeta.ops.base import Op
 
@@ -37,8 +37,8 @@ class Lower(Protocol):
         """Adds an op to the plan, and gives the slot of its one output."""
         ...
 
-    def tensor(self, module: nn.Module, name: str) -> Slot | None:
-        """The slot of a module's parameter or buffer, or None where it has none."""
+    def constant(self, value: Tensor) -> Slot:
+        """The slot of a tensor that is the same for all tasks."""
         ...
 
     def keys(self) -> Slot:

@@ -7,7 +7,8 @@ from typing import Any
 from torch import nn
 
 from fastmeta.ops.group_norm import GroupNorm
-from fastmeta.ops.norm import batch_norm, layer_norm
+from fastmeta.ops.norm import batch_norm as batch_norm_op
+from fastmeta.ops.norm import layer_norm
 
 from .base import Lower, NotKnown, Slot
 
@@ -20,7 +21,7 @@ def batch_norm_module(to: Lower, m: nn.BatchNorm1d | nn.BatchNorm2d, x: Slot) ->
     gamma, beta = to.tensor(m, "weight"), to.tensor(m, "bias")
     mean, var = to.tensor(m, "running_mean"), to.tensor(m, "running_var")
     rows = None if fixed else to.rows
-    op = batch_norm(ndim, m.num_features, m.eps, affine=gamma is not None, fixed=fixed, rows=rows)
+    op = batch_norm_op(ndim, m.num_features, m.eps, affine=gamma is not None, fixed=fixed, rows=rows)
     return to.emit(op, x, *(s for s in (gamma, beta, *((mean, var) if fixed else ())) if s is not None))
 
 
@@ -59,3 +60,24 @@ def group_norm_rule(
 
 def group_norm_module(to: Lower, m: nn.GroupNorm, x: Slot) -> Slot:
     return group_norm_rule(to, x, m.num_groups, to.tensor(m, "weight"), to.tensor(m, "bias"), m.eps)
+
+
+def batch_norm(
+    to: Lower,
+    x: Slot,
+    running_mean: Slot | None,
+    running_var: Slot | None,
+    weight: Slot | None = None,
+    bias: Slot | None = None,
+    training: bool = False,
+    momentum: float = 0.1,  # noqa: ARG001  of running statistics, which are never written
+    eps: float = 1e-5,
+) -> Slot:
+    ndim = len(x.shape)
+    if ndim < 2:
+        raise NotKnown(f"batch norm of an unbatched value {list(x.shape)}")
+    if (weight is None) != (bias is None):
+        raise NotKnown("batch norm with only one of weight and bias")
+    rows = to.rows if training else None
+    op = batch_norm_op(ndim, x.shape[1], eps, affine=weight is not None, fixed=not training, rows=rows)
+    return to.emit(op, x, *(s for s in (weight, bias, *((running_mean, running_var) if not training else ())) if s is not None))

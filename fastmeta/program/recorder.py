@@ -1,0 +1,277 @@
+"""Runs user code on tensors without data and notes every call of a PyTorch function.
+
+The code sees tensors, not stand-ins: `isinstance`, `is None`, optional arguments, loops on shapes, `self.parameters()`
+and grad mode do what they do in any other run. What a straight line of calls cannot say raises `Untraceable`.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from fastmeta.internals import (
+    CALL_OF_MODULES,
+    CustomFunctionNode,
+    FakeTensor,
+
+    TorchDispatchMode,
+    no_torch_function_checks,
+    pytree,
+    without_fake_tensors,
+)
+
+from .messages import first_line
+from .trace import Call, Untraceable, Value
+from .writes import Storages
+
+_T: Any = torch.Tensor
+
+# What a plan has no place for, and the words for it.
+_REFUSED: dict[Any, str] = {
+    torch.autograd.grad: "calls torch.autograd.grad",
+    torch.autograd.backward: "calls torch.autograd.backward",
+    _T.backward: "calls .backward()",
+    _T.register_hook: "registers a hook on a tensor",
+    _T.register_post_accumulate_grad_hook: "registers a hook on a tensor",
+    _T.retain_grad: "keeps the gradient of a tensor inside (retain_grad)",
+    _T.requires_grad_: "sets requires_grad of a tensor inside",
+    _T.requires_grad.__set__: "sets requires_grad of a tensor inside",
+    _T.data.__set__: "replaces the data of a tensor",
+    _T.grad.__get__: "reads .grad",
+    _T.set_: "replaces the storage of a tensor",
+    torch._make_dual: "computes derivatives in forward mode",  # pyright: ignore[reportAttributeAccessIssue]
+}
+_READS_DATA: dict[Any, Callable[[Tensor], Any]] = {
+    _T.item: lambda x: x.item(), _T.tolist: lambda x: x.tolist(), _T.__bool__: bool, _T.__int__: int,
+    _T.__float__: float, _T.__index__: lambda x: x.__index__(), _T.numpy: lambda x: x.numpy(),
+}  # fmt: skip
+# Their result depends on the shapes of what they are given, and on nothing else of it.
+_SHAPED = frozenset(
+    {
+        torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like, _T.new_zeros, _T.new_ones, _T.new_full,
+        _T.new_empty, _T.new_tensor,
+    }  # fmt: skip
+)
+_RNNS = frozenset({torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu})  # pyright: ignore[reportAttributeAccessIssue]
+
+
+class Draws(TorchDispatchMode):
+    """Notes whether any operation inside draws random numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.any = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        self.any |= torch.Tag.nondeterministic_seeded in func.tags
+        return func(*args, **(kwargs or {}))
+
+
+class Recorder(TorchFunctionMode):
+    """Notes calls while it is entered, inside of a FakeTensorMode.
+
+    Args:
+        module: whose submodules' names stand for their calls.
+        known: functions of Python's that are noted as they are; any other is looked into.
+        replaced: functions in whose place others are called.
+    """
+
+    def __init__(
+        self, module: nn.Module, known: Mapping[Any, Any], replaced: Mapping[Any, Callable[..., Any]]
+    ) -> None:
+        super().__init__()
+        self.calls: list[Call] = []
+        self._known, self._replaced = known, replaced
+        self._paths = {id(m): path for path, m in module.named_modules()}
+        self._values: dict[int, Value] = {}
+        self._tensors: list[Tensor] = []  # an id means a tensor for as long as that lives
+        self._storages = Storages(self)
+
+    def give(self, tensor: Tensor, *, stored: Tensor | None = None, fresh: bool = False) -> Value:
+        """A value that is there before the next call."""
+        value = Value(tensor, tensor.requires_grad, stored, fresh)
+        self._put(tensor, value)
+        return value
+
+    def _put(self, tensor: Tensor, value: Value) -> None:
+        if id(tensor) not in self._values:
+            self._tensors.append(tensor)
+        self._values[id(tensor)] = value
+        if isinstance(tensor, FakeTensor):
+            self._storages.saw(tensor)
+
+    def known(self, tensor: Tensor) -> Value | None:
+        """What was noted of a tensor last, before any write through another view of it."""
+        return self._values.get(id(tensor))
+
+    def value(self, tensor: Tensor) -> Value:
+        """What a tensor is now.
+
+        Raises:
+            Untraceable: nobody saw where it comes from, or autograd knows more of it than was seen.
+        """
+        value = self._values.get(id(tensor))
+        if value is None and not isinstance(tensor, FakeTensor) and type(tensor) in (Tensor, nn.Buffer):
+            if tensor.requires_grad:
+                raise Untraceable("it reads a tensor that requires grad and is no parameter of the module's")
+            return self.give(tensor, stored=tensor)
+        if value is None:
+            raise Untraceable(f"it makes a {type(tensor).__name__} where no call of PyTorch's shows it")
+        if isinstance(tensor, FakeTensor):
+            value = self._storages.now(tensor, value)
+            if tensor.requires_grad != value.gradient or isinstance(tensor.grad_fn, CustomFunctionNode):
+                name = type(tensor.grad_fn).__name__.removesuffix("Backward")
+                raise Untraceable(f"it calls the autograd.Function {name}, whose backward is its own")
+        return value
+
+    # ----------------------------------------------------------------------------------------------------------------
+
+    def __torch_function__(self, func: Any, types_: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _REFUSED:
+            raise Untraceable(f"it {_REFUSED[func]}")
+        if func in self._replaced:
+            with self:
+                return self._replaced[func](*args, **kwargs)
+        if isinstance(func, types.FunctionType) and func not in self._known:
+            inside = no_torch_function_checks(func)
+            if inside is not None:
+                with self:
+                    return inside(*args, **kwargs)
+        leaves = pytree.tree_leaves((args, kwargs))
+        tensors = [x for x in leaves if isinstance(x, Tensor)]
+        if func in _READS_DATA and tensors:
+            return self._data(func, tensors[0], args, kwargs)
+        before = [x._version for x in tensors]
+        with Draws() as draws:
+            out = func(*args, **kwargs)
+        written = [x for x, version in zip(tensors, before, strict=True) if x._version != version]
+        out_leaves = pytree.tree_leaves(out)
+        made = [x for x in out_leaves if isinstance(x, Tensor)]
+        if not written and all(id(x) in self._values or any(x is y for y in tensors) for x in made):
+            return out  # a size, a flag, the very tensor that was given
+        self._note(func, args, kwargs, out_leaves, written, draws.any)
+        return out
+
+    def _data(self, func: Any, tensor: Tensor, args: Any, kwargs: Any) -> Any:
+        """A number that Python asks of a tensor: known where the run itself made it, the same for every task."""
+        value = self.value(tensor)
+        if value.fresh and value.stored is not None:
+            with without_fake_tensors():
+                return _READS_DATA[func](value.stored)
+        if not isinstance(tensor, FakeTensor):
+            raise Untraceable(f"Python reads the data of a tensor ({func.__name__})")
+        return func(*args, **kwargs)  # a FakeTensor knows some numbers; else its own error
+
+    def _note(
+        self, func: Any, args: Any, kwargs: Any, out_leaves: list[Any], written: list[Tensor], random: bool
+    ) -> None:
+        label = self._label(func)
+        if func in _RNNS:
+            raise Untraceable(f"{label} runs {func.__name__}, which PyTorch cannot map over tasks")
+        device = next((x.device.type for x in out_leaves if isinstance(x, Tensor)), "cpu")
+        if torch.is_autocast_enabled(device):
+            raise Untraceable(f"{label} runs under autocast")
+        read, spec = pytree.tree_flatten((args, kwargs))
+        values = [self.value(x) if isinstance(x, Tensor) else x for x in read]
+        if any(not isinstance(x, FakeTensor) for x in written) or (
+            _writes_by_name(func) and read and isinstance(read[0], Tensor) and not isinstance(read[0], FakeTensor)
+        ):
+            raise Untraceable(f"{label} writes into a tensor that is no buffer of the module's")
+        made = [*(x if isinstance(x, Tensor) else None for x in out_leaves), *written]
+        places = tuple(i for w in written for i, x in enumerate(read) if x is w)
+        if len(places) != len(written):
+            raise Untraceable(f"{label} is given one tensor twice and writes into it")
+        args, kwargs = pytree.tree_unflatten(values, spec)
+        if func == _T.data.__get__:
+            func = _T.detach
+        stored = self._same_for_all(func, values, spec, places, random)
+        new = [
+            None if x is None else Value(x, x.requires_grad, stored[i] if stored else None, stored is not None)
+            for i, x in enumerate(made)
+        ]
+        self.calls.append(Call(func, args, kwargs, new, places, random, label))
+        for x, value in zip(made, new, strict=True):
+            if x is not None and value is not None and not any(x is w for w in written):
+                self._put(x, value)
+        for x, value in zip(written, new[len(out_leaves) :], strict=True):
+            assert value is not None
+            self._values[id(x)] = value
+            self._storages.wrote(x, value)
+
+    def record(self, function: Callable[..., Tensor], args: tuple[Any, ...], like: Tensor, *, gradient: bool) -> Value:
+        """Notes a call of our own, whose result looks like `like`."""
+        value = Value(like, gradient)
+        self.calls.append(Call(function, args, {}, [value], (), False, getattr(function, "__name__", "")))
+        return value
+
+    def _same_for_all(
+        self, func: Any, leaves: list[Any], spec: pytree.TreeSpec, places: tuple[int, ...], random: bool
+    ) -> list[Tensor | None] | None:
+        """The data of what a call makes, where all that it reads was made by the run itself."""
+        values = [x for x in leaves if isinstance(x, Value)]
+        if random or any(v.gradient for v in values):
+            return None
+        shaped = func in _SHAPED
+        if not shaped and not all(v.fresh for v in values):
+            return None
+        with without_fake_tensors(), torch.no_grad():
+            if shaped:
+                real = [_empty_like(x.like) if isinstance(x, Value) else x for x in leaves]
+            else:
+                real = [x.stored if isinstance(x, Value) else x for x in leaves]
+            for i in places:
+                real[i] = real[i].clone()
+            args, kwargs = pytree.tree_unflatten(real, spec)
+            out = pytree.tree_leaves(func(*args, **kwargs))
+        return [*(x if isinstance(x, Tensor) else None for x in out), *(real[i] for i in places)]
+
+    def _label(self, func: Any) -> str:
+        """The path of the PyTorch module that calls, or the name of the function that a user's module calls."""
+        frame = sys._getframe(1)
+        while frame is not None:
+            if frame.f_code is CALL_OF_MODULES:
+                module = frame.f_locals["self"]
+                if type(module).__module__.startswith("torch.nn"):
+                    return self._paths.get(id(module), type(module).__name__) or type(module).__name__
+                break
+            frame = frame.f_back
+        return getattr(func, "__name__", str(func))
+
+
+def _writes_by_name(func: Any) -> bool:
+    name = getattr(func, "__name__", "")
+    return name == "__setitem__" or (name.endswith("_") and not name.endswith("__")) or name.startswith("__i")
+
+
+def _empty_like(x: Tensor) -> Tensor:
+    return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
+
+
+def reason_of(error: BaseException) -> str:
+    """Why a run on tensors without data ended, in words for explain()."""
+    name = type(error).__name__
+    if name in ("DataDependentOutputException", "DynamicOutputShapeException", "GuardOnDataDependentSymNode"):
+        return f"what it does depends on the data ({str(error).removeprefix('aten.')})"
+    return f"it does not run on tensors without data: {first_line(error)}"
+
+
+def hooked(modules: Iterable[tuple[str, nn.Module]]) -> str:
+    """The name of a module with a hook that a plan would not call; PyTorch's own, of weight_norm and the like, run."""
+    for name, m in modules:
+        before = [*m._forward_pre_hooks.values(), *m._forward_hooks.values()]
+        if m._backward_hooks or m._backward_pre_hooks or any(not _own(hook) for hook in before):
+            return name or type(m).__name__
+    return ""
+
+
+def _own(hook: Any) -> bool:
+    return getattr(hook, "__module__", type(hook).__module__).startswith("torch.nn.utils.")
+
+
