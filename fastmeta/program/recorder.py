@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 import types
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -61,6 +61,14 @@ _SHAPED = frozenset(
 _RNNS = frozenset({torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu})  # pyright: ignore[reportAttributeAccessIssue]
 
 
+class _Read(NamedTuple):
+    """The arguments of a call: its leaves, with values for tensors, and their structure."""
+
+    leaves: list[Any]
+    values: list[Any]
+    spec: pytree.TreeSpec
+
+
 class Draws(TorchDispatchMode):
     """Notes whether any operation inside draws random numbers."""
 
@@ -92,6 +100,7 @@ class Recorder(TorchFunctionMode):
         self._values: dict[int, Value] = {}
         self._tensors: list[Tensor] = []  # an id means a tensor for as long as that lives
         self._storages = Storages(self)
+        self._inside: list[Any] = []  # Python functions that are being looked into
 
     def give(self, tensor: Tensor, *, stored: Tensor | None = None, fresh: bool = False) -> Value:
         """A value that is there before the next call."""
@@ -139,15 +148,15 @@ class Recorder(TorchFunctionMode):
         if func in self._replaced:
             with self:
                 return self._replaced[func](*args, **kwargs)
-        if isinstance(func, types.FunctionType) and func not in self._known:
+        if isinstance(func, types.FunctionType) and func not in self._known and func not in self._inside:
             inside = no_torch_function_checks(func)
             if inside is not None:
-                with self:
-                    return inside(*args, **kwargs)
-        leaves = pytree.tree_leaves((args, kwargs))
+                return self._look_into(func, inside, args, kwargs)
+        leaves, spec = pytree.tree_flatten((args, kwargs))
         tensors = [x for x in leaves if isinstance(x, Tensor)]
         if func in _READS_DATA and tensors:
             return self._data(func, tensors[0], args, kwargs)
+        read = [self.value(x) if isinstance(x, Tensor) else x for x in leaves]  # now: the call may write into them
         before = [x._version for x in tensors]
         with Draws() as draws:
             out = func(*args, **kwargs)
@@ -156,8 +165,17 @@ class Recorder(TorchFunctionMode):
         made = [x for x in out_leaves if isinstance(x, Tensor)]
         if not written and all(id(x) in self._values or any(x is y for y in tensors) for x in made):
             return out  # a size, a flag, the very tensor that was given
-        self._note(func, args, kwargs, out_leaves, written, draws.any)
+        self._note(func, _Read(leaves, read, spec), out_leaves, written, draws.any)
         return out
+
+    def _look_into(self, func: Any, inside: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        """Runs a Python function of PyTorch's for the calls that it makes. One that calls itself is noted itself."""
+        self._inside.append(func)
+        try:
+            with self:
+                return inside(*args, **kwargs)
+        finally:
+            self._inside.remove(func)
 
     def _data(self, func: Any, tensor: Tensor, args: Any, kwargs: Any) -> Any:
         """A number that Python asks of a tensor: known where the run itself made it, the same for every task."""
@@ -169,29 +187,18 @@ class Recorder(TorchFunctionMode):
             raise Untraceable(f"Python reads the data of a tensor ({func.__name__})")
         return func(*args, **kwargs)  # a FakeTensor knows some numbers; else its own error
 
-    def _note(
-        self, func: Any, args: Any, kwargs: Any, out_leaves: list[Any], written: list[Tensor], random: bool
-    ) -> None:
+    def _note(self, func: Any, given: _Read, out_leaves: list[Any], written: list[Tensor], random: bool) -> None:
         label = self._label(func)
-        if func in _RNNS:
-            raise Untraceable(f"{label} runs {func.__name__}, which PyTorch cannot map over tasks")
-        device = next((x.device.type for x in out_leaves if isinstance(x, Tensor)), "cpu")
-        if torch.is_autocast_enabled(device):
-            raise Untraceable(f"{label} runs under autocast")
-        read, spec = pytree.tree_flatten((args, kwargs))
-        values = [self.value(x) if isinstance(x, Tensor) else x for x in read]
-        if any(not isinstance(x, FakeTensor) for x in written) or (
-            _writes_by_name(func) and read and isinstance(read[0], Tensor) and not isinstance(read[0], FakeTensor)
-        ):
-            raise Untraceable(f"{label} writes into a tensor that is no buffer of the module's")
+        leaves, read, spec = given
+        self._check(func, label, leaves, out_leaves, written)
         made = [*(x if isinstance(x, Tensor) else None for x in out_leaves), *written]
-        places = tuple(i for w in written for i, x in enumerate(read) if x is w)
+        places = tuple(i for w in written for i, x in enumerate(leaves) if x is w)
         if len(places) != len(written):
             raise Untraceable(f"{label} is given one tensor twice and writes into it")
-        args, kwargs = pytree.tree_unflatten(values, spec)
+        args, kwargs = pytree.tree_unflatten(read, spec)
         if func == _T.data.__get__:
             func = _T.detach
-        stored = self._same_for_all(func, values, spec, places, random)
+        stored = self._same_for_all(func, read, spec, places, random)
         new = [
             None if x is None else Value(x, x.requires_grad, stored[i] if stored else None, stored is not None)
             for i, x in enumerate(made)
@@ -204,6 +211,19 @@ class Recorder(TorchFunctionMode):
             assert value is not None
             self._values[id(x)] = value
             self._storages.wrote(x, value)
+
+    def _check(
+        self, func: Any, label: str, leaves: list[Any], out_leaves: list[Any], written: list[Tensor]
+    ) -> None:
+        """Raises Untraceable for calls that a plan has no place for."""
+        if func in _RNNS:
+            raise Untraceable(f"{label} runs {func.__name__}, which PyTorch cannot map over tasks")
+        device = next((x.device.type for x in out_leaves if isinstance(x, Tensor)), "cpu")
+        if torch.is_autocast_enabled(device):
+            raise Untraceable(f"{label} runs under autocast")
+        into = leaves[0] if leaves and _writes_by_name(func) else None
+        if any(not isinstance(x, FakeTensor) for x in (*written, into) if isinstance(x, Tensor)):
+            raise Untraceable(f"{label} writes into a tensor that is no buffer of the module's")
 
     def record(self, function: Callable[..., Tensor], args: tuple[Any, ...], like: Tensor, *, gradient: bool) -> Value:
         """Notes a call of our own, whose result looks like `like`."""

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from fastmeta.ops.dropout import task_keys
-from fastmeta.program.lowering import FUNCTIONS
+from fastmeta.program.lowering import RULES
 from fastmeta.program.program import Program
 
 T, N = 3, 5
@@ -62,7 +62,7 @@ def test_a_bug_in_a_rule_is_no_reason_for_an_opaque_op(monkeypatch):
     def buggy(_, x):
         return x + None
 
-    monkeypatch.setitem(FUNCTIONS, torch.tanh, buggy)
+    monkeypatch.setitem(RULES, torch.tanh, buggy)
     with pytest.raises(TypeError, match="unsupported operand"):
         Program(Calling(lambda m, x: torch.tanh(m.linear(x)))).plan(torch.randn(T, N, 4))
 
