@@ -194,7 +194,8 @@ class Builder:
             return tuple(x for x, v in zip(call.run(filled, spec), call.made, strict=True) if v is not None)
 
         name = getattr(call.function, "__name__", call.label)
-        op = Opaque(run, name, call.random, self.next_layer() if call.random else 0)
+        layer, smooth = self.next_layer() if call.random else 0, tuple(v.gradient for v in made)
+        op = Opaque(run, name, call.random, layer, None if all(smooth) else smooth)
         needs, moves = self._needs(inputs)
         outs = [self._slot(v.like, any(needs) and v.gradient, any(moves) and v.gradient) for v in made]
         slots = inputs

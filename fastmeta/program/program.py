@@ -104,8 +104,8 @@ class Program:
             Untraceable: the program needs autograd, task by task.
             TypeError: the module or the loss returns what no module or loss may.
         """
-        if name := hooked(self.module.named_modules()):
-            raise Untraceable(f"{name} has hooks, which only a run of the module itself calls")
+        if name := hooked(self.module):
+            raise Untraceable(f"{name} has a hook, which only a run of the module itself calls")
         leaves = leaves_of(inputs)
         wanted = tuple(wanted) or (False,) * len(leaves)
         mode = FakeTensorMode(allow_non_fake_inputs=True)
@@ -114,7 +114,7 @@ class Program:
             state = {name: _fake(t, t.shape, t.requires_grad) for name, t in self._named().items()}
             recorder = Recorder(self.module, RULES, _REPLACED)
             given = [recorder.give(x) for x in leaves_of(one_task)]
-            named = {name: recorder.give(x) for name, x in state.items()}
+            named = {n: recorder.give_parameter(x) if x.requires_grad else recorder.give(x) for n, x in state.items()}
             trace = self._run(recorder, one_task, state, loss)
             builder = Builder(self._source, given, named, rows, wanted)
             return builder.lower(trace)
@@ -139,8 +139,8 @@ class Program:
 
 def _run_loss(recorder: Recorder, trace: Trace, outputs: list[Tensor | None], run: LossRun) -> None:
     """The loss on the outputs of a trace, which gets the calls behind the module's."""
-    if isinstance(run.loss, nn.Module) and (name := hooked(run.loss.named_modules())):
-        raise Untraceable(f"{run.name} has hooks ({name}), which only a run of itself calls")
+    if isinstance(run.loss, nn.Module) and (name := hooked(run.loss)):
+        raise Untraceable(f"{run.name} has a hook ({name}), which only a run of itself calls")
     targets = _one_task(run.targets, run.wanted)
     trace.targets = [recorder.give(x) for x in leaves_of(targets)]
     trace.loss_inputs = trace.outputs

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import sys
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -23,6 +23,7 @@ from fastmeta.internals import (
     TorchDispatchMode,
     no_torch_function_checks,
     pytree,
+    storage_of,
     without_fake_tensors,
 )
 
@@ -100,7 +101,13 @@ class Recorder(TorchFunctionMode):
         self._values: dict[int, Value] = {}
         self._tensors: list[Tensor] = []  # an id means a tensor for as long as that lives
         self._storages = Storages(self)
+        self._parameters: set[int] = set()  # the memories of trainable ones
         self._inside: list[Any] = []  # Python functions that are being looked into
+
+    def give_parameter(self, tensor: Tensor) -> Value:
+        """A trainable parameter, which no forward may write into: the inner step would not see it."""
+        self._parameters.add(storage_of(tensor))
+        return self.give(tensor)
 
     def give(self, tensor: Tensor, *, stored: Tensor | None = None, fresh: bool = False) -> Value:
         """A value that is there before the next call."""
@@ -126,7 +133,7 @@ class Recorder(TorchFunctionMode):
             Untraceable: nobody saw where it comes from, or autograd knows more of it than was seen.
         """
         value = self._values.get(id(tensor))
-        if value is None and not isinstance(tensor, FakeTensor) and type(tensor) in (Tensor, nn.Buffer):
+        if value is None and not isinstance(tensor, FakeTensor) and type(tensor) in (Tensor, nn.Parameter, nn.Buffer):
             if tensor.requires_grad:
                 raise Untraceable("it reads a tensor that requires grad and is no parameter of the module's")
             return self.give(tensor, stored=tensor)
@@ -224,6 +231,8 @@ class Recorder(TorchFunctionMode):
         into = leaves[0] if leaves and _writes_by_name(func) else None
         if any(not isinstance(x, FakeTensor) for x in (*written, into) if isinstance(x, Tensor)):
             raise Untraceable(f"{label} writes into a tensor that is no buffer of the module's")
+        if any(storage_of(x) in self._parameters for x in written):
+            raise Untraceable(f"{label} writes into a parameter")
 
     def record(self, function: Callable[..., Tensor], args: tuple[Any, ...], like: Tensor, *, gradient: bool) -> Value:
         """Notes a call of our own, whose result looks like `like`."""
@@ -282,9 +291,12 @@ def reason_of(error: BaseException) -> str:
     return f"it does not run on tensors without data: {first_line(error)}"
 
 
-def hooked(modules: Iterable[tuple[str, nn.Module]]) -> str:
-    """The name of a module with a hook that a plan would not call; PyTorch's own, of weight_norm and the like, run."""
-    for name, m in modules:
+def hooked(module: nn.Module) -> str:
+    """What of a module has a hook that a plan would not call; PyTorch's own, of weight_norm and the like, run."""
+    for name, p in module.named_parameters():
+        if p._backward_hooks:
+            return f"the parameter {name}"
+    for name, m in module.named_modules():
         before = [*m._forward_pre_hooks.values(), *m._forward_hooks.values()]
         if m._backward_hooks or m._backward_pre_hooks or any(not _own(hook) for hook in before):
             return name or type(m).__name__
