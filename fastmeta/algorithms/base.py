@@ -181,7 +181,7 @@ class MetaLearner(nn.Module):
         """What the inner rule learns becomes a submodule, its parameters made for this network."""
         learned = options.inner_optimizer.learned
         if isinstance(learned, Rates):
-            program = self._plans.program(self.module, adapts=self._moves)
+            program = self._plans.program(self.module, options, adapts=self._moves)
             learned.build(program.layout, options.inner_steps)
         self.learned = learned
 
@@ -287,7 +287,7 @@ class MetaLearner(nn.Module):
 
     def explain(self) -> str:
         """How the model runs and why: the backend, then op by op what has its own sweeps and what is opaque."""
-        program = self._plans.program(self.module, adapts=self._moves)
+        program = self._plans.program(self.module, self.options, adapts=self._moves)
         return explain(type(self).__name__, program, self.options, self._plans)
 
     # ----------------------------------------------------------------------------------------------------------------

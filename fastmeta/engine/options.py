@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import MethodType
 from typing import Any, Literal, NamedTuple
 
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from fastmeta.optim.sgd import SGD
 
 from .adjoint import Adjoint, Implicit, Unrolled
 from .prior import Prior
+from .state import Same
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -86,10 +88,14 @@ class Options:
 
     @cached_property
     def key(self) -> Hashable:
-        """What of the options makes another plan; step sizes, numbers of steps and CUDA graphs do not."""
+        """What of the options makes another plan; step sizes, numbers of steps and CUDA graphs do not.
+
+        Which losses these are, not what state they are in: that changes from call to call.
+        """
         return (
-            self.inner_loss, self.outer_loss, self.rule, self.inner_batch_size, self.inner_clip_norm, self.backend,
-            self.compile, self.memory, self.task_chunk, self.bn_statistics, self.precision, self.adjoint, self.prior,
+            _which(self.inner_loss), _which(self.outer_loss), self.rule, self.inner_batch_size, self.inner_clip_norm,
+            self.backend, self.compile, self.memory, self.task_chunk, self.bn_statistics, self.precision,
+            self.adjoint, self.prior,
         )  # fmt: skip
 
 
@@ -118,6 +124,13 @@ def check_count(name: str, value: Any, *, least: int, optional: str = "") -> Non
         raise TypeError(expected)
     if value < least:
         raise ValueError(expected)
+
+
+def _which(loss: Loss) -> Hashable:
+    """The very loss, which may have no hash, or an equality of its own. A method is another object at every access."""
+    if isinstance(loss, MethodType):
+        return Same(loss.__func__), Same(loss.__self__)
+    return Same(loss)
 
 
 def _check_rule(rule: Any) -> None:

@@ -26,6 +26,7 @@ from .backends.base import Backend, Planned
 from .backends.cuda_graph import REFERENCE, MetaStepGraphs
 from .backends.one_by_one import OneByOne
 from .batch import TaskBatch, Tree, finite_tasks
+from .call import check_layout, check_row, checked_start, checked_weights, trainable_alone
 from .checks import check_batch, check_trainable, warn_running_statistics
 from .meta_step import MetaGradient, MetaInputs, only_finite
 from .notices import warn_user
@@ -69,6 +70,7 @@ class Session(NamedTuple):
     graphs: MetaStepGraphs | None  # where the meta-step is to be replayed
     support: Data  # the batch's tensors
     query: Data
+    adapts: Callable[[str], bool] | None
 
     @property
     def layout(self) -> Layout:
@@ -125,7 +127,7 @@ class Session(NamedTuple):
         """The module's outputs [T, M, ...] at φ [T, P], differentiable where gradients are enabled."""
         here = self.on(query_x)
         support, inputs = here.support, leaves_of(query_x)
-        context = self.context
+        context = here.context
 
         def run() -> tuple[list[Tensor], Callable[[Sequence[Tensor | None]], Cotangents]]:
             with here._recording(), self.numerics():
@@ -134,8 +136,8 @@ class Session(NamedTuple):
                 )
             return outputs, self._in_numerics(lambda ds: self._without_diverged(pull(ds), phi))
 
-        at = MetaInputs(phi, self.at.shared)
-        sources = self._sources(at, Data(inputs, ()))
+        at = MetaInputs(phi, here.at.shared)
+        sources = here._sources(at, Data(inputs, ()))
         tensors = sources.tensors()
         if torch.is_grad_enabled() and not here.backend.records and any(x.requires_grad for x in tensors):
             outputs: Sequence[Tensor] = QueryOutputs.apply(run, sources, *tensors)  # pyright: ignore[reportAssignmentType]
@@ -150,10 +152,22 @@ class Session(NamedTuple):
         return only_finite(found, finite_tasks(self.support.inputs, phi))
 
     def on(self, query_x: Tree) -> Session:
-        """The same tasks with query inputs, planned for their shapes."""
-        batch = TaskBatch(self.batch.support_x, self.batch.support_y, query_x)
-        backend = self.plans.backend(self.program, self.module, self.options, batch, self.kind, with_loss=False)
-        return self._replace(batch=batch, backend=backend, query=Data(leaves_of(query_x), ()))
+        """The same tasks with query inputs, planned for their shapes and for the module as it is now."""
+        batch, query = TaskBatch(self.batch.support_x, self.batch.support_y, query_x), Data(leaves_of(query_x), ())
+        trainable = {*self.program.layout.names, *self.program.shared.names}
+        # whoever froze a parameter since has fast weights of it all the same
+        with trainable_alone(self.module, trainable):
+            state = self.plans.state(self.module, self.options)
+            program = self.plans.program(self.module, self.options, state, self.adapts)
+            check_layout(self.program.layout, program.layout)
+            backend = self.plans.backend(
+                program, self.module, self.options, batch, self.kind, losses=state.losses, with_loss=False
+            )
+        if program is self.program:
+            return self._replace(batch=batch, backend=backend, query=query)
+        at = self.at._replace(shared=tuple(program.shared_of(state.trainable)))
+        context = Context(at.shared, program.constants(), backend.keys())
+        return self._replace(program=program, batch=batch, backend=backend, query=query, at=at, context=context)
 
     def _recording(self) -> AbstractContextManager[Any]:
         """Without autograd, but for a backend whose own results it is."""
@@ -214,15 +228,17 @@ class PlanCache:
 
     def open(self, module: nn.Module, options: Options, batch: TaskBatch, call: Call) -> Session:
         """A session on `batch`, which is checked; without a query set only `adapt` may be called on it."""
-        state = self._watch.look(module)
+        state = self.state(module, options)
         support = Data(leaves_of(batch.support_x), leaves_of(batch.support_y))
         program, at, kind = self._inputs(module, state, options, batch, support, call)
         with_loss = batch.query_x is not None
-        backend = self.backend(program, module, options, batch, kind, with_loss=with_loss)
+        backend = self.backend(program, module, options, batch, kind, losses=state.losses, with_loss=with_loss)
         graphs = self._graphs_of(backend) if options.cuda_graph and with_loss else None
         context = Context(at.shared, program.constants(), backend.keys())
         query = Data(leaves_of(batch.query_x), leaves_of(batch.query_y))
-        return Session(options, module, program, backend, batch, at, context, kind, self, graphs, support, query)
+        return Session(
+            options, module, program, backend, batch, at, context, kind, self, graphs, support, query, call.adapts
+        )  # fmt: skip
 
     def _inputs(
         self, module: nn.Module, state: ModuleState, options: Options, batch: TaskBatch, support: Data, call: Call
@@ -233,7 +249,7 @@ class PlanCache:
         # with the module and the options as they were, the parameters and a fixed step size are those of the last call
         if plain and known is not None and known[0] is state and known[1] is options and known[2] == call.steps:
             return known[3]
-        program = self.program(module, state, call.adapts)
+        program = self.program(module, options, state, call.adapts)
         if program.shared.size and isinstance(options.adjoint, Displacement):
             raise ValueError(
                 f"Reptile trains what its inner loop moves, and adapts() keeps {list(program.shared.names)} out of it; "
@@ -243,16 +259,21 @@ class PlanCache:
         start: tuple[Tensor, ...] | Tensor = tuple(program.fast_of(state.trainable))
         if call.going_on is not None:
             start, rule_state, first = call.going_on
+            check_row(start, program.layout)
             rule_state = rule_state or None
         elif call.start is not None:
-            start = _checked_start(call.start(program.layout.row(start), support), program.layout, batch.tasks)
+            start = checked_start(call.start(program.layout.row(start), support), program.layout, batch.tasks)
         meta = options.inner_optimizer.meta(program.layout, first + call.steps)
-        weights, asked = _checked_weights(call.weights, call.steps, program.layout)
+        weights, asked = checked_weights(call.weights, call.steps, program.layout)
         at = MetaInputs(start, tuple(program.shared_of(state.trainable)), meta, weights, rule_state)
         kind = Kind(call.steps, first, asked, _form_of(start), tuple(map(_form_of_meta, meta)))
         if plain and options.inner_optimizer.fixed:
             self._plain = (state, options, call.steps, (program, at, kind))
         return program, at, kind
+
+    def state(self, module: nn.Module, options: Options) -> ModuleState:
+        """The state of the module and of the losses now."""
+        return self._watch.look(module, options.inner_loss, options.outer_loss)
 
     def _graphs_of(self, backend: Backend) -> MetaStepGraphs | None:
         if not isinstance(backend, Planned):
@@ -270,10 +291,11 @@ class PlanCache:
             warn_user(f"cuda_graph=True runs without a graph: {why}", UserWarning)
 
     def program(
-        self, module: nn.Module, state: ModuleState | None = None, adapts: Callable[[str], bool] | None = None
-    ) -> Program:
+        self, module: nn.Module, options: Options, state: ModuleState | None = None,
+        adapts: Callable[[str], bool] | None = None,
+    ) -> Program:  # fmt: skip
         """The program of the module in its present state."""
-        state = self._watch.look(module) if state is None else state
+        state = self.state(module, options) if state is None else state
         moves: _Moves = None if adapts is None else tuple([bool(adapts(name)) for name in state.names])
 
         def make() -> Program:
@@ -296,10 +318,14 @@ class PlanCache:
         return None if self._latest is None else self._latest[3]
 
     def backend(
-        self, program: Program, module: nn.Module, options: Options, batch: TaskBatch, kind: Kind, *, with_loss: bool
-    ) -> Backend:
-        """The backend for a batch like this one, which is checked where there has been none like it."""
-        key = (kind, with_loss, _signature(batch))
+        self, program: Program, module: nn.Module, options: Options, batch: TaskBatch, kind: Kind, *,
+        losses: Hashable, with_loss: bool,
+    ) -> Backend:  # fmt: skip
+        """The backend for a batch like this one, which is checked where there has been none like it.
+
+        `losses` is the state that the losses are in.
+        """
+        key = (kind, with_loss, losses, _signature(batch))
         latest = self._latest
         # most calls are like the one before, and equality of the same objects is sooner known than their hash
         if (
@@ -345,34 +371,6 @@ def _form_of(start: tuple[Tensor, ...] | Tensor) -> str:
 
 def _form_of_meta(x: Tensor) -> Hashable:
     return x.shape, x.dtype, x.requires_grad and torch.is_grad_enabled()
-
-
-def _checked_start(start: Tensor, layout: Layout, tasks: int) -> Tensor:
-    legal = ((layout.size,), (tasks, layout.size))
-    if not isinstance(start, Tensor) or tuple(start.shape) not in legal:
-        got = list(start.shape) if isinstance(start, Tensor) else type(start).__name__
-        raise ValueError(f"start() must give a row [{layout.size}] or rows [{tasks}, {layout.size}], got {got}")
-    return start
-
-
-def _checked_weights(
-    weights: Tensor | Sequence[float] | None, steps: int, layout: Layout
-) -> tuple[Tensor | None, tuple[int, ...] | None]:
-    """The weights [K + 1] as a tensor on the device, and which of them are not zero."""
-    if weights is None:
-        return None, None
-    values = torch.as_tensor(weights, dtype=layout.dtype)
-    if values.requires_grad:
-        raise ValueError("weights() must give numbers: a gradient of the query losses' weights is not computed")
-    if tuple(values.shape) != (steps + 1,):
-        raise ValueError(
-            f"weights() must give {steps + 1} numbers, for the query losses at φ_0 … φ_{steps}, got shape "
-            f"{list(values.shape)}"
-        )
-    asked = tuple(k for k, w in enumerate(values.tolist()) if w != 0)
-    if not asked:
-        raise ValueError("weights() must not be zero at every step: there would be no outer loss")
-    return values.to(layout.device), asked
 
 
 def _signature(batch: TaskBatch) -> tuple[Hashable, ...]:

@@ -1,108 +1,84 @@
-"""A look at a module before every call: its parameters, and everything else that a trace of it depends on."""
+"""A look at a learner's module and losses before every call: its parameters, and all else that a plan depends on."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
-from operator import is_
+from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
+from torch.nn.modules import module as _everywhere
 
-_PLAIN = frozenset({bool, int, float, str, type(None)})
+from .state import Found, Key, find
+
+# Hooks on all modules at once
+_GLOBAL_HOOKS: tuple[dict[int, Any], ...] = (
+    _everywhere._global_forward_hooks,
+    _everywhere._global_forward_pre_hooks,
+    _everywhere._global_backward_hooks,
+    _everywhere._global_backward_pre_hooks,
+)
 
 
 class ModuleState(NamedTuple):
     """What was found.
 
-    Two surveys with equal `key` make the same program: same submodules, training modes, hooks, plain attributes (a
-    dropout's rate, a batch norm's eps, a user's temperature), and trainable and frozen tensors of the same kind.
+    Two surveys with equal `key` make the same program: same submodules, training modes, hooks, attributes that its code
+    may read (a dropout's rate, a user's temperature in a dictionary, a config object or a global), and trainable and
+    frozen tensors of the same kind. With equal `losses` as well, the same plan.
     """
 
     key: Hashable
     trainable: list[nn.Parameter]  # θ in the order of `module.parameters()`, tied ones once
     names: tuple[str, ...]  # theirs
+    losses: Hashable  # the state of the losses
 
 
 class _Seen(NamedTuple):
     """What a survey was made of."""
 
-    modules: list[nn.Module]
-    objects: list[Any]
-    tensors: list[Tensor]
-    kinds: list[Hashable]
+    module: nn.Module
+    losses: tuple[Callable[..., Any], ...]
+    of_module: Found
+    of_losses: Found | None
+    hooks: tuple[int, ...]
     survey: ModuleState
 
 
 class Watch:
-    """Surveys of one module, call after call.
+    """Surveys of one module and its losses, call after call.
 
-    While every object in the module is the one that was there at the last survey, and every tensor of the kind that it
-    was, that survey itself comes back: 12 µs for 22 on a sinusoid's network, whose whole meta-step takes 400.
+    While every object within reach is the one that was there at the last survey, and every tensor of the kind that it
+    was, that survey itself comes back.
     """
 
     def __init__(self) -> None:
         self._last: _Seen | None = None
 
-    def look(self, module: nn.Module) -> ModuleState:
-        """The state of `module` now."""
+    def look(self, module: nn.Module, *losses: Callable[..., Any]) -> ModuleState:
+        """The state of `module` and of the losses now."""
         last = self._last
-        if last is None or last.modules[0] is not module or _changed(last):
-            modules = list(_walk(module, set()))
-            tensors = [x for m in modules for x in _tensors(m)]
-            last = _Seen(modules, _objects(modules), tensors, [_kind(x) for x in tensors], _state_of(modules))
-            self._last = last  # at once: another thread may be looking
+        if last is None or last.module is not module or _changed(last, losses):
+            self._last = last = _survey(module, losses, last)  # at once: another thread may be looking
         return last.survey
 
 
-def _changed(seen: _Seen) -> bool:
-    objects = _objects(seen.modules)
-    same = len(objects) == len(seen.objects) and all(map(is_, objects, seen.objects))
-    return not same or [_kind(x) for x in seen.tensors] != seen.kinds
+def _changed(seen: _Seen, losses: tuple[Callable[..., Any], ...]) -> bool:
+    if len(losses) != len(seen.losses) or any(a is not b for a, b in zip(losses, seen.losses, strict=True)):
+        return True
+    if seen.of_module.changed() or (seen.of_losses is not None and seen.of_losses.changed()):
+        return True
+    return tuple(map(len, _GLOBAL_HOOKS)) != seen.hooks
 
 
-def _objects(modules: Sequence[nn.Module]) -> list[Any]:
-    """All that a survey reads, or that holds something that it reads. Plain attributes cannot change in place."""
-    objects: list[Any] = []
-    for m in modules:
-        objects += m.__dict__.values()
-        objects += m._parameters.values()
-        objects += m._buffers.values()
-        objects += m._modules.values()
-        objects += (len(m._forward_hooks), len(m._forward_pre_hooks))
-    return objects
-
-
-def _state_of(modules: Sequence[nn.Module]) -> ModuleState:
-    key: list[Any] = []
-    params: dict[int, nn.Parameter] = {}
-    for m in modules:
-        key += (id(m), len(m._forward_hooks), len(m._forward_pre_hooks))
-        key += [v for v in m.__dict__.values() if v.__class__ in _PLAIN or (v.__class__ is tuple and _plain(v))]
-        params |= {id(p): p for p in m._parameters.values() if p is not None}
-        key += map(_kind, _tensors(m))
-    # which names share one tensor
-    key.append(tuple(params))
-    names = tuple(name for name, p in modules[0].named_parameters() if p.requires_grad)
-    return ModuleState(tuple(key), [p for p in params.values() if p.requires_grad], names)
-
-
-def _tensors(module: nn.Module) -> list[Tensor]:
-    return [x for x in (*module._parameters.values(), *module._buffers.values()) if x is not None]
-
-
-def _walk(module: nn.Module, seen: set[int]) -> Iterator[nn.Module]:
-    """As `module.modules()`, which takes ten times as long."""
-    if id(module) not in seen:
-        seen.add(id(module))
-        yield module
-        for child in module._modules.values():
-            if child is not None:
-                yield from _walk(child, seen)
-
-
-def _plain(values: tuple[Any, ...]) -> bool:
-    return all(v.__class__ in _PLAIN for v in values)
-
-
-def _kind(t: Tensor) -> Hashable:
-    return t.requires_grad, t.shape, t.dtype, t.device
+def _survey(module: nn.Module, losses: tuple[Callable[..., Any], ...], last: _Seen | None) -> _Seen:
+    found = find([module], by_name=module)
+    of_losses = find(losses) if losses else None
+    hooks = tuple(map(len, _GLOBAL_HOOKS))
+    key = Key((*(tuple(h) for h in _GLOBAL_HOOKS), found.key))
+    params = {id(p): p for m in found.tree for p in m._parameters.values() if p is not None}
+    trainable = [p for p in params.values() if p.requires_grad]
+    names = tuple(name for name, p in module.named_parameters() if p.requires_grad)
+    survey = ModuleState(key, trainable, names, None if of_losses is None else of_losses.key)
+    if last is not None and survey.key == last.survey.key and survey.losses == last.survey.losses:
+        survey = last.survey  # other objects of equal value
+    return _Seen(module, losses, found, of_losses, hooks, survey)

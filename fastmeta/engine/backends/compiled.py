@@ -6,7 +6,8 @@ and our own classes alike, and a graph break cannot happen.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -16,6 +17,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils import _pytree as pytree
 
 from fastmeta.engine.recent import Recent
+from fastmeta.program.messages import first_line
 
 
 def _sum_of_product(plus: Tensor, a: Tensor, b: Tensor) -> Tensor:
@@ -32,14 +34,27 @@ def _plus_product(plus: Tensor, a: Tensor, b: Tensor, *, value: float = 1.0) -> 
 _DECOMPOSED = {torch.ops.aten.baddbmm.default: _sum_of_product, torch.ops.aten.addcmul.default: _plus_product}
 
 
+_PARTS = {
+    "_whole": "the meta-step",
+    "meta_step": "the meta-step",
+    "adapt": "the inner loop",
+    "pull": "the backward of the inner loop",
+    "outputs": "the query pass",
+    "pullback": "the backward of the query pass",
+}
+
+
 class _Graph(NamedTuple):
     """One compiled trace."""
 
     code: Callable[..., Sequence[Any]]
-    takes: list[int]  # which of the function's tensors, in order
+    takes: list[int]  # which of the function's tensors and the constants behind them, in order
     gives: Callable[[list[Any]], Any]  # [*results of the code, *tensors, None] → the function's tree of results
+    constants: tuple[Tensor, ...] = ()  # that the function holds, as they are at each call
 
     def __call__(self, tensors: list[Tensor]) -> Any:
+        if self.constants:
+            tensors = [*tensors, *self.constants]
         return self.gives([*self.code(*[tensors[i] for i in self.takes]), *tensors, None])
 
 
@@ -74,9 +89,28 @@ class Compiled:
             outputs, out_spec = pytree.tree_flatten(self._fn(*pytree.tree_unflatten(filled, spec)))
             return outputs
 
-        graph = make_fx(flat, _DECOMPOSED)(*tensors)
-        assert out_spec is not None
-        return self._through_torch_compile(graph, tensors, out_spec)
+        with self._explained():
+            graph = make_fx(flat, _DECOMPOSED)(*tensors)
+            assert out_spec is not None
+            constants = _as_inputs(graph)
+            made = self._through_torch_compile(graph, [*tensors, *constants], out_spec)
+        return made._replace(constants=tuple(constants))
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        """PyTorch's own errors with what was compiled; a user's own, and fastmeta's about what a user gave, as they are.
+
+        Raises:
+            RuntimeError: of PyTorch's or its compiler's.
+        """
+        try:
+            yield
+        except (RuntimeError, AssertionError) as error:
+            name = self._fn.func.__name__ if isinstance(self._fn, partial) else self._fn.__name__
+            raise RuntimeError(
+                f"compile=True: PyTorch cannot compile {_PARTS.get(name, name)} ({type(error).__name__}: "
+                f"{first_line(error)}). Use compile=False, which runs the same op by op"
+            ) from error
 
     def _through_torch_compile(self, graph: fx.GraphModule, tensors: list[Tensor], out_spec: pytree.TreeSpec) -> _Graph:
         """The code that torch.compile makes of `graph`, and how its arguments and results lie.
@@ -110,6 +144,32 @@ class Compiled:
         ((code, takes, results),) = found
         gives = [_index([*results, *probes, None], y) for y in outputs]
         return _Graph(code, takes, _filler(pytree.tree_unflatten(gives, out_spec)))
+
+
+def _as_inputs(graph: fx.GraphModule) -> list[Tensor]:
+    """Makes inputs behind the others of the tensors that a trace holds, and gives them.
+
+    They are what a loss or a module reads beside its arguments, such as class weights: compiled into the code they
+    would stay as they are now.
+    """
+    constants: list[Tensor] = []
+    placeholders: dict[int, fx.Node] = {}
+    last = next((node for node in reversed(graph.graph.nodes) if node.op == "placeholder"), None)
+    for node in list(graph.graph.nodes):
+        if node.op != "get_attr":
+            continue
+        value = getattr(graph, str(node.target))
+        if not isinstance(value, Tensor):
+            continue
+        if id(value) not in placeholders:
+            with graph.graph.inserting_after(last) if last is not None else graph.graph.inserting_before(node):
+                last = placeholders[id(value)] = graph.graph.placeholder(f"constant_{len(constants)}")
+            constants.append(value)
+        node.replace_all_uses_with(placeholders[id(value)])
+        graph.graph.erase_node(node)
+    if constants:
+        graph.recompile()
+    return constants
 
 
 def _index(values: Sequence[Any], wanted: Any) -> int:

@@ -1,0 +1,71 @@
+"""What a call hands to the engine, checked against the module as it is at that moment."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from fastmeta.program.layout import Layout
+
+
+@contextmanager
+def trainable_alone(module: nn.Module, names: Collection[str]) -> Iterator[None]:
+    """Inside, the parameters of these names require a gradient, and no other does."""
+    changed = [p for name, p in module.named_parameters() if p.requires_grad != (name in names)]
+    for p in changed:
+        p.requires_grad_(not p.requires_grad)
+    try:
+        yield
+    finally:
+        for p in changed:
+            p.requires_grad_(not p.requires_grad)
+
+
+def check_row(start: Tensor, layout: Layout) -> None:
+    """Raises where fast weights [T, P] to go on from have another P than `layout`."""
+    if start.shape[1] != layout.size:
+        raise ValueError(
+            f"the module has {layout.size} trainable values that are adapted, and had {start.shape[1]} when these "
+            "learners were made; parameters were frozen, freed or replaced since. Adapt again"
+        )
+
+
+def check_layout(adapted: Layout, now: Layout) -> None:
+    """Raises where the module no longer has the parameters that were adapted."""
+    if adapted.names != now.names or adapted.shapes != now.shapes:
+        raise ValueError(
+            f"the module's parameters are no longer those that were adapted: {sorted({*adapted.names} ^ {*now.names})} "
+            "came, went, or have another shape. Adapt again"
+        )
+
+
+def checked_start(start: Tensor, layout: Layout, tasks: int) -> Tensor:
+    """The user's φ_0, a row [P] or rows [T, P]."""
+    legal = ((layout.size,), (tasks, layout.size))
+    if not isinstance(start, Tensor) or tuple(start.shape) not in legal:
+        got = list(start.shape) if isinstance(start, Tensor) else type(start).__name__
+        raise ValueError(f"start() must give a row [{layout.size}] or rows [{tasks}, {layout.size}], got {got}")
+    return start
+
+
+def checked_weights(
+    weights: Tensor | Sequence[float] | None, steps: int, layout: Layout
+) -> tuple[Tensor | None, tuple[int, ...] | None]:
+    """The weights [K + 1] as a tensor on the device, and which of them are not zero."""
+    if weights is None:
+        return None, None
+    values = torch.as_tensor(weights, dtype=layout.dtype)
+    if values.requires_grad:
+        raise ValueError("weights() must give numbers: a gradient of the query losses' weights is not computed")
+    if tuple(values.shape) != (steps + 1,):
+        raise ValueError(
+            f"weights() must give {steps + 1} numbers, for the query losses at φ_0 … φ_{steps}, got shape "
+            f"{list(values.shape)}"
+        )
+    asked = tuple(k for k, w in enumerate(values.tolist()) if w != 0)
+    if not asked:
+        raise ValueError("weights() must not be zero at every step: there would be no outer loss")
+    return values.to(layout.device), asked

@@ -1,0 +1,121 @@
+"""What a piece of Python code may read: the names in it, and whose code is looked into."""
+
+from __future__ import annotations
+
+import dis
+import sys
+from collections.abc import Iterator
+from functools import lru_cache
+from types import CodeType, FunctionType
+from typing import Any, NamedTuple
+
+from torch import nn
+
+# Their code reads nothing that a user changes between two calls but attributes of what it is handed. All attributes
+# of their objects count, as nobody looks which of them are read.
+_LIBRARIES = sys.stdlib_module_names | {"torch", "numpy", "triton", "fastmeta", "jaxtyping", "beartype"}
+# Standard classes that hold a user's settings; of the others (loggers, locks, files) an object counts by identity.
+_HOLDERS = ("types", "argparse", "functools", "collections", "dataclasses")
+_TORCH_HOLDERS = ("torch.nn.", "torch.distributions.")
+
+# Whoever reads attributes by a name that is made up while it runs may read any.
+_ANY_NAME = frozenset({"vars", "__dict__", "eval", "exec", "locals", "globals", "attrgetter", "__getattribute__"})
+# Python calls these without their names being written anywhere, but not between the start and end of a forward.
+_NOT_IN_A_CALL = frozenset(
+    {
+        *("__init__", "__new__", "__del__", "__repr__", "__str__", "__reduce__", "__reduce_ex__", "__getstate__"),
+        *(
+            "__setstate__",
+            "__copy__",
+            "__deepcopy__",
+            "__init_subclass__",
+            "__class_getitem__",
+            "__sizeof__",
+            "__dir__",
+        ),
+    }
+)
+
+
+class Names(NamedTuple):
+    """Of one function, with the functions inside it."""
+
+    names: frozenset[str]  # of variables, functions and attributes
+    texts: frozenset[str]  # text that may be such a name, for getattr
+    any: bool  # attributes are read by names that are not written there
+
+
+@lru_cache(maxsize=4096)
+def names_in(code: CodeType) -> Names:
+    """The names that `code` mentions."""
+    names, texts = set(code.co_names), set[str]()
+    anything = not _ANY_NAME.isdisjoint(names) or ("getattr" in names and _gets_any(code))
+    for value in code.co_consts:
+        if isinstance(value, str) and value.isidentifier():
+            texts.add(value)
+        elif isinstance(value, CodeType):
+            inside = names_in(value)
+            names |= inside.names
+            texts |= inside.texts
+            anything = anything or inside.any
+    return Names(frozenset(names), frozenset(texts), anything)
+
+
+def _gets_any(code: CodeType) -> bool:
+    """Whether a `getattr(x, name)` in `code` has another name than a text that is written there."""
+    steps = [step for step in dis.get_instructions(code) if step.opname not in {"CACHE", "PUSH_NULL", "EXTENDED_ARG"}]
+    for i, step in enumerate(steps):
+        if step.argval != "getattr":
+            continue
+        pushed = 0
+        for after in steps[i + 1 :]:
+            if pushed == 1 and after.opname.startswith("LOAD_CONST"):
+                break
+            if not after.opname.startswith("LOAD_") or pushed > 1:
+                return True
+            pushed += 0 if after.opname == "LOAD_ATTR" else after.opname.count("LOAD_")
+    return False
+
+
+def is_library(name: Any) -> bool:
+    """Whether a module of this name is PyTorch's, the standard library's, or of their kind."""
+    return isinstance(name, str) and name.partition(".")[0] in _LIBRARIES
+
+
+def is_users(function: FunctionType) -> bool:
+    """Whether the code of `function` was written outside the libraries; one that a decorator of theirs made was not."""
+    return not is_library(function.__globals__.get("__name__"))
+
+
+@lru_cache(maxsize=1024)
+def users_classes(cls: type) -> tuple[type, ...]:
+    """The classes that `cls` inherits from, itself first, without the libraries' own."""
+    return tuple(c for c in cls.__mro__ if not is_library(c.__module__))
+
+
+@lru_cache(maxsize=1024)
+def is_opened(cls: type) -> bool:
+    """Whether what an object of the class holds counts; else only which object it is."""
+    if not is_library(cls.__module__):
+        return not any(c.__module__.startswith("fastmeta.") for c in cls.__mro__) or issubclass(cls, nn.Module)
+    name = f"{cls.__module__}."
+    return name.startswith(_TORCH_HOLDERS) or name.partition(".")[0] in _HOLDERS
+
+
+@lru_cache(maxsize=1024)
+def reads_any(cls: type) -> bool:
+    """Whether any attribute of an object counts: code of a library may read it, or code that names no attributes."""
+    plain = (object, nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict)
+    if any(is_library(c.__module__) and c not in plain for c in cls.__mro__):
+        return True
+    return any("__getattr__" in vars(c) or "__getattribute__" in vars(c) for c in users_classes(cls))
+
+
+def read_of_class(cls: type, names: frozenset[str] | set[str] | None) -> Iterator[tuple[str, Any]]:
+    """The members of a user's class that may be read: those in `names` (None: all), and what Python calls itself."""
+    for name, value in vars(cls).items():
+        if name.startswith("__") and name.endswith("__"):
+            if isinstance(value, FunctionType) and name not in _NOT_IN_A_CALL:
+                yield name, value
+        elif names is None or name in names:
+            yield name, value
