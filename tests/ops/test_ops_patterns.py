@@ -22,11 +22,14 @@ from fastmeta.ops.dropout import Dropout
 from fastmeta.ops.embedding import Embedding
 from fastmeta.ops.group_norm import GroupNorm
 from fastmeta.ops.linear import Linear
+from fastmeta.ops.matmul import Matmul
 from fastmeta.ops.mse import MSE
 from fastmeta.ops.norm import batch_norm, layer_norm
 from fastmeta.ops.opaque import Opaque, OpaqueLoss
 from fastmeta.ops.pool import AvgPool2d, MaxPool2d
 from fastmeta.ops.shape import Concatenate, Permute, Reduce, Reshape, Select
+from fastmeta.ops.softmax import LogSoftmax, LogSumExp, Softmax
+from fastmeta.ops.where import Extremum, Where
 
 T, N, C = 2, 3, 5
 EPS = 1e-3
@@ -166,6 +169,14 @@ CASES = {
         lambda *xs: torch.cat(xs, 1),
         *(randn(T, N, 1), randn(T, N, 2), randn(T, N, C)),
     ),
+    "softmax": lambda: (Softmax(0), lambda x: x.softmax(0), randn(T, N, C)),
+    "log-softmax": lambda: (LogSoftmax(1), lambda x: x.log_softmax(1), randn(T, N, C)),
+    "logsumexp": lambda: (LogSumExp((0,), False), lambda x: x.logsumexp(0), randn(T, N, C)),
+    "matmul": lambda: (Matmul(), torch.matmul, randn(T, N, C), randn(T, C, 4)),
+    "matmul, broadcast": lambda: (Matmul(), torch.matmul, randn(T, 2, 1, N, C), randn(T, 3, C, 4)),
+    "where": lambda: (Where(), torch.where, randn(T, N, C) > 0, randn(T, N, C), randn(T, C)),
+    "where, a number": lambda: (Where(a=-2.0), lambda c, b: torch.where(c, -2.0, b), randn(T, N, C) > 0, randn(T, C)),
+    "maximum": lambda: (Extremum(True), torch.maximum, randn(T, N, C), randn(T, C)),
     "cross-entropy": lambda: (CrossEntropy(0.1), smooth_cross_entropy, randn(T, N, C), torch.randint(0, C, (T, N))),
     "mse": lambda: (MSE(), F.mse_loss, randn(T, N, C), randn(T, N, C)),
     "opaque": lambda: (Opaque(mixed, "mixed"), mixed, randn(T, N, C), randn(T, C, 4), randn(T, 4)),
