@@ -45,10 +45,7 @@ def _product(a: Tensor, b: Tensor, plus: Tensor | None) -> Tensor:
     if len(batch) == 1:
         return torch.bmm(a, b) if plus is None else torch.baddbmm(plus, a, b)
     flat = a.reshape(-1, *a.shape[-2:]), b.reshape(-1, *b.shape[-2:])
-    if plus is None:
-        y = torch.bmm(*flat)
-    else:
-        y = torch.baddbmm(plus.reshape(-1, *plus.shape[-2:]), *flat)
+    y = torch.bmm(*flat) if plus is None else torch.baddbmm(plus.reshape(-1, *plus.shape[-2:]), *flat)
     return y.view(*batch, *y.shape[-2:])
 
 

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from .arithmetic import align, unbroadcast
 from .base import MaybeTensors, Needs, Op, Shape
+
+Branch: TypeAlias = Any  # a tensor or a plain number, of which torch.where takes each combination
+_where: Callable[[Tensor, Branch, Branch], Tensor] = torch.where
 
 
 class Chosen(NamedTuple):
@@ -28,11 +32,11 @@ class Where(Op[Chosen, None]):
     b: float | None = None
     dtype: torch.dtype | None = None
 
-    def _choose(self, condition: Tensor, branches: tuple[Tensor | float, ...]) -> Tensor:
+    def _choose(self, condition: Tensor, branches: tuple[Branch, ...]) -> Tensor:
         a, b = branches
-        if isinstance(a, Tensor) or isinstance(b, Tensor):
-            return torch.where(condition, a, b)
-        return torch.where(condition, torch.tensor(a, dtype=self.dtype, device=condition.device), b)
+        if self.dtype is not None:  # of two plain numbers `where` would make float32
+            a = torch.tensor(a, dtype=self.dtype, device=condition.device)
+        return _where(condition, a, b)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, Chosen]:
         ndim = max(x.dim() for x in inputs)
@@ -49,17 +53,17 @@ class Where(Op[Chosen, None]):
     def backward(self, saved: Chosen, dy: Tensor, needs: Needs) -> MaybeTensors:
         ds: list[Tensor | None] = [None]
         for is_a, need, shape in zip(self._places, needs[1:], saved.shapes[1:], strict=True):
-            d = (torch.where(saved.condition, *((dy, 0.0) if is_a else (0.0, dy)))) if need else None
+            d = _where(saved.condition, *((dy, 0.0) if is_a else (0.0, dy))) if need else None
             ds.append(None if d is None else unbroadcast(d, shape))
         return tuple(ds)
 
     def forward_dot(self, saved: Chosen, inputs_dot: MaybeTensors) -> tuple[Tensor, None]:
         ndim = len(saved.shape)
-        dots: dict[bool, Tensor | float] = {
+        dots: dict[bool, Branch] = {
             is_a: align(d, ndim) for is_a, d in zip(self._places, inputs_dot[1:], strict=True) if d is not None
         }
         assert dots, "an op without any tangent is not swept"
-        return torch.where(saved.condition, dots.get(True, 0.0), dots.get(False, 0.0)).expand(saved.shape), None
+        return _where(saved.condition, dots.get(True, 0.0), dots.get(False, 0.0)).expand(saved.shape), None
 
     def backward_dot(self, saved: Chosen, saved_dot: None, dy: Tensor, dy_dot: Tensor, needs: Needs) -> MaybeTensors:
         return self.backward(saved, dy_dot, needs)

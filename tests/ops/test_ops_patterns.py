@@ -15,9 +15,11 @@ import fastmeta.ops
 from fastmeta.ops.activation import Activation
 from fastmeta.ops.arithmetic import Add, Mul, Scale, Shift
 from fastmeta.ops.base import Bilinear, LinearMap, Loss, Op
+from fastmeta.ops.cast import Cast
 from fastmeta.ops.conv2d import Conv2d
 from fastmeta.ops.conv_block import ConvBlock
 from fastmeta.ops.cross_entropy import CrossEntropy
+from fastmeta.ops.divide import Div
 from fastmeta.ops.dropout import Dropout
 from fastmeta.ops.embedding import Embedding
 from fastmeta.ops.group_norm import GroupNorm
@@ -97,6 +99,9 @@ CASES = {
     "mul": lambda: (Mul(), torch.mul, randn(T, N, C), randn(T, N, C)),
     "mul, broadcast": lambda: (Mul(), torch.mul, randn(T, 1, C), randn(T, N, 1)),
     "mul by a scalar": lambda: (Mul(), torch.mul, randn(T), randn(T, N, C)),
+    "div": lambda: (Div(), torch.div, randn(T, N, C), randn(T, N, C).exp()),
+    "div, broadcast": lambda: (Div(), torch.div, randn(T, C), randn(T, N, 1).exp()),
+    "cast": lambda: (Cast(torch.float64), lambda x: x.double() * 1, randn(T, N, C)),
     "scale": lambda: (Scale(-2.5), lambda x: -2.5 * x, randn(T, N)),
     "shift": lambda: (Shift(0.5), lambda x: x + 0.5, randn(T, N)),
     "linear": lambda: (Linear(), F.linear, randn(T, N, C), randn(T, 4, C), randn(T, 4)),
