@@ -7,7 +7,6 @@ also at its kinks, as PyTorch has it: relu'(0) = 0.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -15,18 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .base import MaybeTensors, Needs, Op
+from .elementary import ELEMENTARY, Kind
 
 _aten = torch.ops.aten
-
-
-@dataclass(frozen=True)
-class Kind:
-    """value(x, *args) = f; slope = f'; curvature = f'', or None where f is piecewise linear."""
-
-    value: Callable[..., Tensor]
-    slope: Callable[..., Tensor]
-    curvature: Callable[..., Tensor] | None
-    monotone: bool  # non-decreasing: commutes with max-pooling
 
 
 def _leaky_slope(x: Tensor, negative_slope: float) -> Tensor:
@@ -104,7 +94,52 @@ def _softplus_curvature(x: Tensor, beta: float, threshold: float) -> Tensor:
     return torch.where(beta * x > threshold, 0.0, beta * s * (1.0 - s))
 
 
+def _softsign_slope(x: Tensor) -> Tensor:
+    return (x.abs() + 1).pow(-2)
+
+
+def _softsign_curvature(x: Tensor) -> Tensor:
+    return -2.0 * torch.sgn(x) * (x.abs() + 1).pow(-3)
+
+
+def _within(x: Tensor, low: float, high: float) -> Tensor:
+    """The slope of hardtanh, zero at its bounds."""
+    return ((x > low) & (x < high)).to(x.dtype)
+
+
+def _within_or_at(x: Tensor, low: float, high: float) -> Tensor:
+    """The slope of clamp, one at its bounds."""
+    return ((x >= low) & (x <= high)).to(x.dtype)
+
+
+def _clamp_pull(d: Tensor, x: Tensor, low: float, high: float) -> Tensor:
+    return torch.where((x >= low) & (x <= high), d, 0.0)
+
+
+def _hardswish_slope(x: Tensor) -> Tensor:
+    return _aten.hardswish_backward.default(torch.ones_like(x), x)
+
+
+def _mish_slope(x: Tensor) -> Tensor:
+    return _aten.mish_backward.default(torch.ones_like(x), x)
+
+
+def _mish_curvature(x: Tensor) -> Tensor:
+    t, s = torch.tanh(F.softplus(x)), torch.sigmoid(x)
+    t1 = (1.0 - t * t) * s  # the derivative of t
+    return 2.0 * t1 + x * t1 * (1.0 - s - 2.0 * t * s)
+
+
+_SELU_ALPHA, _SELU_SCALE = 1.6732632423543772, 1.0507009873554805  # Klambauer et al. 2017
+
+
+def _logsigmoid_curvature(x: Tensor) -> Tensor:
+    s = torch.sigmoid(x)
+    return -s * (1.0 - s)
+
+
 KINDS: dict[str, Kind] = {
+    **ELEMENTARY,
     "identity": Kind(lambda x: x, torch.ones_like, None, True),
     "relu": Kind(torch.relu, lambda x: (x > 0).to(x.dtype), None, True),
     "leaky_relu": Kind(F.leaky_relu, _leaky_slope, None, True),
@@ -117,7 +152,20 @@ KINDS: dict[str, Kind] = {
     "tanh": Kind(torch.tanh, _tanh_slope, _tanh_curvature, True),
     "sigmoid": Kind(torch.sigmoid, _sigmoid_slope, _sigmoid_curvature, True),
     "softplus": Kind(F.softplus, _softplus_slope, _softplus_curvature, True),
-    "sin": Kind(torch.sin, torch.cos, lambda x: -torch.sin(x), False),
+    "softsign": Kind(F.softsign, _softsign_slope, _softsign_curvature, True),
+    "hardtanh": Kind(F.hardtanh, _within, None, True, _aten.hardtanh_backward.default),
+    "clamp": Kind(torch.clamp, _within_or_at, None, True, _clamp_pull),
+    "hardswish": Kind(
+        F.hardswish, _hardswish_slope, lambda x: _within(x, -3.0, 3.0) / 3, False, _aten.hardswish_backward
+    ),
+    "mish": Kind(F.mish, _mish_slope, _mish_curvature, False, _aten.mish_backward),
+    "selu": Kind(
+        F.selu,
+        lambda x: _SELU_SCALE * _elu_slope(x, _SELU_ALPHA),
+        lambda x: _SELU_SCALE * _elu_curvature(x, _SELU_ALPHA),
+        True,
+    ),
+    "logsigmoid": Kind(F.logsigmoid, lambda x: torch.sigmoid(-x), _logsigmoid_curvature, True),
 }
 
 
@@ -133,7 +181,8 @@ class Activation(Op[Tensor, Tensor]):
         """Whether f commutes with max-pooling (a negative leaky slope would break it)."""
         if self.kind == "softplus" and self.args[1] < 20:  # falls by log(1 + exp(-threshold)) / beta at its threshold
             return False
-        return KINDS[self.kind].monotone and (not self.args or self.args[0] > 0)
+        sloped = self.kind in ("leaky_relu", "elu", "softplus")  # their first argument is a factor
+        return KINDS[self.kind].monotone and (not sloped or self.args[0] > 0)
 
     @property
     def curved(self) -> bool:
@@ -150,7 +199,8 @@ class Activation(Op[Tensor, Tensor]):
             return _aten.threshold_backward.default(d, x, 0.0)
         if self.kind == "identity":
             return d
-        return KINDS[self.kind].slope(x, *self.args) * d
+        kind = KINDS[self.kind]
+        return kind.slope(x, *self.args) * d if kind.pull is None else kind.pull(d, x, *self.args)
 
     def times_curvature(self, x: Tensor, d: Tensor) -> Tensor | None:
         """f''(x) d, `None` where f is piecewise linear."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from activations import CASES
+from activations import CASES, ON_AN_INTERVAL
 from op_harness import check_op, randn
 from torch.func import jvp, vjp, vmap
 
@@ -21,7 +21,7 @@ def derivatives(f, x):
 
 
 def test_every_kind_is_tested():
-    assert {op.kind for op, _ in CASES.values()} == set(KINDS)
+    assert {op.kind for op, *_ in (*CASES.values(), *ON_AN_INTERVAL.values())} == set(KINDS)
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -88,3 +88,51 @@ def test_extreme_inputs_stay_finite(name):
     slope, curvature = vmap(lambda v: torch.stack(derivatives(f, v)))(x.double()).unbind(1)
     torch.testing.assert_close(op.times_slope(x, ones).double(), slope, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close((x * 0 if bend is None else bend).double(), curvature, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ON_AN_INTERVAL)
+def test_value_slope_curvature_and_sweeps_on_an_interval(name):
+    op, f, (low, high) = ON_AN_INTERVAL[name]
+    x = torch.linspace(low, high, 401, dtype=torch.float64)
+    slope, curvature = derivatives(f, x)
+    ones = torch.ones_like(x)
+    torch.testing.assert_close(op.value(x), f(x), rtol=1e-10, atol=1e-13)
+    torch.testing.assert_close(op.times_slope(x, ones), slope, rtol=1e-10, atol=1e-13)
+    torch.testing.assert_close(op.times_curvature(x, ones), curvature, rtol=1e-10, atol=1e-13)
+    assert not op.monotone or bool((f(x).diff() >= 0).all())
+    check_op(op, f, low + (high - low) * torch.rand(3, 5, 7, dtype=torch.float64))
+
+
+AT_KINKS = {
+    "hardtanh": [-0.5, 2.0],
+    "relu6": [0.0, 6.0],
+    "clamp": [-0.5, 2.0],
+    "clamp from below": [0.0, torch.inf],
+    "hardswish": [-3.0, 3.0],
+    "softsign": [0.0],
+    "abs": [0.0],
+    "cube": [0.0],
+    "power 0": [0.0],
+    "sqrt": [0.0],
+    "rsqrt": [0.0],
+    "reciprocal": [0.0],
+    "log": [0.0],
+    "power 1.5": [0.0],
+    "power 0.5": [0.0],
+    "power -1": [0.0],
+}
+
+
+@pytest.mark.parametrize("name", AT_KINKS)
+def test_at_kinks_as_pytorchs_double_backward(name):
+    op, f, *_ = (CASES | ON_AN_INTERVAL)[name]
+    x = torch.tensor(AT_KINKS[name], dtype=torch.float64, requires_grad=True)
+    ones = torch.ones_like(x)
+    (slope,) = torch.autograd.grad(f(x).sum(), x, create_graph=True)
+    curvature = None
+    if slope.requires_grad:
+        (curvature,) = torch.autograd.grad(slope.sum(), x, allow_unused=True)
+    curvature = torch.zeros_like(x) if curvature is None else curvature
+    bend = op.times_curvature(x.detach(), ones)
+    assert torch.equal(op.times_slope(x.detach(), ones), slope.detach())
+    assert torch.equal(torch.zeros_like(x) if bend is None else bend, curvature)

@@ -7,6 +7,7 @@ import torch
 from op_harness import check_op, randn
 
 from fastmeta.ops.arithmetic import Add, Mul, Scale, Shift
+from fastmeta.ops.divide import Div
 from fastmeta.ops.shape import Concatenate, Permute, Reduce, Reshape, Select
 
 T, N = 3, 5
@@ -30,6 +31,11 @@ def test_add(a, b):
 @pytest.mark.parametrize("a, b", BROADCASTS, ids=str)
 def test_mul(a, b):
     check_op(Mul(), torch.mul, randn(T, *a), randn(T, *b))
+
+
+@pytest.mark.parametrize("a, b", BROADCASTS, ids=str)
+def test_div(a, b):
+    check_op(Div(), torch.div, randn(T, *a), randn(T, *b) + 3 * torch.randint(0, 2, (T, *b)) - 1.5)
 
 
 def test_mul_of_a_value_with_itself():

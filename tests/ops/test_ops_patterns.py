@@ -15,18 +15,23 @@ import fastmeta.ops
 from fastmeta.ops.activation import Activation
 from fastmeta.ops.arithmetic import Add, Mul, Scale, Shift
 from fastmeta.ops.base import Bilinear, LinearMap, Loss, Op
+from fastmeta.ops.cast import Cast
 from fastmeta.ops.conv2d import Conv2d
 from fastmeta.ops.conv_block import ConvBlock
 from fastmeta.ops.cross_entropy import CrossEntropy
+from fastmeta.ops.divide import Div
 from fastmeta.ops.dropout import Dropout
 from fastmeta.ops.embedding import Embedding
 from fastmeta.ops.group_norm import GroupNorm
 from fastmeta.ops.linear import Linear
+from fastmeta.ops.matmul import Matmul
 from fastmeta.ops.mse import MSE
 from fastmeta.ops.norm import batch_norm, layer_norm
 from fastmeta.ops.opaque import Opaque, OpaqueLoss
 from fastmeta.ops.pool import AvgPool2d, MaxPool2d
 from fastmeta.ops.shape import Concatenate, Permute, Reduce, Reshape, Select
+from fastmeta.ops.softmax import LogSoftmax, LogSumExp, Softmax
+from fastmeta.ops.where import Extremum, Where
 
 T, N, C = 2, 3, 5
 EPS = 1e-3
@@ -94,6 +99,9 @@ CASES = {
     "mul": lambda: (Mul(), torch.mul, randn(T, N, C), randn(T, N, C)),
     "mul, broadcast": lambda: (Mul(), torch.mul, randn(T, 1, C), randn(T, N, 1)),
     "mul by a scalar": lambda: (Mul(), torch.mul, randn(T), randn(T, N, C)),
+    "div": lambda: (Div(), torch.div, randn(T, N, C), randn(T, N, C).exp()),
+    "div, broadcast": lambda: (Div(), torch.div, randn(T, C), randn(T, N, 1).exp()),
+    "cast": lambda: (Cast(torch.float64), lambda x: x.double() * 1, randn(T, N, C)),
     "scale": lambda: (Scale(-2.5), lambda x: -2.5 * x, randn(T, N)),
     "shift": lambda: (Shift(0.5), lambda x: x + 0.5, randn(T, N)),
     "linear": lambda: (Linear(), F.linear, randn(T, N, C), randn(T, 4, C), randn(T, 4)),
@@ -166,6 +174,14 @@ CASES = {
         lambda *xs: torch.cat(xs, 1),
         *(randn(T, N, 1), randn(T, N, 2), randn(T, N, C)),
     ),
+    "softmax": lambda: (Softmax(0), lambda x: x.softmax(0), randn(T, N, C)),
+    "log-softmax": lambda: (LogSoftmax(1), lambda x: x.log_softmax(1), randn(T, N, C)),
+    "logsumexp": lambda: (LogSumExp((0,), False), lambda x: x.logsumexp(0), randn(T, N, C)),
+    "matmul": lambda: (Matmul(), torch.matmul, randn(T, N, C), randn(T, C, 4)),
+    "matmul, broadcast": lambda: (Matmul(), torch.matmul, randn(T, 2, 1, N, C), randn(T, 3, C, 4)),
+    "where": lambda: (Where(), torch.where, randn(T, N, C) > 0, randn(T, N, C), randn(T, C)),
+    "where, a number": lambda: (Where(a=-2.0), lambda c, b: torch.where(c, -2.0, b), randn(T, N, C) > 0, randn(T, C)),
+    "maximum": lambda: (Extremum(True), torch.maximum, randn(T, N, C), randn(T, C)),
     "cross-entropy": lambda: (CrossEntropy(0.1), smooth_cross_entropy, randn(T, N, C), torch.randint(0, C, (T, N))),
     "mse": lambda: (MSE(), F.mse_loss, randn(T, N, C), randn(T, N, C)),
     "opaque": lambda: (Opaque(mixed, "mixed"), mixed, randn(T, N, C), randn(T, C, 4), randn(T, 4)),
