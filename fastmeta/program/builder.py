@@ -162,6 +162,7 @@ class Builder:
                 raise NotKnown("complex numbers")  # whose cotangents are conjugated
             _check_arguments(rule, self, *args, **kwargs)
             out = pytree.tree_leaves(rule(self, *args, **kwargs))
+            _check_results(call, out)
         except NotKnown as reason:
             del self.nodes[nodes:]
             out = self._opaque(call, [s for s in slots if isinstance(s, Slot)], str(reason))
@@ -263,6 +264,13 @@ def _check_arguments(rule: Rule, *args: Any, **kwargs: Any) -> None:
         _signature(rule).bind(*args, **kwargs)
     except TypeError as error:
         raise NotKnown(f"called with unusual arguments ({error})") from error
+
+
+def _check_results(call: Call, out: Sequence[Slot]) -> None:
+    """Raises NotKnown where a rule gives another shape or dtype than PyTorch does, as of numbers of several dtypes."""
+    for value, slot in zip(call.made, out, strict=False):
+        if value is not None and (value.like.shape, value.like.dtype) != (slot.like.shape, slot.like.dtype):
+            raise NotKnown(f"of {slot.like.dtype} values of shape {list(slot.shape)}")
 
 
 @functools.cache  # there are only as many rules as lowering/tables.py has

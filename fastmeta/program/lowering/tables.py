@@ -7,8 +7,24 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
+from . import elementwise
 from .activations import dropout, elu, gelu, leaky, relu, sigmoid, silu, sin, softplus, tanh
-from .arithmetic import add, div, mul, neg, rsub, sub
+from .arithmetic import add, addcdiv, addcmul, div, lerp, mul, neg, rdiv, rsub, sub
+from .attention import (
+    addmm,
+    baddbmm,
+    bmm,
+    log_softmax,
+    log_softmax_function,
+    logsumexp,
+    matmul,
+    mv,
+    rmatmul,
+    scaled_dot_product_attention,
+    softmax,
+    softmax_function,
+    softmin_function,
+)
 from .base import Rule
 from .layers import conv2d, embedding, linear
 from .norms import batch_norm, group_norm_rule, layer_norm_rule
@@ -31,39 +47,40 @@ from .shapes import (
 )
 
 _T: Any = torch.Tensor
+_e = elementwise
 
+# Under one name.
 FUNCTIONS: dict[Any, Rule] = {
-    F.linear: linear,
-    torch.conv2d: conv2d,
-    F.embedding: embedding,
-    F.batch_norm: batch_norm,
-    F.layer_norm: layer_norm_rule,
-    F.group_norm: group_norm_rule,
-    F.relu: relu,
-    F.leaky_relu: leaky,
-    F.elu: elu,
-    F.gelu: gelu,
-    F.silu: silu,
-    F.softplus: softplus,
-    F.dropout: dropout,
-    F.max_pool2d: max_pool2d,
-    F.avg_pool2d: avg_pool2d,
-    F.adaptive_avg_pool2d: adaptive_avg_pool2d,
-    torch.cat: cat,
-    torch.concat: cat,
-    torch.rsub: rsub,
-    _T.__getitem__: getitem,
-    _T.clone: identity,
-    _T.contiguous: identity,
-    _T.detach: identity,
-    _T.view: reshape,
-}
+    F.linear: linear, torch.conv2d: conv2d, F.embedding: embedding, F.batch_norm: batch_norm,
+    F.layer_norm: layer_norm_rule, F.group_norm: group_norm_rule, F.dropout: dropout, F.max_pool2d: max_pool2d,
+    F.avg_pool2d: avg_pool2d, F.adaptive_avg_pool2d: adaptive_avg_pool2d,
+    F.scaled_dot_product_attention: scaled_dot_product_attention,
+    F.relu: relu, F.leaky_relu: leaky, F.elu: elu, F.gelu: gelu, F.silu: silu, F.softplus: softplus,
+    F.hardtanh: _e.hardtanh, F.relu6: _e.relu6, F.hardswish: _e.hardswish, F.mish: _e.mish, F.selu: _e.selu,
+    F.softsign: _e.softsign, F.logsigmoid: _e.logsigmoid, F.glu: _e.glu,
+    F.softmax: softmax_function, F.softmin: softmin_function, F.log_softmax: log_softmax_function,
+    torch.where: _e.where, _T.where: _e.where_method,
+    torch.cat: cat, torch.concat: cat, torch.concatenate: cat, torch.rsub: rsub, _T.__rdiv__: rdiv,
+    _T.__rmatmul__: rmatmul, _T.__getitem__: getitem, _T.clone: identity, torch.clone: identity,
+    _T.contiguous: identity, _T.detach: identity, torch.detach: identity, _T.view: reshape,
+    _T.to: _e.cast, _T.float: _e.as_float, _T.double: _e.as_double, _T.half: _e.as_half,
+    _T.bfloat16: _e.as_bfloat16, _T.type_as: _e.type_as,
+}  # fmt: skip
 
-# as torch.name, as a method, and with a trailing underscore in place
+# As torch.name, as a method, and with a trailing underscore in place.
 NAMES: dict[str, Rule] = {
-    "relu": relu, "tanh": tanh, "sigmoid": sigmoid, "sin": sin, "add": add, "sub": sub, "mul": mul, "div": div,
-    "neg": neg, "reshape": reshape, "flatten": flatten, "squeeze": squeeze, "unsqueeze": unsqueeze, "permute": permute,
-    "transpose": transpose, "mean": mean, "sum": total, "chunk": chunk, "split": split, "unbind": unbind,
+    "relu": relu, "tanh": tanh, "sigmoid": sigmoid, "sin": sin, "add": add, "sub": sub, "subtract": sub, "mul": mul,
+    "multiply": mul, "div": div, "divide": div, "true_divide": div, "neg": neg, "negative": neg, "addcmul": addcmul,
+    "addcdiv": addcdiv, "lerp": lerp, "reshape": reshape, "flatten": flatten, "squeeze": squeeze,
+    "unsqueeze": unsqueeze, "permute": permute, "transpose": transpose, "mean": mean, "sum": total, "chunk": chunk,
+    "split": split, "unbind": unbind,
+    "softmax": softmax, "log_softmax": log_softmax, "logsumexp": logsumexp, "matmul": matmul, "mm": bmm, "bmm": bmm,
+    "mv": mv, "addmm": addmm, "baddbmm": baddbmm,
+    "abs": _e.absolute, "absolute": _e.absolute, "atan": _e.atan, "cos": _e.cos, "cosh": _e.cosh, "erf": _e.erf,
+    "exp": _e.exp, "expm1": _e.expm1, "log": _e.log, "log1p": _e.log1p, "reciprocal": _e.reciprocal,
+    "rsqrt": _e.rsqrt, "selu": _e.selu, "sinh": _e.sinh, "sqrt": _e.sqrt, "tan": _e.tan, "square": _e.square,
+    "pow": _e.power, "clamp": _e.clamp, "clip": _e.clamp, "clamp_min": _e.clamp_min, "clamp_max": _e.clamp_max,
+    "masked_fill": _e.masked_fill, "maximum": _e.maximum, "minimum": _e.minimum,
 }  # fmt: skip
 
 
@@ -73,7 +90,7 @@ def _every_name() -> dict[Any, Rule]:
         for owner in (torch, _T):
             for spelling in (name, name + "_"):
                 if hasattr(owner, spelling):
-                    rules[getattr(owner, spelling)] = rule
+                    rules.setdefault(getattr(owner, spelling), rule)
     return rules
 
 
