@@ -23,12 +23,14 @@ from fastmeta.ops.divide import Div
 from fastmeta.ops.dropout import Dropout
 from fastmeta.ops.embedding import Embedding
 from fastmeta.ops.group_norm import GroupNorm
+from fastmeta.ops.index import Gather, Index
 from fastmeta.ops.linear import Linear
 from fastmeta.ops.matmul import Matmul
 from fastmeta.ops.mse import MSE
 from fastmeta.ops.norm import batch_norm, layer_norm
 from fastmeta.ops.opaque import Opaque, OpaqueLoss
 from fastmeta.ops.pool import AvgPool2d, MaxPool2d
+from fastmeta.ops.rearrange import CumulativeSum, Expand, Flip, Pad, Repeat, Roll, Triangle
 from fastmeta.ops.shape import Concatenate, Permute, Reduce, Reshape, Select
 from fastmeta.ops.softmax import LogSoftmax, LogSumExp, Softmax
 from fastmeta.ops.where import Extremum, Where
@@ -174,6 +176,15 @@ CASES = {
         lambda *xs: torch.cat(xs, 1),
         *(randn(T, N, 1), randn(T, N, 2), randn(T, N, C)),
     ),
+    "expand": lambda: (Expand((N, C)), lambda x: x.expand(N, C), randn(T, C)),
+    "repeat": lambda: (Repeat((2, 1, 3)), lambda x: x.repeat(2, 1, 3), randn(T, N, C)),
+    "flip": lambda: (Flip((1,)), lambda x: x.flip(1), randn(T, N, C)),
+    "roll": lambda: (Roll((2,), (1,)), lambda x: x.roll(2, 1), randn(T, N, C)),
+    "triangle": lambda: (Triangle(True, 1), lambda x: x.triu(1), randn(T, N, C)),
+    "cumulative sum": lambda: (CumulativeSum(1), lambda x: x.cumsum(1), randn(T, N, C)),
+    "pad": lambda: (Pad((1, -1)), lambda x: F.pad(x, (1, -1)), randn(T, N, C)),
+    "index": lambda: (Index((1,), 1), lambda x, i: x[:, i], randn(T, N, C), torch.randint(0, C, (T, 4))),
+    "gather": lambda: (Gather(1), lambda x, i: x.gather(1, i), randn(T, N, C), torch.randint(0, C, (T, N, 2))),
     "softmax": lambda: (Softmax(0), lambda x: x.softmax(0), randn(T, N, C)),
     "log-softmax": lambda: (LogSoftmax(1), lambda x: x.log_softmax(1), randn(T, N, C)),
     "logsumexp": lambda: (LogSumExp((0,), False), lambda x: x.logsumexp(0), randn(T, N, C)),

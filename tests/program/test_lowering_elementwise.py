@@ -82,7 +82,7 @@ def test_choices():
     check_rule(
         lambda to, x, m: elementwise.masked_fill(to, x, m, -1e9), lambda x, m: x.masked_fill(m, -1e9), b, condition
     )
-    check_rule(elementwise.masked_fill, torch.masked_fill, a, condition, randn(T))
+    check_rule(elementwise.masked_fill, lambda x, mask, v: torch.where(mask, v, x), a, condition, randn(T))
     check_rule(elementwise.maximum, torch.maximum, a, b)
     check_rule(elementwise.minimum, torch.minimum, a, b)
 

@@ -6,16 +6,19 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import torch
+
 from fastmeta.ops.shape import Concatenate, Permute, Reduce, Reshape, Select
 
 from .base import Lower, NotKnown, Slot
+from .rearrange import indexed, numbers
 
 
-def reshape(to: Lower, x: Slot, *shape: Any) -> Slot:
+def reshape(to: Lower, x: Slot, *given: Any, shape: Any = None) -> Slot:
     """view and reshape; the target may hold one -1."""
-    sizes = list(shape[0]) if len(shape) == 1 and isinstance(shape[0], Sequence) else list(shape)
-    if any(not isinstance(s, int) for s in sizes):
+    if any(isinstance(s, torch.dtype) for s in given):
         raise NotKnown("a view by dtype")
+    sizes = list(numbers(given, shape))
     elements = math.prod(x.shape)
     if -1 in sizes:
         sizes[sizes.index(-1)] = elements // max(1, math.prod(s for s in sizes if s != -1))
@@ -41,9 +44,8 @@ def unsqueeze(to: Lower, x: Slot, dim: int) -> Slot:
     return to.emit(Reshape((*x.shape[:at], 1, *x.shape[at:])), x)
 
 
-def permute(to: Lower, x: Slot, *dims: Any) -> Slot:
-    order = dims[0] if len(dims) == 1 and isinstance(dims[0], Sequence) else dims
-    return to.emit(Permute(tuple(d % len(x.shape) for d in order)), x)
+def permute(to: Lower, x: Slot, *order: Any, dims: Any = None) -> Slot:
+    return to.emit(Permute(tuple(d % len(x.shape) for d in numbers(order, dims))), x)
 
 
 def transpose(to: Lower, x: Slot, dim0: int, dim1: int) -> Slot:
@@ -82,7 +84,7 @@ def getitem(to: Lower, x: Any, index: Any) -> Any:
     parts = index if isinstance(index, tuple) else (index,)
     basic = (int, slice, type(None), type(Ellipsis))
     if any(isinstance(p, bool) or not isinstance(p, basic) for p in parts):
-        raise NotKnown("indexing with a tensor or a list")
+        return indexed(to, x, index)
     return to.emit(Select(parts), x)
 
 
