@@ -116,8 +116,7 @@ class Program:
             given = [recorder.give(x) for x in leaves_of(one_task)]
             named = {n: recorder.give_parameter(x) if x.requires_grad else recorder.give(x) for n, x in state.items()}
             trace = self._run(recorder, one_task, state, loss)
-            builder = Builder(self._source, given, named, rows, wanted)
-            return builder.lower(trace)
+        return Builder(self._source, given, named, rows, wanted).lower(trace)
 
     def _run(self, recorder: Recorder, one_task: Tree, state: dict[str, Tensor], loss: LossRun | None) -> Trace:
         """The module, and the loss behind it, under `recorder`."""

@@ -68,10 +68,10 @@ def embedding(
     max_norm: float | None = None,
     norm_type: float = 2.0,  # noqa: ARG001  of max_norm
     scale_grad_by_freq: bool = False,
-    sparse: bool = False,
+    sparse: bool = False,  # noqa: ARG001  a way to keep a gradient, not another one
 ) -> Slot:
-    if max_norm is not None or scale_grad_by_freq or sparse:
-        raise NotKnown("max_norm, scale_grad_by_freq or sparse is set")
+    if max_norm is not None or scale_grad_by_freq:
+        raise NotKnown("max_norm or scale_grad_by_freq is set")
     rows = weight.shape[0]
     if padding_idx is not None and padding_idx < 0:
         padding_idx += rows

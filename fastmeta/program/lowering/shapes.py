@@ -73,6 +73,7 @@ def total(to: Lower, x: Slot, dim: Any = None, keepdim: bool = False) -> Slot:
 
 
 def cat(to: Lower, tensors: Sequence[Slot], dim: int = 0) -> Slot:
+    tensors = [t for t in tensors if t.shape != (0,)] or tensors  # as PyTorch, whatever the others' rank
     if len({len(t.shape) for t in tensors}) > 1 or len({t.like.dtype for t in tensors}) > 1:
         raise NotKnown("cat of values of several ranks or dtypes")
     return to.emit(Concatenate(dim % len(tensors[0].shape)), *tensors)

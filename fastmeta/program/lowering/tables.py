@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from . import elementwise
+from . import elementwise, rearrange
 from .activations import dropout, elu, gelu, leaky, relu, sigmoid, silu, sin, softplus, tanh
 from .arithmetic import add, addcdiv, addcmul, div, lerp, mul, neg, rdiv, rsub, sub
 from .attention import (
@@ -47,7 +47,7 @@ from .shapes import (
 )
 
 _T: Any = torch.Tensor
-_e = elementwise
+_e, _r = elementwise, rearrange
 
 # Under one name.
 FUNCTIONS: dict[Any, Rule] = {
@@ -65,6 +65,9 @@ FUNCTIONS: dict[Any, Rule] = {
     _T.contiguous: identity, _T.detach: identity, torch.detach: identity, _T.view: reshape,
     _T.to: _e.cast, _T.float: _e.as_float, _T.double: _e.as_double, _T.half: _e.as_half,
     _T.bfloat16: _e.as_bfloat16, _T.type_as: _e.type_as,
+    _T.T.__get__: _r.reversed_dims, _T.mT.__get__: _r.matrix_transpose, _T.expand: _r.expand,
+    _T.expand_as: _r.expand_as, _T.repeat: _r.repeat, _T.reshape_as: _r.reshape_as, _T.view_as: _r.reshape_as,
+    _T.unflatten: _r.unflatten, torch.stack: _r.stack, F.pad: _r.pad,
 }  # fmt: skip
 
 # As torch.name, as a method, and with a trailing underscore in place.
@@ -80,6 +83,10 @@ NAMES: dict[str, Rule] = {
     "exp": _e.exp, "expm1": _e.expm1, "log": _e.log, "log1p": _e.log1p, "reciprocal": _e.reciprocal,
     "rsqrt": _e.rsqrt, "selu": _e.selu, "sinh": _e.sinh, "sqrt": _e.sqrt, "tan": _e.tan, "square": _e.square,
     "pow": _e.power, "clamp": _e.clamp, "clip": _e.clamp, "clamp_min": _e.clamp_min, "clamp_max": _e.clamp_max,
+    "broadcast_to": _r.broadcast_to, "repeat_interleave": _r.repeat_interleave, "flip": _r.flip, "roll": _r.roll,
+    "narrow": _r.narrow, "select": _r.select, "t": _r.t, "movedim": _r.movedim, "moveaxis": _r.movedim,
+    "swapaxes": _r.swapaxes, "swapdims": _r.swapaxes, "triu": _r.triu, "tril": _r.tril, "cumsum": _r.cumsum,
+    "gather": _r.gather, "index_select": _r.index_select,
     "masked_fill": _e.masked_fill, "maximum": _e.maximum, "minimum": _e.minimum,
 }  # fmt: skip
 
