@@ -31,7 +31,7 @@ __all__ = [
     "checkpointing_off", "pytree", "reparametrized", "weight_norm_op",
 ]  # fmt: skip
 
-weight_norm_op = torch._weight_norm
+weight_norm_op = torch._weight_norm  # pyright: ignore[reportPrivateImportUsage]
 
 # Who holds the two functions by which torch.utils.checkpoint computes again; the second only where it was imported.
 _HOLDERS = ("torch.utils.checkpoint", "torch.distributed._composable.checkpoint_activation")

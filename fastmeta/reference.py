@@ -14,17 +14,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from fastmeta.stateless import Stateless, SupportStatistics
+from fastmeta.internals import pytree
+from fastmeta.stateless import Stateless, stacked
 
 Tree = Any  # a tensor, or a tuple or dict of tensors
 Loss = Callable[[Any, Any], Tensor]
+State = tuple[Tensor, ...]
+Named = Mapping[str, Tensor]
+Update = Callable[[Named, Named, Any, int], tuple[dict[str, Tensor], Any]]  # all parameters' φ, g, state, k → φ, state
 
 
 def adapt(
@@ -88,9 +91,7 @@ class Variant:
     start: Mapping[str, Tensor] | None = None
     own_start: bool = False
     rate: Callable[[str, int], Tensor] | None = None
-    update: Callable[[Mapping[str, Tensor], Mapping[str, Tensor], Any, int], tuple[dict[str, Tensor], Any]] | None = (
-        None
-    )
+    update: Update | None = None
     clip_norm: float | None = None
     proximal: float = 0.0
     constant_gradients: bool = False
@@ -142,12 +143,12 @@ def run_tasks(
     )  # fmt: skip
     wanted = [] if outer is None else [k for k, w in enumerate(outer.weights) if w or k == steps]
     learners = []
-    with torch.inference_mode(False), call.running():
+    with torch.inference_mode(False), torch.set_grad_enabled(differentiable), call.running():
         support_x, support_y = _for_autograd(support_x), _for_autograd(support_y)
+        if outer is not None:
+            outer = replace(outer, query_x=_for_autograd(outer.query_x), query_y=_for_autograd(outer.query_y))
         for t in range(_tasks(support_x)):
-            start = {name: p[t] for name, p in theta.items()} if variant.own_start else dict(theta)
-            if call.writes_weights:
-                start = {name: p.clone() for name, p in start.items()}
+            start = call.own({name: p[t] if variant.own_start else p for name, p in theta.items()})
             state = None if variant.states is None else variant.states[t]
             x = _select(support_x, t)
             with torch.enable_grad():
@@ -163,12 +164,12 @@ def _query(
     call: Stateless, phis: Mapping[int, dict[str, Tensor]], wanted: Sequence[int], outer: Outer, support_x: Tree, t: int
 ) -> tuple[Tensor, Tree]:
     """The weighted query losses of task t, and its outputs at φ_K."""
-    x, y = _select(_for_autograd(outer.query_x), t), _select(_for_autograd(outer.query_y), t)
+    x, y = _select(outer.query_x, t), _select(outer.query_y, t)
     total: Tensor | None = None
     outputs: Tree = None
     for k in wanted:
-        with call.under(phis[k]):
-            outputs = _outputs(call, support_x if outer.bn_statistics == "support" else None, x)
+        with call.under(call.own(phis[k])):
+            outputs = call(x, support_x=support_x if outer.bn_statistics == "support" else None)
             loss = _scalar("outer_loss", outer.loss(outputs, y))
         weight = outer.weights[k]
         if weight:
@@ -178,24 +179,8 @@ def _query(
     return total, outputs
 
 
-def _outputs(call: Stateless, support_x: Tree, x: Tree) -> Tree:
-    """Outputs on x; with a support set its batch norms take their statistics from there."""
-    if support_x is None:
-        return call(x)
-    statistics = SupportStatistics()
-    with statistics.recorded():
-        call(support_x)
-    with statistics.replayed():
-        return call(x)
-
-
 def apply(
-    module: nn.Module,
-    params: Mapping[str, Tensor],
-    x: Tree,
-    *,
-    support_x: Tree = None,
-    bn_statistics: str = "batch",
+    module: nn.Module, params: Mapping[str, Tensor], x: Tree, *, support_x: Tree = None, bn_statistics: str = "batch"
 ) -> Tree:
     """Outputs of every task's own network on its own inputs.
 
@@ -224,13 +209,9 @@ def apply(
 
 
 def task_outputs(
-    module: nn.Module,
-    params: Mapping[str, Tensor],
-    x: Tree,
-    *,
-    support_x: Tree = None,
+    module: nn.Module, params: Mapping[str, Tensor], x: Tree, *, support_x: Tree = None,
     differentiable: Sequence[bool] | None = None,
-) -> list[Tree]:
+) -> list[Tree]:  # fmt: skip
     """As `apply`, of each task; `support_x` stands for bn_statistics="support".
 
     Tasks that `differentiable` does not name have no graph.
@@ -239,34 +220,11 @@ def task_outputs(
     outputs = []
     with call.running():
         for t in range(_tasks(x)):
-            phi = {name: p[t] for name, p in params.items()}
-            if call.writes_weights:
-                phi = {name: p.clone() for name, p in phi.items()}
+            phi = call.own({name: p[t] for name, p in params.items()})
             quiet = differentiable is not None and not differentiable[t]
             with torch.no_grad() if quiet else nullcontext(), call.under(phi):
-                outputs.append(_outputs(call, None if support_x is None else _select(support_x, t), _select(x, t)))
+                outputs.append(call(_select(x, t), support_x=_select(support_x, t)))
     return outputs
-
-
-def stacked(outputs: Sequence[Tree]) -> Tree:
-    """Trees of the tasks' outputs as one tree of tensors [T, ...]; a tuple of T tensors where their shapes differ.
-
-    Raises:
-        TypeError: an output is neither a tensor nor None.
-    """
-
-    def stack(*leaves: Any) -> Any:
-        for leaf in leaves:
-            if leaf is not None and not isinstance(leaf, Tensor):
-                raise TypeError(
-                    f"model must return tensors, or tuples or dicts of them, got a {type(leaf).__name__}; return its "
-                    "tensors in a tuple or dict"
-                )
-        if leaves[0] is None:
-            return None
-        return torch.stack(leaves) if len({leaf.shape for leaf in leaves}) == 1 else leaves
-
-    return pytree.tree_map(stack, *outputs)
 
 
 def task_losses(loss: Loss, outputs: Tree, targets: Tree) -> Tensor:
@@ -279,11 +237,7 @@ def task_losses(loss: Loss, outputs: Tree, targets: Tree) -> Tensor:
     return torch.stack([_scalar("loss", loss(_select(outputs, t), _select(targets, t))) for t in range(tasks)])
 
 
-# The inner loop of one task. An update takes and gives all parameters: (φ, g, state, k) → (φ, state).
-
-State = tuple[Tensor, ...]
-Named = Mapping[str, Tensor]
-Update = Callable[[Named, Named, Any, int], tuple[dict[str, Tensor], Any]]
+# The inner loop of one task.
 
 
 @dataclass(frozen=True)
@@ -379,10 +333,10 @@ def _sgd(opt: Any, lr: Any, p: Tensor, g: Tensor, state: State, _: int) -> tuple
     """torch.optim.SGD with dampening 0: b ← μ b + d, then along d + μ b (Nesterov) or b."""
     d = g + opt.weight_decay * p if opt.weight_decay else g
     if not opt.momentum:
-        return _less(p, lr, d), ()
+        return p - lr * d, ()
     b = opt.momentum * state[0] + d if state else d
     direction = d + opt.momentum * b if opt.nesterov else b
-    return _less(p, lr, direction), (b,)
+    return p - lr * direction, (b,)
 
 
 def _adam(opt: Any, lr: Any, p: Tensor, g: Tensor, state: State, k: int) -> tuple[Tensor, State]:
@@ -403,10 +357,6 @@ def _adam(opt: Any, lr: Any, p: Tensor, g: Tensor, state: State, k: int) -> tupl
     positive = v_hat > 0
     root = torch.where(positive, torch.where(positive, v_hat, 1.0).sqrt(), 0.0)
     return p - lr * m_hat / (root + opt.eps), (m, v)
-
-
-def _less(p: Tensor, lr: Any, direction: Tensor) -> Tensor:
-    return p - lr * direction if isinstance(lr, Tensor) else torch.sub(p, direction, alpha=lr)
 
 
 def _square(x: Tensor) -> Tensor:

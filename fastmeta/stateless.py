@@ -11,7 +11,7 @@ import inspect
 import threading
 import types
 from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -25,6 +25,7 @@ from fastmeta.internals import (
     WeightNormHook,
     WeightNormParametrization,
     checkpointing_off,
+    pytree,
     weight_norm_op,
 )
 
@@ -52,7 +53,7 @@ class Stateless:
         self.module = module
         roots = [module, *(loss for loss in losses if isinstance(loss, nn.Module) and loss is not module)]
         modules = list(dict.fromkeys(m for root in roots for m in root.modules()))
-        places: dict[int, list[tuple[dict[str, Any], str]]] = {}
+        places: dict[int, list[tuple[Any, str]]] = {}  # where a parameter stands: a dict and a key in it
         for m in modules:
             for key, p in m._parameters.items():
                 if p is not None:
@@ -62,11 +63,13 @@ class Stateless:
         self._state = _State(modules)
         self._weight_norm = any(map(_has_weight_norm, modules))
         renormed = [m for m in modules if getattr(m, "max_norm", None) is not None]
-        self.writes_weights = bool(renormed)
-        """Whether forward scales rows of an embedding in place, `max_norm`: the weights must be copies."""
-        self._renormed = [
+        self._renormed: list[tuple[Any, str, Tensor]] = [
             (m._parameters, key, p) for m in renormed for key, p in m._parameters.items() if p is not None
         ]
+
+    def own(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Copies where forward writes into weights: an embedding with `max_norm` scales its rows in place."""
+        return {name: p.clone() for name, p in weights.items()} if self._renormed else weights
 
     @contextmanager
     def under(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
@@ -93,11 +96,41 @@ class Stateless:
                 stack.enter_context(_WeightNormWrittenOut())
             yield
 
-    def __call__(self, x: Any) -> Any:
-        """The module's output: a tuple or list holds positional arguments, a dict keyword arguments."""
+    def __call__(self, x: Any, *, support_x: Any = None) -> Any:
+        """The module's output: a tuple or list holds positional arguments, a dict keyword arguments.
+
+        With a support set, batch norms that use their batch's statistics take those of their calls on it.
+        """
+        if support_x is not None:
+            statistics = SupportStatistics()
+            with statistics.recorded():
+                self(support_x)
+            with statistics.replayed():
+                return self(x)
         if isinstance(x, dict):
             return self.module(**x)
         return self.module(*x) if isinstance(x, tuple | list) else self.module(x)
+
+
+def stacked(outputs: Sequence[Any]) -> Any:
+    """Trees of the tasks' outputs as one tree of tensors [T, ...]; a tuple of T tensors where their shapes differ.
+
+    Raises:
+        TypeError: an output is neither a tensor nor None.
+    """
+
+    def stack(*leaves: Any) -> Any:
+        for leaf in leaves:
+            if leaf is not None and not isinstance(leaf, Tensor):
+                raise TypeError(
+                    f"model must return tensors, or tuples or dicts of them, got a {type(leaf).__name__}; return its "
+                    "tensors in a tuple or dict"
+                )
+        if leaves[0] is None:
+            return None
+        return torch.stack(leaves) if len({leaf.shape for leaf in leaves}) == 1 else leaves
+
+    return pytree.tree_map(stack, *outputs)
 
 
 class _State:

@@ -29,13 +29,9 @@ class Layout:
     device: torch.device
     dtypes: tuple[torch.dtype, ...]  # of each parameter
 
-    @property
+    @cached_property
     def mixed(self) -> bool:
         """Whether parameters are of several dtypes or of a complex one: sweeps calculate in one real dtype."""
-        return self._mixed
-
-    @cached_property
-    def _mixed(self) -> bool:
         return self.dtype.is_complex or any(dtype != self.dtype for dtype in self.dtypes)
 
     @classmethod
@@ -87,7 +83,7 @@ class Layout:
         widths, params = self._pieces
         pieces = flat.split_with_sizes(widths, 1)
         views = [pieces[i] if len(shape) == 1 else pieces[i].view(-1, *shape) for i, shape in params]
-        return views if not self._mixed else [_cast(x, dtype) for x, dtype in zip(views, self.dtypes, strict=True)]
+        return views if not self.mixed else [_cast(x, dtype) for x, dtype in zip(views, self.dtypes, strict=True)]
 
     @cached_property
     def _places(self) -> list[tuple[torch.Size, tuple[int, ...], int]]:
@@ -118,7 +114,7 @@ class Layout:
                 pieces.append(torch.zeros(tasks, gap, dtype=self.dtype, device=self.device))
         if not pieces:
             return torch.zeros(tasks, 0, dtype=self.dtype, device=self.device)
-        return torch.cat([x.to(self.dtype) for x in pieces] if self._mixed else pieces, 1)
+        return torch.cat([x.to(self.dtype) for x in pieces] if self.mixed else pieces, 1)
 
 
 def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:

@@ -11,7 +11,6 @@ from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from fastmeta.engine.adjoint import Adjoint, Cotangents, Displacement, Identity, Unrolled
 from fastmeta.engine.batch import TaskBatch, Tree, finite_tasks
@@ -19,12 +18,14 @@ from fastmeta.engine.meta_step import MetaGradient, MetaInputs, TaskResults, fin
 from fastmeta.engine.objective import Context, Data
 from fastmeta.engine.options import Kind, Options
 from fastmeta.engine.prior import Prior, Proximal
+from fastmeta.internals import pytree
 from fastmeta.optim.adam import Adam
 from fastmeta.optim.base import State
 from fastmeta.optim.sgd import SGD
 from fastmeta.program.layout import Layout
 from fastmeta.program.program import Program
-from fastmeta.reference import Learner, Outer, Variant, run_tasks, stacked, task_outputs
+from fastmeta.reference import Learner, Outer, Variant, run_tasks, task_outputs
+from fastmeta.stateless import stacked
 
 from .base import Adapted, Pullback
 
@@ -176,6 +177,7 @@ def _zero(at: MetaInputs, context: Context) -> Tensor:
 def _rate(layout: Layout, meta: tuple[Tensor, ...]) -> Callable[[str, int], Any]:
     """The step size of a parameter in step k out of rates [K, P] or what broadcasts to it."""
     (rates,) = meta
+    rates = rates.real if rates.is_complex() else rates
     where = {
         name: (shape, at, torch.empty((), dtype=dtype).real.dtype)
         for name, shape, at, dtype in zip(layout.names, layout.shapes, layout.offsets, layout.dtypes, strict=True)
@@ -186,7 +188,6 @@ def _rate(layout: Layout, meta: tuple[Tensor, ...]) -> Callable[[str, int], Any]
 
     def rate(name: str, k: int) -> Tensor:
         row = rates[k if rates.shape[0] > 1 else 0]
-        row = row.real if row.is_complex() else row
         shape, at, dtype = where[name]
         return (row[0] if row.shape[0] == 1 else row[at : at + shape.numel()].view(shape)).to(dtype)
 
@@ -196,6 +197,11 @@ def _rate(layout: Layout, meta: tuple[Tensor, ...]) -> Callable[[str, int], Any]
 def _by_rows(layout: Layout, options: Options, at: MetaInputs) -> Any:
     """The user's own rule, which takes rows, as an update of named parameters."""
     rule = options.rule
+    if layout.dtype.is_complex:
+        raise ValueError(
+            f"{type(rule).__name__} steps rows of real numbers, and the module has complex parameters; use "
+            "fastmeta.SGD or fastmeta.Adam"
+        )
 
     def update(phi: Any, grads: Any, state: Any, k: int) -> Any:
         row, g = (layout.pack([x.unsqueeze(0) for x in layout.take(named)], 1) for named in (phi, grads))
