@@ -7,16 +7,21 @@ Tested with torch 2.11 and the newest release.
 from __future__ import annotations
 
 import logging
+import sys
+import threading
 import types
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch.utils.checkpoint
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch._subclasses.fake_tensor import unset_fake_temporarily as without_fake_tensors
 from torch.autograd.function import BackwardCFunction as CustomFunctionNode
+from torch.nn.utils.parametrizations import _WeightNorm as WeightNormParametrization
 from torch.nn.utils.stateless import _reparametrize_module as reparametrized
+from torch.nn.utils.weight_norm import WeightNorm as WeightNormHook
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -26,10 +31,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 # CustomFunctionNode: what a user's autograd.Function leaves in the graph.
 # reparametrized: what functional_call puts tensors into a module with, as a context that a loss can stand in too.
 # TorchDispatchMode: sees every operator below autograd, which tells whether a call draws random numbers.
+# WeightNormParametrization, WeightNormHook: who calls torch._weight_norm, whose second derivative is wrong.
 
 __all__ = [
-    "CALL_OF_MODULES", "CustomFunctionNode", "FakeTensor", "FakeTensorMode", "TorchDispatchMode",
-    "no_torch_function_checks", "pytree", "quiet_fake_tensors", "reparametrized", "storage_of", "without_fake_tensors",
+    "CALL_OF_MODULES", "CustomFunctionNode", "FakeTensor", "FakeTensorMode", "TorchDispatchMode", "WeightNormHook",
+    "WeightNormParametrization", "checkpointing_off", "no_torch_function_checks", "pytree", "quiet_fake_tensors",
+    "reparametrized", "storage_of", "weight_norm_op", "without_fake_tensors",
 ]  # fmt: skip
 
 CALL_OF_MODULES = nn.Module._call_impl.__code__
@@ -71,3 +78,47 @@ def quiet_fake_tensors() -> Iterator[None]:
 
 def _nothing(_: logging.LogRecord) -> bool:
     return False
+
+weight_norm_op = torch._weight_norm  # pyright: ignore[reportPrivateImportUsage]
+
+# Who holds the two functions by which torch.utils.checkpoint computes again; the second only where it was imported.
+_HOLDERS = ("torch.utils.checkpoint", "torch.distributed._composable.checkpoint_activation")
+_RECOMPUTES = torch.utils.checkpoint._checkpoint_without_reentrant_generator  # use_reentrant=False
+_REENTRANT = torch.utils.checkpoint.CheckpointFunction  # use_reentrant=True
+
+
+@contextmanager
+def checkpointing_off() -> Iterator[None]:
+    """In this thread `torch.utils.checkpoint` calls its function, and computes nothing again in a backward.
+
+    It would compute with what the module holds by then, which is θ and no longer the fast weights. One thread at a time
+    may stand in this context; nothing stays behind it.
+    """
+    mine = threading.get_ident()
+
+    def without(*args: Any, **kwargs: Any) -> Iterator[None]:
+        return _passes() if threading.get_ident() == mine else _RECOMPUTES(*args, **kwargs)
+
+    class Direct:
+        @staticmethod
+        def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
+            return function(*args) if threading.get_ident() == mine else _REENTRANT.apply(function, preserve, *args)
+
+    new = {"_checkpoint_without_reentrant_generator": without, "CheckpointFunction": Direct}
+    before = [
+        (holder, name, getattr(holder, name))
+        for holder in (sys.modules.get(module) for module in _HOLDERS)
+        for name in new
+        if hasattr(holder, name)
+    ]
+    for holder, name, _ in before:
+        setattr(holder, name, new[name])
+    try:
+        yield
+    finally:
+        for holder, name, was in before:
+            setattr(holder, name, was)
+
+
+def _passes() -> Iterator[None]:
+    yield

@@ -3,29 +3,31 @@
 Shares no code with the engine, so that either can be held against the other; slow, and as close to the
 equations as PyTorch allows. With L_s a task's support loss and φ_0 = θ, the inner loop is
 φ_{k+1} = step(φ_k, ∇L_s(φ_k)); its gradients keep their graph (`create_graph`), so whatever is computed from
-φ_K differentiates exactly back to θ (Finn et al. 2017, equation 1), through the inner optimiser's state too.
+φ_K differentiates exactly back to θ (Finn et al. 2017, equation 1), through the inner optimiser's state too, and to
+whatever else the losses read that requires grad, the parameters of a learned loss among it.
 
-A module's input may be a tensor, or a tuple (positional arguments) or dict (keyword arguments) of tensors.
+A module's input may be a tensor, or a tuple (positional arguments) or dict (keyword arguments) of tensors. While a
+loss runs, the module holds the fast weights that its outputs came from, and the attributes that forward left.
 """
 
 from __future__ import annotations
 
-import inspect
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.func import functional_call
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
+
+from fastmeta.internals import pytree
+from fastmeta.stateless import Stateless, stacked
 
 Tree = Any  # a tensor, or a tuple or dict of tensors
 Loss = Callable[[Any, Any], Tensor]
+State = tuple[Tensor, ...]
+Named = Mapping[str, Tensor]
+Update = Callable[[Named, Named, Any, int], tuple[dict[str, Tensor], Any]]  # all parameters' φ, g, state, k → φ, state
 
 
 def adapt(
@@ -62,11 +64,11 @@ def adapt(
         TypeError: the inner optimiser is of another kind, or the loss returns no tensor.
         ValueError: the loss is no scalar, or depends on no trainable parameter.
     """
-    path = trajectory(
+    learners = run_tasks(
         module, inner_loss=inner_loss, inner_optimizer=inner_optimizer, steps=steps, support_x=support_x,
         support_y=support_y, inner_batch_size=inner_batch_size, first_order=first_order, variant=variant,
     )  # fmt: skip
-    return path.phis[-1]
+    return {name: torch.stack([learner.phi[name] for learner in learners]) for name in learners[0].phi}
 
 
 @dataclass(frozen=True)
@@ -89,9 +91,7 @@ class Variant:
     start: Mapping[str, Tensor] | None = None
     own_start: bool = False
     rate: Callable[[str, int], Tensor] | None = None
-    update: Callable[[Mapping[str, Tensor], Mapping[str, Tensor], Any, int], tuple[dict[str, Tensor], Any]] | None = (
-        None
-    )
+    update: Update | None = None
     clip_norm: float | None = None
     proximal: float = 0.0
     constant_gradients: bool = False
@@ -99,50 +99,88 @@ class Variant:
     states: Sequence[Any] | None = None
 
 
-class Path(NamedTuple):
-    """φ_0 … φ_K of all tasks, {name: [T, *shape]} each, and the optimiser's last state of every task."""
+@dataclass(frozen=True)
+class Outer:
+    """The query set, and what is asked of it.
 
-    phis: list[dict[str, Tensor]]
-    states: list[Any]
+    Attributes:
+        loss: (outputs, targets) of one task → 0-dim tensor.
+        weights: of the query losses at φ_0 … φ_K; the outputs are those at φ_K.
+    """
+
+    loss: Loss
+    query_x: Tree
+    query_y: Tree
+    weights: Sequence[float]
+    bn_statistics: str = "batch"
 
 
-def trajectory(
+class Learner(NamedTuple):
+    """One task after its inner loop."""
+
+    start: dict[str, Tensor]  # φ_0
+    phi: dict[str, Tensor]  # φ_K
+    state: Any  # of the optimiser
+    loss: Tensor | None  # weighted query losses; None where no query set came
+    outputs: Tree  # on the query set
+
+
+def run_tasks(
     module: nn.Module, *, inner_loss: Loss, inner_optimizer: Any, steps: int, support_x: Tree, support_y: Tree,
     inner_batch_size: int | None = None, first_order: bool = False, variant: Variant | None = None,
-) -> Path:  # fmt: skip
-    """As `adapt`, with the fast weights before and after every step."""
+    outer: Outer | None = None,
+) -> list[Learner]:  # fmt: skip
+    """As `adapt`, task by task; with `outer` each task's query loss too, at its own fast weights."""
     variant = Variant() if variant is None else variant
     theta = variant.start
     if theta is None:
         theta = {name: p for name, p in module.named_parameters() if p.requires_grad}
     differentiable = torch.is_grad_enabled()
+    call = Stateless(module, inner_loss, None if outer is None else outer.loss)
     descend = _Descent(
-        module, inner_loss, variant.update or _update_rule(inner_optimizer, variant.rate), steps, inner_batch_size,
+        call, inner_loss, variant.update or _update_rule(inner_optimizer, variant.rate), steps, inner_batch_size,
         differentiable, first_order, variant,
     )  # fmt: skip
-    with torch.inference_mode(False), torch.enable_grad():
+    wanted = [] if outer is None else [k for k, w in enumerate(outer.weights) if w or k == steps]
+    learners = []
+    with torch.inference_mode(False), torch.set_grad_enabled(differentiable), call.running():
         support_x, support_y = _for_autograd(support_x), _for_autograd(support_y)
-        tasks = range(_shape(support_x)[0])
-        paths, states = [], []
-        for t in tasks:
-            start = {name: p[t] for name, p in theta.items()} if variant.own_start else dict(theta)
+        if outer is not None:
+            outer = replace(outer, query_x=_for_autograd(outer.query_x), query_y=_for_autograd(outer.query_y))
+        for t in range(_tasks(support_x)):
+            start = call.own({name: p[t] if variant.own_start else p for name, p in theta.items()})
             state = None if variant.states is None else variant.states[t]
-            path, state = descend(start, state, _select(support_x, t), _select(support_y, t))
-            paths.append(path)
-            states.append(state)
-        phis = [{name: torch.stack([path[k][name] for path in paths]) for name in theta} for k in range(steps + 1)]
-    if not differentiable:
-        phis = [{name: p.detach() for name, p in phi.items()} for phi in phis]
-    return Path(phis, states)
+            x = _select(support_x, t)
+            with torch.enable_grad():
+                phis, state = descend(start, state, x, _select(support_y, t), {*wanted, steps})
+            loss, outputs = None, None
+            if outer is not None:
+                loss, outputs = _query(call, phis, wanted, outer, x, t)
+            learners.append(Learner(start, phis[steps], state, loss, outputs))
+    return learners
+
+
+def _query(
+    call: Stateless, phis: Mapping[int, dict[str, Tensor]], wanted: Sequence[int], outer: Outer, support_x: Tree, t: int
+) -> tuple[Tensor, Tree]:
+    """The weighted query losses of task t, and its outputs at φ_K."""
+    x, y = _select(outer.query_x, t), _select(outer.query_y, t)
+    total: Tensor | None = None
+    outputs: Tree = None
+    for k in wanted:
+        with call.under(call.own(phis[k])):
+            outputs = call(x, support_x=support_x if outer.bn_statistics == "support" else None)
+            loss = _scalar("outer_loss", outer.loss(outputs, y))
+        weight = outer.weights[k]
+        if weight:
+            loss = loss if weight == 1.0 else weight * loss
+            total = loss if total is None else total + loss
+    assert total is not None, "some query loss counts"
+    return total, outputs
 
 
 def apply(
-    module: nn.Module,
-    params: Mapping[str, Tensor],
-    x: Tree,
-    *,
-    support_x: Tree = None,
-    bn_statistics: str = "batch",
+    module: nn.Module, params: Mapping[str, Tensor], x: Tree, *, support_x: Tree = None, bn_statistics: str = "batch"
 ) -> Tree:
     """Outputs of every task's own network on its own inputs.
 
@@ -167,16 +205,26 @@ def apply(
         raise ValueError(f'bn_statistics must be "batch" or "support", got {bn_statistics!r}')
     if bn_statistics == "support" and support_x is None:
         raise ValueError('bn_statistics="support" needs support_x, got None; pass the support inputs [T, N, ...]')
-    tasks = _shape(x)[0]
+    return stacked(task_outputs(module, params, x, support_x=support_x if bn_statistics == "support" else None))
+
+
+def task_outputs(
+    module: nn.Module, params: Mapping[str, Tensor], x: Tree, *, support_x: Tree = None,
+    differentiable: Sequence[bool] | None = None,
+) -> list[Tree]:  # fmt: skip
+    """As `apply`, of each task; `support_x` stands for bn_statistics="support".
+
+    Tasks that `differentiable` does not name have no graph.
+    """
+    call = Stateless(module)
     outputs = []
-    for t in range(tasks):
-        phi = {name: p[t] for name, p in params.items()}
-        x_t = _select(x, t)
-        if bn_statistics == "support":
-            outputs.append(_call_with_support_statistics(module, phi, _select(support_x, t), x_t))
-        else:
-            outputs.append(_call(module, phi, x_t))
-    return pytree.tree_map(_stack, *outputs)
+    with call.running():
+        for t in range(_tasks(x)):
+            phi = call.own({name: p[t] for name, p in params.items()})
+            quiet = differentiable is not None and not differentiable[t]
+            with torch.no_grad() if quiet else nullcontext(), call.under(phi):
+                outputs.append(call(_select(x, t), support_x=_select(support_x, t)))
+    return outputs
 
 
 def task_losses(loss: Loss, outputs: Tree, targets: Tree) -> Tensor:
@@ -185,22 +233,22 @@ def task_losses(loss: Loss, outputs: Tree, targets: Tree) -> Tensor:
     Raises:
         TypeError, ValueError: the loss returns no tensor, or no scalar.
     """
-    tasks = _shape(outputs)[0]
+    tasks = _tasks(outputs)
     return torch.stack([_scalar("loss", loss(_select(outputs, t), _select(targets, t))) for t in range(tasks)])
 
 
-# The inner loop of one task. An update takes and gives all parameters: (φ, g, state, k) → (φ, state).
-
-State = tuple[Tensor, ...]
-Named = Mapping[str, Tensor]
-Update = Callable[[Named, Named, Any, int], tuple[dict[str, Tensor], Any]]
+# The inner loop of one task.
 
 
 @dataclass(frozen=True)
 class _Descent:
-    """φ_0, support set → φ_0 … φ_K; where `differentiable`, with their graph back to θ, rates and data."""
+    """φ_0, support set → φ_k for each k asked for; where `differentiable`, with their graph back to θ, rates and data.
 
-    module: nn.Module
+    With `first_order` ∂φ_{k+1}/∂φ_k is the identity; what the update itself learns keeps its derivative, and what the
+    inner loss learns has none, as it reaches φ_K through inner gradients alone.
+    """
+
+    call: Stateless
     loss: Loss
     update: Update
     steps: int
@@ -209,46 +257,56 @@ class _Descent:
     first_order: bool
     variant: Variant
 
-    def __call__(self, start: Named, state: Any, x: Tree, y: Tree) -> tuple[list[Named], Any]:
-        exact = self.differentiable and not self.first_order and not self.variant.constant_gradients
-        phi, path = start, [start]
-        for k in range(self.variant.first, self.variant.first + self.steps):
+    def __call__(
+        self, start: dict[str, Tensor], state: Any, x: Tree, y: Tree, asked: set[int]
+    ) -> tuple[dict[int, dict[str, Tensor]], Any]:
+        straight = self.first_order or not self.differentiable
+        exact = not straight and not self.variant.constant_gradients
+        phi = {name: p.detach() for name, p in start.items()} if straight else start
+        learned: dict[str, Tensor] = {}  # zeros with the graph of what first-order updates learn
+        found = {0: self.linked(start, phi, learned) if straight else phi} if 0 in asked else {}
+        for i in range(self.steps):
+            k = self.variant.first + i
             here = phi if exact else {name: p.detach().requires_grad_() for name, p in phi.items()}
             grads = self.gradients(here, start, *self.samples(k, x, y), keep=exact)
-            if self.first_order or not self.differentiable:
-                # ∂φ_{k+1}/∂φ_k is the identity; what the update itself learns keeps its derivative
-                fixed = {name: p.detach() for name, p in phi.items()}
-                moved, state = self.update(fixed, grads, state, k)
-                phi = {name: p + (moved[name] - fixed[name]) for name, p in phi.items()}
-                if not self.differentiable:
-                    phi = {name: p.detach() for name, p in phi.items()}
-            else:
-                phi, state = self.update(phi, grads, state, k)
-            path.append(phi)
-        return path, state
+            phi, state = self.update(phi, grads, state, k)
+            if straight:
+                learned |= {n: p - p.detach() + learned.get(n, 0.0) for n, p in phi.items() if p.requires_grad}
+                phi = {name: p.detach() for name, p in phi.items()}
+            if i + 1 in asked:
+                found[i + 1] = self.linked(start, phi, learned) if straight else phi
+        return found, state
+
+    def linked(self, start: Named, phi: dict[str, Tensor], learned: Named) -> dict[str, Tensor]:
+        """First-order fast weights, of which φ_0 has the identity as derivative."""
+        if not self.differentiable:
+            return phi
+        linked = {name: p + (start[name] - start[name].detach()) for name, p in phi.items()}
+        return linked | {name: linked[name] + zero for name, zero in learned.items()}
 
     def samples(self, k: int, x: Tree, y: Tree) -> tuple[Tree, Tree]:
         if self.batch is None:
             return x, y
-        index = (k * self.batch + torch.arange(self.batch)) % _shape(x)[0]
+        index = (k * self.batch + torch.arange(self.batch)) % _tasks(x)
         return _select(x, index), _select(y, index)
 
     def gradients(self, phi: Named, start: Named, x: Tree, y: Tree, *, keep: bool) -> dict[str, Tensor]:
-        loss = _scalar("inner_loss", self.loss(_call(self.module, phi, x), y))
-        if not loss.requires_grad:
-            raise ValueError(
-                "inner_loss depends on no trainable parameter, so there is nothing to adapt; check that "
-                "neither the module nor the loss detaches its result"
-            )
-        if self.variant.proximal:
-            loss = loss + self.variant.proximal / 2 * sum((p - start[name]).square().sum() for name, p in phi.items())
-        grads = torch.autograd.grad(loss, list(phi.values()), create_graph=keep, materialize_grads=True)
+        with self.call.under(phi):
+            loss = _scalar("inner_loss", self.loss(self.call(x), y))
+            if not loss.requires_grad:
+                raise ValueError(
+                    "inner_loss depends on no trainable parameter, so there is nothing to adapt; check that "
+                    "neither the module nor the loss detaches its result"
+                )
+            if self.variant.proximal:
+                loss = loss + self.variant.proximal / 2 * sum(_square(p - start[name]) for name, p in phi.items())
+            grads = torch.autograd.grad(loss, list(phi.values()), create_graph=keep, materialize_grads=True)
         if self.variant.clip_norm is not None:
             # a norm of exactly zero has no derivative; such a gradient is not clipped either
-            square = torch.stack([g.square().sum() for g in grads]).sum()
+            square = torch.stack([_square(g) for g in grads]).sum()
             norm = torch.where(square > 0, torch.where(square > 0, square, 1.0).sqrt(), 0.0)
             scale = (self.variant.clip_norm / (norm + 1e-6)).clamp(max=1.0)
-            grads = [g * scale for g in grads]
+            grads = [g * scale.to(g.real.dtype) for g in grads]
         return dict(zip(phi, grads, strict=True))
 
 
@@ -282,7 +340,14 @@ def _sgd(opt: Any, lr: Any, p: Tensor, g: Tensor, state: State, _: int) -> tuple
 
 
 def _adam(opt: Any, lr: Any, p: Tensor, g: Tensor, state: State, k: int) -> tuple[Tensor, State]:
-    """Kingma & Ba 2015, algorithm 1: eps stands outside the root of the bias-corrected second moment."""
+    """Kingma & Ba 2015, algorithm 1: eps stands outside the root of the bias-corrected second moment.
+
+    A complex number counts as two real ones, as in torch.optim.Adam.
+    """
+    if p.is_complex():
+        parts = tuple(torch.view_as_real(s) for s in state)
+        moved, parts = _adam(opt, lr, torch.view_as_real(p), torch.view_as_real(g.resolve_conj()), parts, k)
+        return torch.view_as_complex(moved), tuple(torch.view_as_complex(s) for s in parts)
     beta1, beta2 = opt.betas
     m, v = state or (torch.zeros_like(p), torch.zeros_like(p))
     m = beta1 * m + (1 - beta1) * g
@@ -294,33 +359,30 @@ def _adam(opt: Any, lr: Any, p: Tensor, g: Tensor, state: State, k: int) -> tupl
     return p - lr * m_hat / (root + opt.eps), (m, v)
 
 
+def _square(x: Tensor) -> Tensor:
+    """‖x‖²."""
+    return (torch.view_as_real(x.resolve_conj()) if x.is_complex() else x).square().sum()
+
+
 # Data of one task.
 
 
-def _call(module: nn.Module, params: Mapping[str, Tensor], x: Tree) -> Tree:
-    """The module's output under `params`; a training batch norm writes to copies of its buffers."""
-    values = {**params, **{name: buffer.clone() for name, buffer in module.named_buffers()}}
-    args, kwargs = ((), x) if isinstance(x, dict) else (tuple(x) if isinstance(x, tuple | list) else (x,), {})
-    with sdpa_kernel(SDPBackend.MATH):  # the only attention that can be differentiated twice
-        return functional_call(module, values, args, kwargs)
-
-
 def _select(tree: Tree, index: int | Tensor) -> Tree:
+    if isinstance(tree, Tensor) or tree is None:
+        return tree if tree is None else tree[index]
     return pytree.tree_map_only(Tensor, lambda leaf: leaf[index], tree)
 
 
-def _shape(tree: Tree) -> torch.Size:
-    """Shape of the first tensor in `tree`."""
-    return next(leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)).shape
+def _tasks(tree: Tree) -> int:
+    """Length of the first tensor in `tree`."""
+    if isinstance(tree, Tensor):
+        return tree.shape[0]
+    return next(leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)).shape[0]
 
 
 def _for_autograd(tree: Tree) -> Tree:
     """Tensors made under `torch.inference_mode` as copies that autograd accepts."""
     return pytree.tree_map_only(Tensor, lambda leaf: leaf.clone() if leaf.is_inference() else leaf, tree)
-
-
-def _stack(*leaves: Any) -> Any:
-    return torch.stack(leaves) if isinstance(leaves[0], Tensor) else leaves[0]
 
 
 def _scalar(name: str, value: Any) -> Tensor:
@@ -332,60 +394,3 @@ def _scalar(name: str, value: Any) -> Tensor:
             "reduce it over the samples, for instance with .mean()"
         )
     return value
-
-
-# bn_statistics="support": every batch norm, nn.BatchNorm* and functional, passes through F.batch_norm, which
-# a mode intercepts without touching the module.
-
-_BATCH_NORM = inspect.signature(F.batch_norm)
-Normalise = Callable[[Tensor, Tensor | None, Tensor | None, float], Tensor]  # (x, weight, bias, eps) → y
-
-
-class _BatchNormMode(TorchFunctionMode):
-    """Hands the calls of F.batch_norm that use the statistics of their batch to `normalise`."""
-
-    def __init__(self, normalise: Normalise) -> None:
-        super().__init__()
-        self.normalise = normalise
-
-    def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
-        if func is F.batch_norm:
-            call = _BATCH_NORM.bind(*args, **(kwargs or {})).arguments
-            if call.get("training"):
-                return self.normalise(call["input"], call.get("weight"), call.get("bias"), call.get("eps", 1e-5))
-        return func(*args, **(kwargs or {}))
-
-
-def _call_with_support_statistics(module: nn.Module, params: Mapping[str, Tensor], support_x: Tree, x: Tree) -> Tree:
-    """The module's output on `x`, each batch norm using mean and variance of its call on `support_x`."""
-    statistics: deque[tuple[Tensor, Tensor]] = deque()
-
-    def record(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))
-        dims = [0, *range(2, x.dim())]
-        statistics.append((wide.mean(dims, keepdim=True), wide.var(dims, correction=0, keepdim=True)))
-        return F.batch_norm(x, None, None, weight, bias, training=True, eps=eps)
-
-    def replay(x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float) -> Tensor:
-        if not statistics:
-            raise RuntimeError(uneven)
-        mean, var = statistics.popleft()
-        per_channel = [1, -1, *[1] * (x.dim() - 2)]
-        y = (x - mean) * (var + eps).rsqrt()
-        if weight is not None:
-            y = y * weight.view(per_channel)
-        if bias is not None:
-            y = y + bias.view(per_channel)
-        return y.to(x.dtype)
-
-    uneven = (
-        'bn_statistics="support" needs a module that makes the same batch-norm calls on the query as on the '
-        'support set, got a different number; use bn_statistics="batch"'
-    )
-    with _BatchNormMode(record):
-        _call(module, params, support_x)
-    with _BatchNormMode(replay):
-        outputs = _call(module, params, x)
-    if statistics:
-        raise RuntimeError(uneven)
-    return outputs

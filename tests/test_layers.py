@@ -15,7 +15,9 @@ FOLDERS = ("fastmeta", "kernels", "bench", "tests")
 # longest that fits a module is its own. The list is complete: a module without a place fails, and so does a place
 # without a module.
 LAYERS: dict[str, tuple[str, ...]] = {
-    "fastmeta.reference": (),  # the truth shares no code with what it judges
+    "fastmeta.internals": (),
+    "fastmeta.stateless": ("fastmeta.internals",),
+    "fastmeta.reference": ("fastmeta.stateless", "fastmeta.internals"),  # no code of what it judges
     "fastmeta.kernels": (),
     "fastmeta.ops": (),
     "fastmeta.optim": (),
@@ -25,7 +27,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "fastmeta.engine": ("fastmeta.program", "fastmeta.ops", "fastmeta.optim"),
     "fastmeta.engine.backends": (
         *("fastmeta.engine", "fastmeta.program", "fastmeta.ops", "fastmeta.optim"),
-        *("fastmeta.kernels", "fastmeta.reference"),
+        *("fastmeta.kernels", "fastmeta.reference", "fastmeta.stateless", "fastmeta.internals"),
     ),
     "fastmeta.engine.planning": ("fastmeta.engine", "fastmeta.engine.backends", "fastmeta.program"),
     "fastmeta.engine.session": (

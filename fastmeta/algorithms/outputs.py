@@ -81,7 +81,10 @@ class Learners:
     @outside_of_compile
     def __call__(self, query_x: Tree) -> Tree:
         """The module's outputs [T, M, ...] at each task's fast weights."""
-        check_query(query_x, tasks=self.finite.shape[0], module=self._module)
+        check_query(
+            query_x, tasks=self.finite.shape[0], module=self._module,
+            bn_statistics=self._session.options.bn_statistics,
+        )  # fmt: skip
         return self._session.outputs(self._phi, query_x)
 
     def adapt_further(self, support_x: Tree, support_y: Tree = None, *, steps: int | None = None) -> Learners:

@@ -31,8 +31,13 @@ def check_batch(
     outer_loss: Callable[..., Any] | None,
     inner_batch_size: int | None,
     query_required: bool,
+    bn_statistics: str = "batch",
 ) -> None:
     """Everything that can be said about a meta-batch before the module has run.
+
+    All tensors hold as many tasks. As many samples are held by input and target of a known loss, and by all tensors
+    of a set that is cut into samples: with `inner_batch_size`, or with bn_statistics="support". Else a task may have
+    tensors of any sizes: interior and boundary points, nodes and edges, one vector or one number for the whole task.
 
     `check_class_targets` and `check_labels` hold labels against logits afterwards; `finite_tasks` looks for NaN.
 
@@ -51,13 +56,19 @@ def check_batch(
     support_x, support_y = _leaves("support_x", batch.support_x), _leaves("support_y", batch.support_y)
     query_x, query_y = _leaves("query_x", batch.query_x), _leaves("query_y", batch.query_y)
     _check_leaves([*support_x, *support_y, *query_x, *query_y], module)
-    _check_equal([*support_x, *support_y, *query_x, *query_y], 0, "tasks")
-    _check_equal([*support_x, *support_y], 1, "samples")
-    _check_equal([*query_x, *query_y], 1, "samples")
-    _check_known_targets("support_y", batch.support_y, "inner_loss", inner_loss)
+    _check_numbers(support_x, support_y)
+    _check_numbers(query_x, query_y)
+    _check_tasks([*support_x, *support_y, *query_x, *query_y])
+    by_support = 'bn_statistics="support" puts support and query samples one behind another'
+    if inner_batch_size is not None:
+        _check_samples([*support_x, *support_y], "inner_batch_size takes some of the samples, from every tensor")
+    if bn_statistics == "support":
+        _check_samples(support_x, by_support)
+        _check_samples(query_x, by_support)
+    _check_known_targets("support_y", batch.support_x, batch.support_y, "inner_loss", inner_loss)
     if batch.query_x is not None:
         name, loss = ("inner_loss", inner_loss) if outer_loss is None else ("outer_loss", outer_loss)
-        _check_known_targets("query_y", batch.query_y, name, loss)
+        _check_known_targets("query_y", batch.query_x, batch.query_y, name, loss)
     if inner_batch_size is not None and inner_batch_size > batch.support_samples:
         raise ValueError(
             f"inner_batch_size must be at most the number of support samples, {batch.support_samples}, got "
@@ -65,14 +76,18 @@ def check_batch(
         )
 
 
-def check_query(query_x: Tree, *, tasks: int, module: nn.Module, name: str = "query_x") -> None:
+def check_query(
+    query_x: Tree, *, tasks: int, module: nn.Module, name: str = "query_x", bn_statistics: str = "batch"
+) -> None:
     """The inputs handed to learners that were adapted on `tasks` tasks. Raises as `check_batch`."""
     samples = "N" if name.startswith("support") else "M"
     if query_x is None:
         raise TypeError(f"{name} must hold tensors [T, {samples}, ...], got None")
     leaves = _leaves(name, query_x)
     _check_leaves(leaves, module)
-    _check_equal(leaves, 1, "samples")
+    _check_numbers(leaves, [])
+    if bn_statistics == "support":
+        _check_samples(leaves, 'bn_statistics="support" puts support and query samples one behind another')
     for path, leaf in leaves:
         if leaf.shape[0] != tasks:
             raise ValueError(
@@ -136,15 +151,13 @@ def _check_leaves(leaves: Sequence[tuple[str, Tensor]], module: nn.Module) -> No
     parameter = next(p for p in module.parameters() if p.requires_grad)
     for name, leaf in leaves:
         samples = "N" if name.startswith("support") else "M"
-        if leaf.dim() < 2:
-            raise ValueError(
-                f"{name} must have shape [T, {samples}, ...], got {shape_of(leaf)}: its task dimension is "
-                "missing; stack the tasks, or add the dimension of a single one with unsqueeze(0)"
-            )
+        if leaf.dim() == 0:
+            raise _without_tasks(name, leaf)
         if 0 in leaf.shape[:2]:
+            sizes = ", ".join(f"{letter} = {n}" for letter, n in zip(("T", samples), leaf.shape, strict=False))
             raise ValueError(
-                f"{name} must hold at least one task of one sample, got T = {leaf.shape[0]}, "
-                f"{samples} = {leaf.shape[1]} (shape {shape_of(leaf)}); skip such a batch"
+                f"{name} must hold at least one task of one sample, got {sizes} (shape {shape_of(leaf)}); skip such a "
+                "batch"
             )
         if leaf.device != parameter.device:
             raise ValueError(
@@ -156,7 +169,9 @@ def _check_leaves(leaves: Sequence[tuple[str, Tensor]], module: nn.Module) -> No
 
 
 def _check_dtype(name: str, leaf: Tensor, module: nn.Module) -> None:
-    dtypes = sorted({dtype_of(p) for p in module.parameters() if p.requires_grad})
+    # beside complex parameters real inputs are of the precision of their parts
+    trainable = [p for p in module.parameters() if p.requires_grad]
+    dtypes = sorted({dtype_of(x) for p in trainable for x in ([p, p.real] if p.is_complex() else [p])})
     if dtype_of(leaf) not in dtypes:
         raise ValueError(
             f"{name} must have the dtype of the module's parameters, {' or '.join(dtypes)}, got "
@@ -164,19 +179,57 @@ def _check_dtype(name: str, leaf: Tensor, module: nn.Module) -> None:
         )
 
 
-def _check_equal(leaves: Sequence[tuple[str, Tensor]], dim: int, what: str) -> None:
-    """All leaves agree in dimension `dim`."""
+def _without_tasks(name: str, leaf: Tensor) -> ValueError:
+    samples = "N" if name.startswith("support") else "M"
+    return ValueError(
+        f"{name} must have shape [T, {samples}, ...], got {shape_of(leaf)}: its task dimension is "
+        "missing; stack the tasks, or add the dimension of a single one with unsqueeze(0)"
+    )
+
+
+def _check_numbers(inputs: Sequence[tuple[str, Tensor]], targets: Sequence[tuple[str, Tensor]]) -> None:
+    """A tensor [T] is one number a task beside inputs [T, N, ...] of at least three dimensions.
+
+    Beside an input of two it could as well be the labels of one task whose own dimension was forgotten.
+    """
+    if max((leaf.dim() for _, leaf in inputs), default=0) >= 3:
+        return
+    for name, leaf in (*inputs, *targets):
+        if leaf.dim() == 1:
+            raise _without_tasks(name, leaf)
+
+
+def _check_tasks(leaves: Sequence[tuple[str, Tensor]]) -> None:
+    """All leaves hold as many tasks."""
     for name, leaf in leaves[1:]:
         first, reference = leaves[0]
-        if leaf.shape[dim] != reference.shape[dim]:
-            shapes = ", ".join(f"{n} {shape_of(x)}" for n, x in leaves)
+        if leaf.shape[0] != reference.shape[0]:
+            if leaf.dim() == 1:
+                raise _without_tasks(name, leaf)
             raise ValueError(
-                f"{name} must hold as many {what} as {first}, {reference.shape[dim]}, got {leaf.shape[dim]}; "
-                f"every tensor starts with [tasks, samples]: {shapes}"
+                f"{name} must hold as many tasks as {first}, {reference.shape[0]}, got {leaf.shape[0]}; "
+                f"every tensor starts with [tasks, samples]: {_shapes(leaves)}"
             )
 
 
-def _check_known_targets(name: str, targets: Tree, loss_name: str, loss: Any) -> None:
+def _check_samples(leaves: Sequence[tuple[str, Tensor]], why: str) -> None:
+    """All leaves hold as many samples."""
+    for name, leaf in leaves:
+        if leaf.dim() < 2:
+            raise ValueError(f"{name} must have shape [tasks, samples, ...], got {shape_of(leaf)}, as {why}")
+        first, reference = leaves[0]
+        if leaf.shape[1] != reference.shape[1]:
+            raise ValueError(
+                f"{name} must hold as many samples as {first}, {reference.shape[1]}, got {leaf.shape[1]}, as {why}; "
+                f"every tensor starts with [tasks, samples]: {_shapes(leaves)}"
+            )
+
+
+def _shapes(leaves: Sequence[tuple[str, Tensor]]) -> str:
+    return ", ".join(f"{n} {shape_of(x)}" for n, x in leaves)
+
+
+def _check_known_targets(name: str, inputs: Tree, targets: Tree, loss_name: str, loss: Any) -> None:
     """Targets of cross_entropy and mse_loss, as far as they can be judged without the outputs."""
     entropy = _is(loss, F.cross_entropy, nn.CrossEntropyLoss)
     if not entropy and not _is(loss, F.mse_loss, nn.MSELoss):
@@ -184,6 +237,8 @@ def _check_known_targets(name: str, targets: Tree, loss_name: str, loss: Any) ->
     if not isinstance(targets, Tensor):
         kind = "cross_entropy" if entropy else "mse_loss"
         raise TypeError(f"{name} must be one tensor, as {loss_name} is {kind}, got {type(targets).__name__}")
+    if isinstance(inputs, Tensor):
+        _check_samples([(name[:-1] + "x", inputs), (name, targets)], f"{loss_name} compares them one by one")
     probabilities = targets.is_floating_point() and targets.dim() > 2
     if entropy and targets.dtype != torch.int64 and not probabilities:
         raise ValueError(

@@ -60,7 +60,9 @@ def make_engine(program: Program, options: Options, batch: TaskBatch, kind: Kind
 
 def _inner_objective(program: Program, options: Options, batch: TaskBatch, steps: int) -> Objective:
     size = options.inner_batch_size
-    head_x, head_y = pytree.tree_map_only(Tensor, lambda x: x[:, :size], (batch.support_x, batch.support_y))
+    head_x, head_y = pytree.tree_map_only(
+        Tensor, lambda x: x if size is None else x[:, :size], (batch.support_x, batch.support_y)
+    )
     targets = wanted(batch.support_y)
     run = run_of("inner_loss", options.inner_loss, head_y, targets)
     plan = program.plan(head_x, wanted=wanted(batch.support_x), loss=run)

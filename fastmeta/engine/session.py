@@ -359,7 +359,7 @@ def check_batch_of(batch: TaskBatch, module: nn.Module, options: Options, *, que
         check_batch_of(TaskBatch(batch.support_x, batch.support_y), module, options, query_required=False)
     check_batch(
         batch, module=module, inner_loss=options.inner_loss, outer_loss=options.outer_loss,
-        inner_batch_size=options.inner_batch_size, query_required=query_required,
+        inner_batch_size=options.inner_batch_size, query_required=query_required, bn_statistics=options.bn_statistics,
     )  # fmt: skip
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, reduce
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,9 @@ class Layout:
 
     Offsets are padded to 16 bytes, so that a kernel may load any parameter with 128-bit accesses. Tied parameters
     appear once, under their first name. The padding is zero and stays zero.
+
+    Where parameters are of several dtypes, the row is of the one that holds all of them exactly (float64 for float32
+    and float64, complex for a complex one), and every parameter comes out of it in its own.
     """
 
     names: tuple[str, ...]
@@ -24,6 +27,12 @@ class Layout:
     size: int  # P
     dtype: torch.dtype
     device: torch.device
+    dtypes: tuple[torch.dtype, ...]  # of each parameter
+
+    @cached_property
+    def mixed(self) -> bool:
+        """Whether parameters are of several dtypes or of a complex one: sweeps calculate in one real dtype."""
+        return self.dtype.is_complex or any(dtype != self.dtype for dtype in self.dtypes)
 
     @classmethod
     def of(cls, module: nn.Module, holds: Callable[[str], bool] = lambda name: True) -> Layout:
@@ -31,13 +40,15 @@ class Layout:
         trainable = {name: p for name, p in module.named_parameters() if p.requires_grad}
         params = {name: p for name, p in trainable.items() if holds(name)}
         first = next(iter((params or trainable).values()))
-        align = max(1, 16 // first.element_size())
+        dtype = reduce(torch.promote_types, [p.dtype for p in params.values()] or [first.dtype])
+        align = max(1, 16 // dtype.itemsize)
         offsets, end = [], 0
         for p in params.values():
             offsets.append(end)
             end += -(-p.numel() // align) * align
         shapes = tuple(p.shape for p in params.values())
-        return cls(tuple(params), shapes, tuple(offsets), end, first.dtype, first.device)
+        dtypes = tuple(p.dtype for p in params.values())
+        return cls(tuple(params), shapes, tuple(offsets), end, dtype, first.device, dtypes)
 
     @property
     def padding(self) -> tuple[int, ...]:
@@ -68,10 +79,11 @@ class Layout:
         return widths, params
 
     def views(self, flat: Tensor) -> list[Tensor]:
-        """The parameters as views [T, *shape] of `flat` [T, P]."""
+        """The parameters as views [T, *shape] of `flat` [T, P]; copies where dtypes are mixed."""
         widths, params = self._pieces
         pieces = flat.split_with_sizes(widths, 1)
-        return [pieces[i] if len(shape) == 1 else pieces[i].view(-1, *shape) for i, shape in params]
+        views = [pieces[i] if len(shape) == 1 else pieces[i].view(-1, *shape) for i, shape in params]
+        return views if not self.mixed else [_cast(x, dtype) for x, dtype in zip(views, self.dtypes, strict=True)]
 
     @cached_property
     def _places(self) -> list[tuple[torch.Size, tuple[int, ...], int]]:
@@ -102,4 +114,9 @@ class Layout:
                 pieces.append(torch.zeros(tasks, gap, dtype=self.dtype, device=self.device))
         if not pieces:
             return torch.zeros(tasks, 0, dtype=self.dtype, device=self.device)
-        return torch.cat(pieces, 1)
+        return torch.cat([x.to(self.dtype) for x in pieces] if self.mixed else pieces, 1)
+
+
+def _cast(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """Out of a row of a wider dtype; exact where the value came from `dtype`."""
+    return (x if dtype.is_complex or not x.is_complex() else x.real).to(dtype)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fastmeta.internals import FakeTensorMode, pytree, quiet_fake_tensors, reparametrized
+from fastmeta.internals import FakeTensorMode, checkpointing_off, pytree, quiet_fake_tensors, reparametrized, weight_norm_op
 
 from .attributes import attributes_kept
 from .builder import Builder, ProgramSource
@@ -27,7 +27,7 @@ from .trace import Trace, Untraceable, needed
 from .tree import Tree, call_with
 from .weight_norm import weight_norm
 
-_REPLACED: dict[Any, Callable[..., Any]] = {torch._weight_norm: weight_norm}  # pyright: ignore[reportPrivateImportUsage]
+_REPLACED: dict[Any, Callable[..., Any]] = {weight_norm_op: weight_norm}
 
 
 def leaves_of(tree: Tree) -> tuple[Tensor, ...]:
@@ -122,7 +122,7 @@ class Program:
         """The module, and the loss behind it, under `recorder`."""
         args, kwargs = call_with(one_task)
         modules = [self.module, *([loss.loss] if loss is not None and isinstance(loss.loss, nn.Module) else [])]
-        with attributes_kept(*modules) as kept, sdpa_kernel(SDPBackend.MATH):
+        with attributes_kept(*modules) as kept, sdpa_kernel(SDPBackend.MATH), checkpointing_off():
             with reparametrized(self.module, state, tie_weights=True):
                 with _user_code(), recorder:
                     out = self.module(*args, **kwargs)

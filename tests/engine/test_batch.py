@@ -24,7 +24,9 @@ def classification():
     return TaskBatch(*support, torch.randn(T, M, 6), torch.randint(C, (T, M)))
 
 
-def check(*, module=None, inner_loss=F.cross_entropy, outer_loss=None, size=None, required=True, **changes):
+def check(
+    *, module=None, inner_loss=F.cross_entropy, outer_loss=None, size=None, required=True, statistics="batch", **changes
+):
     batch = TaskBatch(**(vars(classification()) | changes))
     check_batch(
         batch,
@@ -33,6 +35,7 @@ def check(*, module=None, inner_loss=F.cross_entropy, outer_loss=None, size=None
         outer_loss=outer_loss,
         inner_batch_size=size,
         query_required=required,
+        bn_statistics=statistics,
     )
 
 
@@ -64,6 +67,9 @@ def test_legal_batches_pass():
     check(support_y=torch.zeros(T, N, 8, 8, dtype=torch.int64))  # dense prediction
     check(support_x=torch.zeros(T, N, 2, dtype=torch.int32), query_x=torch.zeros(T, M, 2, dtype=torch.int64))
     check(support_x=(torch.zeros(T, N, 2), torch.zeros(T, N)))
+    # other numbers of samples, one vector or one number a task
+    check(support_x=(X, torch.zeros(T, 2, 6), torch.zeros(T, 9, dtype=torch.int64)))
+    check(support_x=(X, torch.zeros(T)), query_y=torch.zeros(T), inner_loss=my_loss)
     wide = {name: value.double() for name, value in vars(classification()).items() if name.endswith("x")}
     check(module=nn.Linear(6, C).double(), **wide)
 
@@ -93,10 +99,16 @@ X, Y, W = torch.randn(T, N, 6), torch.zeros(T, N, dtype=torch.int64), nn.Paramet
         ({"support_y": Y[:, :4]}, ValueError, r"support_y must hold as many samples as support_x, 5, got 4"),
         ({"query_y": Y}, ValueError, r"query_y must hold as many samples as query_x, 7, got 5"),
         (
-            {"query_x": {"a": X, "b": Y[:, 1:]}},
+            {"query_x": {"a": X, "b": Y[:, 1:]}, "statistics": "support"},
             ValueError,
-            r"query_x\['b'\] .* samples as query_x\['a'\], 5, got 4",
+            r"query_x\['b'\] .* samples as query_x\['a'\], 5, got 4, as bn_statistics=\"support\"",
         ),
+        (
+            {"support_x": {"a": X, "b": Y[:, 1:]}, "size": 2},
+            ValueError,
+            r"support_x\['b'\] .* samples as support_x\['a'\], 5, got 4, as inner_batch_size",
+        ),
+        ({"support_x": {"a": X, "b": W[:3]}, "size": 2}, ValueError, r"support_x\['b'\] must have .* \[tasks, samples"),
         # nothing there
         ({"support_x": X[:0]}, ValueError, r"support_x must hold at least one task .* got T = 0, N = 5"),
         (
@@ -195,7 +207,8 @@ def test_query_of_learners():
     with pytest.raises(ValueError, match=r"query_x must hold the 4 tasks that .* adapted to, got 3 \(shape"):
         check_query(X, tasks=4, module=module)
     with pytest.raises(ValueError, match=r"query_x\['b'\] must hold as many samples as query_x\['a'\], 5, got 2"):
-        check_query({"a": X, "b": Y[:, :2]}, tasks=T, module=module)
+        check_query({"a": X, "b": Y[:, :2]}, tasks=T, module=module, bn_statistics="support")
+    check_query({"a": X, "b": Y[:, :2], "c": torch.zeros(T)}, tasks=T, module=module)
     with pytest.raises(ValueError, match=r"query_x must have shape \[T, M, \.\.\.\], got \[6\]"):
         check_query(X[0, 0], tasks=T, module=module)
     with pytest.raises(TypeError, match=r"query_x must hold tensors \[T, M, \.\.\.\], got None"):

@@ -7,11 +7,10 @@ the rest. Results carry their graph, so that they can be differentiated again.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from fastmeta.engine.adjoint import Adjoint, Cotangents, Displacement, Identity, Unrolled
 from fastmeta.engine.batch import TaskBatch, Tree, finite_tasks
@@ -19,12 +18,14 @@ from fastmeta.engine.meta_step import MetaGradient, MetaInputs, TaskResults, fin
 from fastmeta.engine.objective import Context, Data
 from fastmeta.engine.options import Kind, Options
 from fastmeta.engine.prior import Prior, Proximal
+from fastmeta.internals import pytree
 from fastmeta.optim.adam import Adam
 from fastmeta.optim.base import State
 from fastmeta.optim.sgd import SGD
 from fastmeta.program.layout import Layout
 from fastmeta.program.program import Program
-from fastmeta.reference import Path, Variant, apply, task_losses, trajectory
+from fastmeta.reference import Learner, Outer, Variant, run_tasks, task_outputs
+from fastmeta.stateless import stacked
 
 from .base import Adapted, Pullback
 
@@ -65,47 +66,38 @@ class OneByOne:
 
     def meta_step(self, at: MetaInputs, support: Data, query: Data, context: Context, *, keep: bool) -> MetaGradient:
         """Losses [T] with their graph, outputs, and which tasks stayed finite."""
-        losses, outputs, finite = self._step(at, support, query, keep=keep)
-        if keep and not bool(finite.all()):
-            # a task that diverged stays out of the graph: its 0 · NaN would reach the others' gradients
-            kept, losses = finite.nonzero().flatten(), losses.detach()
-            if len(kept):
-                again, _, _ = self._step(_take(at, kept), support.take(kept, 0), query.take(kept, 0), keep=keep)
-                losses = losses.index_copy(0, kept, again)
-            else:
-                losses = losses + _zero(at, context)
-        given: list[Any] = [
-            None if y is None else y.detach() for y in outputs
-        ]  # a module may return None beside tensors
-        tasks = TaskResults(losses, given, finite, None)
-        return MetaGradient(mean_finite(losses, finite, finite_count(finite)), None, tasks)
-
-    def _step(self, at: MetaInputs, support: Data, query: Data, *, keep: bool) -> tuple[Tensor, list[Any], Tensor]:
-        path = self._path(at, support)
         weights = [0.0] * self._kind.steps + [1.0] if at.weights is None else at.weights.tolist()
-        total: Tensor | None = None
-        outputs: Any = None
-        for k, weight in enumerate(weights):
-            if not weight and k < self._kind.steps:
-                continue
-            outputs = self._outputs(path.phis[k], support, query.inputs)
-            losses = task_losses(self._options.outer_loss, outputs, self._filled(self._trees.query_y, query.targets))
-            if weight:
-                total = weight * losses if total is None else total + weight * losses
-        assert total is not None
+        outer = Outer(
+            self._options.outer_loss, self._filled(self._trees.query_x, query.inputs),
+            self._filled(self._trees.query_y, query.targets), weights, self._options.bn_statistics,
+        )  # fmt: skip
+        learners = self._run(at, support, outer)
+        losses = [cast("Tensor", learner.loss) for learner in learners]
         if isinstance(self._options.adjoint, Displacement) and keep:
-            total = total.detach() + _pull(path.phis[0], path.phis[-1])
-        leaves, self._output_spec = pytree.tree_flatten(outputs)
-        # as in every backend: the inner loop's end, not its start, says whether a task diverged
-        return total, leaves, finite_tasks(support.inputs, path.phis[-1], total)
+            losses = [x.detach() + _pull(learner) for x, learner in zip(losses, learners, strict=True)]
+        with torch.no_grad():
+            leaves, self._output_spec = pytree.tree_flatten(stacked([learner.outputs for learner in learners]))
+            # as in every backend: the inner loop's end, not its start, says whether a task diverged
+            phi = {name: torch.stack([learner.phi[name] for learner in learners]) for name in self._layout.names}
+            finite = finite_tasks(support.inputs, phi, torch.stack(losses))
+        total = torch.stack(self._of_finite(losses, finite) if keep else losses)
+        if keep and not total.requires_grad:
+            total = total + _zero(at, context)  # what no task's results depend on has a gradient of zero
+        tasks = TaskResults(total, leaves, finite, None)
+        return MetaGradient(mean_finite(total, finite, finite_count(finite)), None, tasks)
 
-    def _path(self, at: MetaInputs, support: Data) -> Path:
+    @staticmethod
+    def _of_finite(values: list[Tensor], finite: Tensor) -> list[Tensor]:
+        """A task that diverged stays out of the graph: its 0 · NaN would reach the others' gradients."""
+        return [x if kept else x.detach() for x, kept in zip(values, finite.tolist(), strict=True)]
+
+    def _run(self, at: MetaInputs, support: Data, outer: Outer | None) -> list[Learner]:
         x, y = self._filled(self._trees.support_x, support.inputs), self._filled(self._trees.support_y, support.targets)
         options, adjoint = self._options, self._options.adjoint
-        return trajectory(
+        return run_tasks(
             self._module, inner_loss=options.inner_loss, inner_optimizer=options.inner_optimizer,
             steps=self._kind.steps, support_x=x, support_y=y, inner_batch_size=options.inner_batch_size,
-            first_order=isinstance(adjoint, Identity | Displacement), variant=self._variant(at),
+            first_order=isinstance(adjoint, Identity | Displacement), variant=self._variant(at), outer=outer,
         )  # fmt: skip
 
     def _variant(self, at: MetaInputs) -> Variant:
@@ -124,12 +116,6 @@ class OneByOne:
             first=self._kind.first, states=_named_states(layout, at.state, known=known),
         )  # fmt: skip
 
-    def _outputs(self, phi: dict[str, Tensor], support: Data, inputs: tuple[Tensor, ...]) -> Any:
-        return apply(
-            self._module, phi, self._filled(self._trees.query_x, inputs),
-            support_x=self._filled(self._trees.support_x, support.inputs), bn_statistics=self._options.bn_statistics,
-        )  # fmt: skip
-
     @staticmethod
     def _filled(tree: Tree, leaves: Sequence[Tensor]) -> Tree:
         rest = iter(leaves)
@@ -137,38 +123,27 @@ class OneByOne:
 
     def adapt(self, at: MetaInputs, support: Data, context: Context, *, keep: bool) -> Adapted:
         """φ_K of every task with its graph."""
-        phi, state = self._adapted(at, support)
-        finite = finite_tasks(support.inputs, phi)
-        if keep and not bool(finite.all()):
-            kept, phi = finite.nonzero().flatten(), phi.detach()
-            if len(kept):
-                again, _ = self._adapted(_take(at, kept), support.take(kept, 0))
-                phi = phi.index_copy(0, kept, again)
-            else:
+        learners, layout = self._run(at, support, None), self._layout
+        rows = [layout.row(layout.take(learner.phi)) for learner in learners]
+        phi = torch.stack(rows)
+        if keep:
+            phi = torch.stack(self._of_finite(rows, finite_tasks(support.inputs, phi)))
+            if not phi.requires_grad:
                 phi = phi + _zero(at, context)
-        return Adapted(phi, state, _recorded)
-
-    def _adapted(self, at: MetaInputs, support: Data) -> tuple[Tensor, State]:
-        path = self._path(at, support)
-        tasks = support.inputs[0].shape[0]
-        phi = self._layout.pack(self._layout.take(path.phis[-1]), tasks)
-        return phi, _state_rows(self._layout, path.states)
+        return Adapted(phi, _state_rows(layout, [learner.state for learner in learners]), _recorded)
 
     def outputs(
         self, phi: Tensor, support: Data, inputs: tuple[Tensor, ...], context: Context
     ) -> tuple[list[Tensor], Pullback]:
         """Query outputs with their graph."""
-        finite = finite_tasks(support.inputs, phi)
-        everyone = not torch.is_grad_enabled() or bool(finite.all())
-        with torch.set_grad_enabled(torch.is_grad_enabled() and everyone):
-            outputs = self._outputs(self._layout.named(phi), support, inputs)
-        leaves, self._output_spec = pytree.tree_flatten(outputs)
-        kept = finite.nonzero().flatten()
-        if not everyone and len(kept):
+        by_support = self._options.bn_statistics == "support"
+        outputs = task_outputs(
+            self._module, self._layout.named(phi), self._filled(self._trees.query_x, inputs),
+            support_x=self._filled(self._trees.support_x, support.inputs) if by_support else None,
             # as in a meta-step: what all tasks share must not meet a diverged task's 0 · NaN
-            some = tuple(x[kept] for x in inputs)
-            again = pytree.tree_leaves(self._outputs(self._layout.named(phi[kept]), support.take(kept, 0), some))
-            leaves = [y.index_copy(0, kept, part) for y, part in zip(leaves, again, strict=True)]
+            differentiable=finite_tasks(support.inputs, phi).tolist() if torch.is_grad_enabled() else None,
+        )  # fmt: skip
+        leaves, self._output_spec = pytree.tree_flatten(stacked(outputs))
         return leaves, _recorded
 
 
@@ -180,42 +155,41 @@ def _fields(batch: TaskBatch) -> tuple[Tree, ...]:
     return batch.support_x, batch.support_y, batch.query_x, batch.query_y
 
 
-def _take(at: MetaInputs, tasks: Tensor) -> MetaInputs:
-    start = at.start
-    if isinstance(start, Tensor) and start.dim() == 2:
-        start = start[tasks]
-    return at._replace(start=start, state=None if at.state is None else tuple(s[tasks] for s in at.state))
-
-
-def _pull(theta: dict[str, Tensor], phi: dict[str, Tensor]) -> Tensor:
-    """Zero [T] whose gradient with respect to θ is θ − φ_K of each task."""
+def _pull(learner: Learner) -> Tensor:
+    """Zero whose gradient with respect to θ is θ − φ_K of a task."""
     terms = []
-    for name, fast in phi.items():
-        start = theta[name]
-        terms.append(((start - start.detach()) * (start - fast).detach()).flatten(1).sum(1))
-    return torch.stack(terms).sum(0)
+    for name, fast in learner.phi.items():
+        start = learner.start[name]
+        # of complex numbers the real part of the product with the conjugate
+        term = (start - start.detach()) * (start - fast).detach().conj()
+        terms.append((term.real if term.is_complex() else term).sum())
+    return torch.stack(terms).sum()
 
 
 def _zero(at: MetaInputs, context: Context) -> Tensor:
-    """Zero with a graph: what no task's results depend on, where none stayed finite, has a gradient of zero."""
+    """Zero with a graph, where no task's results have one."""
     start = [at.start] if isinstance(at.start, Tensor) else at.start
     known = [x for x in (*start, *context.shared, *at.meta) if x.requires_grad]
-    return (
-        torch.stack([(x * 0.0).sum() for x in known]).sum() if known else context.keys.new_zeros((), dtype=torch.float)
-    )
+    zeros = [((x.real if x.is_complex() else x) * 0.0).sum() for x in known]
+    return torch.stack(zeros).sum() if zeros else context.keys.new_zeros((), dtype=torch.float)
 
 
-def _rate(layout: Layout, meta: tuple[Tensor, ...]) -> Callable[[str, int], Tensor]:
+def _rate(layout: Layout, meta: tuple[Tensor, ...]) -> Callable[[str, int], Any]:
     """The step size of a parameter in step k out of rates [K, P] or what broadcasts to it."""
     (rates,) = meta
-    where = dict(zip(layout.names, zip(layout.shapes, layout.offsets, strict=True), strict=True))
+    rates = rates.real if rates.is_complex() else rates
+    where = {
+        name: (shape, at, torch.empty((), dtype=dtype).real.dtype)
+        for name, shape, at, dtype in zip(layout.names, layout.shapes, layout.offsets, layout.dtypes, strict=True)
+    }
+    if rates.shape[1] == 1 and not rates.requires_grad:
+        numbers = rates.flatten().tolist()  # nothing to differentiate: a number costs less than a tensor
+        return lambda name, k: numbers[k if len(numbers) > 1 else 0]
 
     def rate(name: str, k: int) -> Tensor:
         row = rates[k if rates.shape[0] > 1 else 0]
-        if row.shape[0] == 1:
-            return row[0]
-        shape, at = where[name]
-        return row[at : at + shape.numel()].view(shape)
+        shape, at, dtype = where[name]
+        return (row[0] if row.shape[0] == 1 else row[at : at + shape.numel()].view(shape)).to(dtype)
 
     return rate
 
@@ -223,6 +197,11 @@ def _rate(layout: Layout, meta: tuple[Tensor, ...]) -> Callable[[str, int], Tens
 def _by_rows(layout: Layout, options: Options, at: MetaInputs) -> Any:
     """The user's own rule, which takes rows, as an update of named parameters."""
     rule = options.rule
+    if layout.dtype.is_complex:
+        raise ValueError(
+            f"{type(rule).__name__} steps rows of real numbers, and the module has complex parameters; use "
+            "fastmeta.SGD or fastmeta.Adam"
+        )
 
     def update(phi: Any, grads: Any, state: Any, k: int) -> Any:
         row, g = (layout.pack([x.unsqueeze(0) for x in layout.take(named)], 1) for named in (phi, grads))
