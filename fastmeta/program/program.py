@@ -106,6 +106,8 @@ class Program:
         """
         if name := hooked(self.module):
             raise Untraceable(f"{name} has a hook, which only a run of the module itself calls")
+        if self.layout.mixed or self.shared.mixed:
+            raise Untraceable("its parameters have several dtypes, or complex ones")
         leaves = leaves_of(inputs)
         wanted = tuple(wanted) or (False,) * len(leaves)
         mode = FakeTensorMode(allow_non_fake_inputs=True)

@@ -59,6 +59,8 @@ class Call:
         args, kwargs = pytree.tree_unflatten(filled, spec)
         out = pytree.tree_leaves(self.function(*args, **kwargs))
         made = [*out, *(filled[i] for i in self.written)]
+        if not any(v.gradient for v in self.values()):
+            return made
         # what autograd keeps no graph of has no tangent either; forward mode alone would not know
         return [x.detach() if v is not None and not v.gradient else x for x, v in zip(made, self.made, strict=True)]
 
