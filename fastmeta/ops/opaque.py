@@ -31,11 +31,15 @@ class Opaque(Op[Tensors, MaybeTensors]):
         fn: the function.
         title: what `explain()` calls it.
         random: it draws random numbers; its last input is then the step's keys [T], which seed every sweep alike.
+        smooth: which outputs have a derivative, as an index has none; None: all.
+        layer: a number of its own for each that draws, so that no two in a module draw the same.
     """
 
     fn: Callable[..., Tensors]
     title: str
     random: bool = False
+    layer: int = 0
+    smooth: tuple[bool, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -45,12 +49,14 @@ class Opaque(Op[Tensors, MaybeTensors]):
     def _mapped(self, f: Callable[..., Tensors], groups: Groups) -> Tensors:
         """f over the tasks. Where it draws random numbers one by one, each from its own key, so that no task's numbers
         depend on which other tasks are there."""
-        with sdpa_kernel(SDPBackend.MATH):
+        # PyTorch's formulas of solve, det and the like use their saved factors as constants where gradients are off, and
+        # are then wrong to second order
+        with sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
             if not self.random:
                 return self._over_tasks(f, groups)
             keys = groups[0][-1]
             assert keys is not None
-            return _one_by_one(f, groups, seeds=keys.tolist())
+            return _one_by_one(f, groups, seeds=[seed_of(key, self.layer) for key in keys.tolist()])
 
     @staticmethod
     def _over_tasks(f: Callable[..., Tensors], groups: Groups) -> Tensors:
@@ -111,16 +117,15 @@ class Opaque(Op[Tensors, MaybeTensors]):
 
             def of(*some: Tensor) -> Tensors:
                 it = iter(some)
-                return self._call(tuple(next(it) if m else x for x, m in zip(xs, moving, strict=True)))
+                ys = self._call(tuple(next(it) if m else x for x, m in zip(xs, moving, strict=True)))
+                return ys if self.smooth is None else tuple(y for y, has in zip(ys, self.smooth, strict=True) if has)
 
             primals = tuple(x for x, m in zip(xs, moving, strict=True) if m)
             return _tangents_of(of, primals, tuple(d for d in dots if d is not None))
 
-        mapped = self._mapped(one, (saved, inputs_dot))
-        ys_dot: MaybeTensors = tuple(
-            d if d.is_floating_point() or d.is_complex() else None for d in mapped
-        )  # an index has none
-        return (ys_dot[0] if len(mapped) == 1 else ys_dot), inputs_dot
+        dots = self._mapped(one, (saved, inputs_dot))
+        ys_dot: MaybeTensors = dots if self.smooth is None else _at_needed(dots, self.smooth)
+        return (ys_dot[0] if len(ys_dot) == 1 else ys_dot), inputs_dot
 
     def backward_dot(self, saved: Tensors, saved_dot: MaybeTensors, dy: Any, dy_dot: Any, needs: Needs) -> MaybeTensors:
         dys = dy if isinstance(dy, tuple) else (dy,)
@@ -195,6 +200,11 @@ class OpaqueLoss(Loss[LossInputs, MaybeTensors]):
     ) -> MaybeTensors:
         inputs, losses = saved
         return self.op.backward_dot(inputs, saved_dot, torch.ones_like(losses) if dy is None else dy, dy_dot, needs)
+
+
+def seed_of(key: int, layer: int) -> int:
+    """A seed out of a task's key, for one of the ops that draw."""
+    return (key + layer * 0x9E3779B97F4A7C15) % 2**63
 
 
 def _own_memory(x: Tensor) -> Tensor:
