@@ -79,6 +79,7 @@ def quiet_fake_tensors() -> Iterator[None]:
 def _nothing(_: logging.LogRecord) -> bool:
     return False
 
+
 weight_norm_op = torch._weight_norm  # pyright: ignore[reportPrivateImportUsage]
 
 # Who holds the two functions by which torch.utils.checkpoint computes again; the second only where it was imported.

@@ -30,8 +30,16 @@ LAYERS: dict[str, tuple[str, ...]] = {
         *("fastmeta.kernels", "fastmeta.reference", "fastmeta.stateless", "fastmeta.internals"),
     ),
     "fastmeta.engine.planning": ("fastmeta.engine", "fastmeta.engine.backends", "fastmeta.program"),
-    "fastmeta.engine.session": (
+    "fastmeta.engine.trial": (
         *("fastmeta.engine", "fastmeta.engine.backends", "fastmeta.engine.planning"),
+        *("fastmeta.program", "fastmeta.ops"),
+    ),
+    "fastmeta.engine.proof": (
+        *("fastmeta.engine", "fastmeta.engine.planning", "fastmeta.engine.trial"),
+        *("fastmeta.program", "fastmeta.ops", "fastmeta.optim"),
+    ),
+    "fastmeta.engine.session": (
+        *("fastmeta.engine", "fastmeta.engine.backends", "fastmeta.engine.planning", "fastmeta.engine.proof"),
         *("fastmeta.program", "fastmeta.optim"),
     ),
     "fastmeta.engine.explain": (

@@ -82,6 +82,10 @@ class MetaLearner(nn.Module):
             paper does: transductive) or of the task's support batch ("support").
         precision: of matrix products. "float32" is IEEE single (and float64 in a float64 module); "tf32" lets a GPU's
             tensor cores round operands to 10 bits; "bfloat16" to 7. Sums and fast weights stay in float32.
+        proof: "first" holds a new plan against plain autograd in float64 on two of the first batch's tasks, or on some
+            of their samples, before its first number is returned: half a second or less, and nothing on later calls.
+            A plan that differs is not used: a warning says by how much, and tasks run one by one under plain autograd.
+            "off" leaves that out.
 
     Every option can be read and set later under its name (`compile` as `compile_step`), and is checked then too.
 
@@ -103,7 +107,7 @@ class MetaLearner(nn.Module):
         model: nn.Module,
         *,
         inner_loss: Loss = F.cross_entropy,
-        inner_optimizer: InnerRule = SGD(lr=0.01),  # noqa: B008  frozen
+        inner_optimizer: InnerRule = SGD(lr=0.01),
         inner_steps: int = 1,
         outer_loss: Loss | None = None,
         inner_batch_size: int | None = None,
@@ -115,14 +119,15 @@ class MetaLearner(nn.Module):
         task_chunk: int | None = None,
         bn_statistics: Literal["batch", "support"] = "batch",
         precision: Literal["float32", "tf32", "bfloat16"] = "float32",
+        proof: Literal["first", "off"] = "first",
     ) -> None:
         check_module(model)
         options = Options(
             inner_loss=inner_loss, inner_optimizer=inner_optimizer, inner_steps=inner_steps,
             outer_loss=inner_loss if outer_loss is None else outer_loss, inner_batch_size=inner_batch_size,
             inner_clip_norm=inner_clip_norm, backend=backend, compile=compile, cuda_graph=cuda_graph, memory=memory,
-            task_chunk=task_chunk, bn_statistics=bn_statistics, precision=precision, adjoint=self.adjoint,
-            prior=self.prior,
+            task_chunk=task_chunk, bn_statistics=bn_statistics, precision=precision, proof=proof,
+            adjoint=self.adjoint, prior=self.prior,
         )  # fmt: skip
         super().__init__()
         self._plans = PlanCache()
@@ -155,6 +160,7 @@ class MetaLearner(nn.Module):
     task_chunk: _Option[int | None] = _Option()
     bn_statistics: _Option[str] = _Option()
     precision: _Option[str] = _Option()
+    proof: _Option[str] = _Option()
 
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(getattr(type(self), name, None), _Option):

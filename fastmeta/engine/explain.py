@@ -9,6 +9,7 @@ from fastmeta.program.program import Program
 from .backends.base import Planned
 from .backends.choose import choose
 from .backends.cuda_graph import REFERENCE, obstacle
+from .backends.one_by_one import OneByOne
 from .options import Options
 from .session import PlanCache
 
@@ -34,10 +35,12 @@ def explain(title: str, program: Program, options: Options, plans: PlanCache) ->
         lines.append(f"CUDA graphs: {_graphs(program, options, plans)}")
     if choice.backend == "reference":
         return "\n".join([*lines, "one task at a time, autograd through the unrolled loop"])
+    if isinstance(latest, OneByOne) and latest.why:
+        return "\n".join([*lines, f"task by task under plain autograd: {latest.why}"])
     if engine is None or not isinstance(latest, Planned):
         return "\n".join([*lines, "the plan is made for the shapes of the first batch: call explain() after it"])
     chunk = "" if latest.chunk is None else f", {latest.chunk} task(s) at a time"
-    lines += [f"memory: {options.memory}{chunk}"]
+    lines += [f"memory: {options.memory}{chunk}", f"proof: {latest.proof or 'off'}"]
     lines += [
         "inner loop:",
         *_table(engine.loop.objective.plan, latest.runs_by),

@@ -25,6 +25,7 @@ BACKENDS = ("auto", "torch", "triton", "reference")
 MEMORY = ("save", "recompute")
 BN_STATISTICS = ("batch", "support")
 PRECISIONS = ("float32", "tf32", "bfloat16")
+PROOFS = ("first", "off")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,7 @@ class Options:
     task_chunk: int | None = None
     bn_statistics: Literal["batch", "support"] = "batch"
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    proof: Literal["first", "off"] = "first"
     adjoint: Adjoint = field(default_factory=Unrolled)
     prior: Prior | None = None
 
@@ -63,6 +65,7 @@ class Options:
         _check_choice("memory", self.memory, MEMORY)
         _check_choice("bn_statistics", self.bn_statistics, BN_STATISTICS)
         _check_choice("precision", self.precision, PRECISIONS)
+        _check_choice("proof", self.proof, PROOFS)
         for name in ("compile", "cuda_graph"):
             if not isinstance(getattr(self, name), bool):
                 raise TypeError(f"{name} must be True or False, got {getattr(self, name)!r}")
@@ -94,8 +97,8 @@ class Options:
         """
         return (
             _which(self.inner_loss), _which(self.outer_loss), self.rule, self.inner_batch_size, self.inner_clip_norm,
-            self.backend, self.compile, self.memory, self.task_chunk, self.bn_statistics, self.precision,
-            self.adjoint, self.prior,
+            self.backend, self.compile, self.memory, self.task_chunk, self.bn_statistics, self.precision, self.proof, self.adjoint,
+            self.prior,
         )  # fmt: skip
 
 

@@ -11,15 +11,19 @@ from torch.utils import _pytree as pytree
 from fastmeta.program.losses import check_targets_of, loss_op, run_of
 from fastmeta.program.plan import Plan, seeded_in_python
 from fastmeta.program.program import Program, leaves_of
+from fastmeta.program.trace import Untraceable
 
+from .adjoint import Displacement, Identity, Unrolled
 from .backends.base import Backend
 from .backends.choose import choose
+from .backends.one_by_one import OneByOne
 from .backends.torch_ops import TorchBackend
 from .batch import TaskBatch, Tree
 from .loop import InnerLoop
 from .meta_step import Engine
 from .objective import Objective
 from .options import Kind, Options
+from .prior import Proximal
 
 
 def make_backend(program: Program, options: Options, batch: TaskBatch, kind: Kind, *, with_loss: bool) -> Backend:
@@ -29,7 +33,10 @@ def make_backend(program: Program, options: Options, batch: TaskBatch, kind: Kin
         RuntimeError: backend="triton" was asked for and cannot run it.
         ValueError: options or data that do not go together.
     """
-    engine = make_engine(program, options, batch, kind, with_loss=with_loss)
+    try:
+        engine = make_engine(program, options, batch, kind, with_loss=with_loss)
+    except Untraceable as reason:
+        return task_by_task(program, options, batch, kind, str(reason))
     choice = choose(options.backend, program.layout.device, engine, start=kind.start)
     if choice.graph is not None:
         from .backends.triton import TritonBackend
@@ -41,6 +48,32 @@ def make_backend(program: Program, options: Options, batch: TaskBatch, kind: Kin
             'precision="float32" or "tf32"'
         )
     return TorchBackend(engine, batch.tasks, chunk=options.task_chunk, compiled=options.compile)
+
+
+def task_by_task(program: Program, options: Options, batch: TaskBatch, kind: Kind, why: str) -> OneByOne:
+    """The plain loop of autograd over the tasks, for a program that cannot run on all of them at once.
+
+    Raises:
+        RuntimeError: backend="triton" was asked for.
+        ValueError: an option that the plain loop does not have.
+    """
+    if options.backend == "triton":
+        raise RuntimeError(
+            f'backend="triton": the program can only run task by task under plain autograd ({why}). Use backend="auto"'
+        )
+    for name, value, has in (
+        ("precision", options.precision, options.precision != "bfloat16"),
+        ("adjoint", options.adjoint, isinstance(options.adjoint, Unrolled | Identity | Displacement)),
+        ("prior", options.prior, options.prior is None or isinstance(options.prior, Proximal)),
+    ):
+        if not has:
+            raise ValueError(
+                f"{name}={value!r} needs a program that runs on all tasks at once, and this one can only run task by "
+                f"task under plain autograd: {why}. Change that in the module or the loss, or use another {name}"
+            )
+    backend = OneByOne(program.module, program, options, batch, kind)
+    backend.why = why
+    return backend
 
 
 def make_engine(program: Program, options: Options, batch: TaskBatch, kind: Kind, *, with_loss: bool) -> Engine:

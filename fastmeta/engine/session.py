@@ -18,7 +18,6 @@ from torch.utils import _pytree as pytree
 from fastmeta.optim.base import State
 from fastmeta.program.layout import Layout
 from fastmeta.program.program import Program, leaves_of
-from fastmeta.program.trace import Untraceable
 
 from .adjoint import Cotangents, Displacement
 from .autograd import Adapt, MetaStep, QueryOutputs, Sources, no_autocast
@@ -32,7 +31,8 @@ from .meta_step import MetaGradient, MetaInputs, only_finite
 from .notices import warn_user
 from .objective import Context, Data
 from .options import Kind, Options
-from .planning import make_backend
+from .planning import make_backend, task_by_task
+from .proof import Verdict, prove
 from .recent import Recent
 from .watch import ModuleState, Watch
 
@@ -192,13 +192,13 @@ class Session(NamedTuple):
         backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
         before = [backend.allow_tf32 for backend in backends]
         for backend in backends:
-            setattr(backend, "allow_tf32", self.options.precision == "tf32")  # noqa: B010  typed as a plain module
+            setattr(backend, "allow_tf32", self.options.precision == "tf32")
         try:
             with no_autocast("cuda"):
                 yield
         finally:
             for backend, value in zip(backends, before, strict=True):
-                setattr(backend, "allow_tf32", value)  # noqa: B010
+                setattr(backend, "allow_tf32", value)
 
 
 _PLAIN = Call(0)[1:]  # of an algorithm that says nothing of its own
@@ -212,6 +212,7 @@ class PlanCache:
     def __init__(self) -> None:
         self._programs: Recent[Hashable, Program] = Recent()
         self._backends: Recent[Hashable, Backend] = Recent()
+        self._verdicts: Recent[Hashable, Verdict] = Recent()
         self._warned: set[str] = set()
         self._watch = Watch()
         self._latest: _Latest | None = None
@@ -276,8 +277,9 @@ class PlanCache:
         return self._watch.look(module, options.inner_loss, options.outer_loss)
 
     def _graphs_of(self, backend: Backend) -> MetaStepGraphs | None:
-        if not isinstance(backend, Planned):
-            self.warn_no_graph(REFERENCE)
+        if isinstance(backend, OneByOne):
+            if not backend.why:  # else that was said when it was made
+                self.warn_no_graph(REFERENCE)
             return None
         if backend.graphs is None:
             backend.graphs = MetaStepGraphs(backend.engine, self.warn_no_graph)
@@ -286,9 +288,12 @@ class PlanCache:
 
     def warn_no_graph(self, why: str) -> None:
         """Warns, once for each reason, that `cuda_graph` does nothing."""
-        if why not in self._warned:
-            self._warned.add(why)
-            warn_user(f"cuda_graph=True runs without a graph: {why}", UserWarning)
+        self._warn_once(f"cuda_graph=True runs without a graph: {why}")
+
+    def _warn_once(self, message: str) -> None:
+        if message not in self._warned:
+            self._warned.add(message)
+            warn_user(message, UserWarning)
 
     def program(
         self, module: nn.Module, options: Options, state: ModuleState | None = None,
@@ -341,15 +346,49 @@ class PlanCache:
                 check_batch_of(batch, module, options, query_required=with_loss)
             if options.backend == "reference":
                 return OneByOne(module, program, options, batch, kind)
-            try:
-                return make_backend(program, options, batch, kind, with_loss=with_loss)
-            except Untraceable as why:
-                print("RUNG3", why)
-                return OneByOne(module, program, options, batch, kind)
+            made = make_backend(program, options, batch, kind, with_loss=with_loss)
+            if isinstance(made, Planned) and options.proof == "first":
+                made = self._proved(made, program, options, batch, kind, with_loss=with_loss)
+            if isinstance(made, OneByOne):
+                self._warn_of_idle_options(options, made.why)
+            return made
 
         backend = self._backends.get((program, options.key, key), make)
         self._latest = (program, options, key, backend)
         return backend
+
+    def _proved(
+        self, made: Planned, program: Program, options: Options, batch: TaskBatch, kind: Kind, *, with_loss: bool
+    ) -> Backend:
+        """A new backend, or the plain loop where its plans do not compute what PyTorch does."""
+        support = Data(leaves_of(batch.support_x), leaves_of(batch.support_y))
+        query = Data(leaves_of(batch.query_x), leaves_of(batch.query_y)) if with_loss else None
+        made.check_labels(support, query)
+        # what a plan depends on: not the number of tasks, nor what the loop around it does
+        key = (
+            program, options.inner_loss, options.outer_loss, options.inner_batch_size, options.bn_statistics,
+            options.adjoint, min(kind.steps, 1), with_loss, _signature(batch, tasks=min(batch.tasks, 2)),
+        )  # fmt: skip
+        verdict = self._verdicts.get(
+            key, lambda: prove(made.engine, program, options, batch, kind, with_loss=with_loss)
+        )
+        if not verdict.failure:
+            made.proof = verdict.line
+            return made  # pyright: ignore[reportReturnType]  # the two classes of planned backends are
+        if verdict.differs:
+            self._warn_once(
+                f"fastmeta's sweeps of this model are not used, because they are wrong: {verdict.failure}. Please "
+                "report it. Tasks run one by one under plain autograd: results are right, at the speed of a plain loop"
+            )
+        return task_by_task(program, options, batch, kind, verdict.failure)
+
+    def _warn_of_idle_options(self, options: Options, why: str) -> None:
+        """Options that the plain loop has no use for."""
+        for name in ("compile", "cuda_graph"):
+            if getattr(options, name):
+                self._warn_once(
+                    f"{name}=True does nothing here: the model runs task by task under plain autograd, as {why}"
+                )
 
 
 def check_batch_of(batch: TaskBatch, module: nn.Module, options: Options, *, query_required: bool) -> None:
@@ -373,9 +412,12 @@ def _form_of_meta(x: Tensor) -> Hashable:
     return x.shape, x.dtype, x.requires_grad and torch.is_grad_enabled()
 
 
-def _signature(batch: TaskBatch) -> tuple[Hashable, ...]:
-    """Batches of equal signature pass the same checks and share a plan."""
-    return tuple(map(_kinds, (batch.support_x, batch.support_y, batch.query_x, batch.query_y)))
+def _signature(batch: TaskBatch, tasks: int | None = None) -> tuple[Hashable, ...]:
+    """Batches of equal signature pass the same checks and share a plan; with `tasks`, whatever their number is."""
+    trees = (batch.support_x, batch.support_y, batch.query_x, batch.query_y)
+    if tasks is not None:
+        trees = pytree.tree_map_only(Tensor, lambda x: x[:tasks], trees)
+    return tuple(map(_kinds, trees))
 
 
 def _kinds(tree: Tree) -> Hashable:

@@ -64,7 +64,9 @@ def _same(holder: Any, before: Any) -> bool:
     if len(holder) != len(before):
         return False
     if isinstance(holder, dict):
-        return list(holder) == list(before) and all(a is b for a, b in zip(holder.values(), before.values(), strict=True))
+        return list(holder) == list(before) and all(
+            a is b for a, b in zip(holder.values(), before.values(), strict=True)
+        )
     return all(a is b for a, b in zip(holder, before, strict=True)) if isinstance(holder, list) else holder == before
 
 

@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from torch import Tensor
+
 from fastmeta.internals import pytree
 from fastmeta.ops.base import MaybeTensors, Op, Saved, total
 from fastmeta.ops.opaque import Opaque

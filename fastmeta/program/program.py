@@ -14,7 +14,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from fastmeta.internals import FakeTensorMode, checkpointing_off, pytree, quiet_fake_tensors, reparametrized, weight_norm_op
+from fastmeta.internals import (
+    FakeTensorMode,
+    checkpointing_off,
+    pytree,
+    quiet_fake_tensors,
+    reparametrized,
+    weight_norm_op,
+)
 
 from .attributes import attributes_kept
 from .builder import Builder, ProgramSource
@@ -146,7 +153,9 @@ def _run_loss(recorder: Recorder, trace: Trace, outputs: list[Tensor | None], ru
     trace.targets = [recorder.give(x) for x in leaves_of(targets)]
     trace.loss_inputs = trace.outputs
     if run.skip:
-        rest = [None if y is None else _fake(y, (y.shape[0] - run.skip, *y.shape[1:]), y.requires_grad) for y in outputs]
+        rest = [
+            None if y is None else _fake(y, (y.shape[0] - run.skip, *y.shape[1:]), y.requires_grad) for y in outputs
+        ]
         outputs, trace.loss_inputs = rest, [None if y is None else recorder.give(y) for y in rest]
     trace.calls = list(recorder.calls)
     with _user_code(), recorder:

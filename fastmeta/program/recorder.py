@@ -19,7 +19,6 @@ from fastmeta.internals import (
     CALL_OF_MODULES,
     CustomFunctionNode,
     FakeTensor,
-
     TorchDispatchMode,
     no_torch_function_checks,
     pytree,
@@ -55,8 +54,15 @@ _READS_DATA: dict[Any, Callable[[Tensor], Any]] = {
 # Their result depends on the shapes of what they are given, and on nothing else of it.
 _SHAPED = frozenset(
     {
-        torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like, _T.new_zeros, _T.new_ones, _T.new_full,
-        _T.new_empty, _T.new_tensor,
+        torch.zeros_like,
+        torch.ones_like,
+        torch.full_like,
+        torch.empty_like,
+        _T.new_zeros,
+        _T.new_ones,
+        _T.new_full,
+        _T.new_empty,
+        _T.new_tensor,
     }  # fmt: skip
 )
 _RNNS = frozenset({torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu})  # pyright: ignore[reportAttributeAccessIssue]
@@ -91,9 +97,7 @@ class Recorder(TorchFunctionMode):
         replaced: functions in whose place others are called.
     """
 
-    def __init__(
-        self, module: nn.Module, known: Mapping[Any, Any], replaced: Mapping[Any, Callable[..., Any]]
-    ) -> None:
+    def __init__(self, module: nn.Module, known: Mapping[Any, Any], replaced: Mapping[Any, Callable[..., Any]]) -> None:
         super().__init__()
         self.calls: list[Call] = []
         self._known, self._replaced = known, replaced
@@ -219,9 +223,7 @@ class Recorder(TorchFunctionMode):
             self._values[id(x)] = value
             self._storages.wrote(x, value)
 
-    def _check(
-        self, func: Any, label: str, leaves: list[Any], out_leaves: list[Any], written: list[Tensor]
-    ) -> None:
+    def _check(self, func: Any, label: str, leaves: list[Any], out_leaves: list[Any], written: list[Tensor]) -> None:
         """Raises Untraceable for calls that a plan has no place for."""
         if func in _RNNS:
             raise Untraceable(f"{label} runs {func.__name__}, which PyTorch cannot map over tasks")
@@ -305,5 +307,3 @@ def hooked(module: nn.Module) -> str:
 
 def _own(hook: Any) -> bool:
     return getattr(hook, "__module__", type(hook).__module__).startswith("torch.nn.utils.")
-
-

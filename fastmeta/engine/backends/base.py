@@ -75,6 +75,7 @@ class Planned:
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self.graphs: MetaStepGraphs | None = None  # of its meta-steps, where they are to be replayed
+        self.proof = ""  # what its plans were held against, for explain()
 
     def check_labels(self, support: Data, query: Data | None) -> None:
         """Where a loss is cross-entropy of labels: each within the logits' classes."""

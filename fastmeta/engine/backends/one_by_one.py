@@ -44,6 +44,7 @@ class OneByOne:
     records: ClassVar[bool] = True
     chunk: int | None = 1
     runs_by = "autograd through the unrolled loop"
+    why = ""  # it runs a program that was meant for the other backends
 
     def __init__(self, module: nn.Module, program: Program, options: Options, batch: TaskBatch, kind: Kind) -> None:
         _check_adjoint(options.adjoint)

@@ -70,7 +70,7 @@ def batch_norm(
     weight: Slot | None = None,
     bias: Slot | None = None,
     training: bool = False,
-    momentum: float = 0.1,  # noqa: ARG001  of running statistics, which are never written
+    momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Slot:
     ndim = len(x.shape)
@@ -80,4 +80,6 @@ def batch_norm(
         raise NotKnown("batch norm with only one of weight and bias")
     rows = to.rows if training else None
     op = batch_norm_op(ndim, x.shape[1], eps, affine=weight is not None, fixed=not training, rows=rows)
-    return to.emit(op, x, *(s for s in (weight, bias, *((running_mean, running_var) if not training else ())) if s is not None))
+    return to.emit(
+        op, x, *(s for s in (weight, bias, *((running_mean, running_var) if not training else ())) if s is not None)
+    )
