@@ -107,7 +107,7 @@ class MetaLearner(nn.Module):
         model: nn.Module,
         *,
         inner_loss: Loss = F.cross_entropy,
-        inner_optimizer: InnerRule = SGD(lr=0.01),
+        inner_optimizer: InnerRule = SGD(lr=0.01),  # noqa: B008  frozen
         inner_steps: int = 1,
         outer_loss: Loss | None = None,
         inner_batch_size: int | None = None,

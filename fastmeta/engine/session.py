@@ -192,13 +192,13 @@ class Session(NamedTuple):
         backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
         before = [backend.allow_tf32 for backend in backends]
         for backend in backends:
-            setattr(backend, "allow_tf32", self.options.precision == "tf32")
+            setattr(backend, "allow_tf32", self.options.precision == "tf32")  # noqa: B010  typed as a plain module
         try:
             with no_autocast("cuda"):
                 yield
         finally:
             for backend, value in zip(backends, before, strict=True):
-                setattr(backend, "allow_tf32", value)
+                setattr(backend, "allow_tf32", value)  # noqa: B010
 
 
 _PLAIN = Call(0)[1:]  # of an algorithm that says nothing of its own

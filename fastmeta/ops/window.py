@@ -75,7 +75,7 @@ def _pool_slices(z: Tensor, sign: Tensor) -> Tensor:
     best, winner = corners[0] * sign, torch.zeros_like(corners[0])
     for i, corner in enumerate(corners[1:], 1):
         value = corner * sign
-        better = (value > best) | (value != value)
+        better = (value > best) | (value != value)  # noqa: PLR0124  isnan() is compiled element by element
         best = torch.where(better, value, best)
         winner = torch.where(better, float(i), winner)
     return winner

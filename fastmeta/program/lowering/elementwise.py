@@ -19,7 +19,7 @@ from .shapes import chunk
 def _unary(kind: str) -> Rule:
     """The rule of a function of one tensor, with or without `inplace`."""
 
-    def rule(to: Lower, x: Slot, inplace: bool = False) -> Slot:
+    def rule(to: Lower, x: Slot, inplace: bool = False) -> Slot:  # noqa: ARG001
         return _act(to, x, kind)
 
     return rule
@@ -68,12 +68,12 @@ def hardtanh(
     x: Slot,
     min_val: float = -1.0,
     max_val: float = 1.0,
-    inplace: bool = False,
+    inplace: bool = False,  # noqa: ARG001
 ) -> Slot:
     return _act(to, x, "hardtanh", _bound(min_val), _bound(max_val))
 
 
-def relu6(to: Lower, x: Slot, inplace: bool = False) -> Slot:
+def relu6(to: Lower, x: Slot, inplace: bool = False) -> Slot:  # noqa: ARG001
     return _act(to, x, "hardtanh", 0.0, 6.0)
 
 

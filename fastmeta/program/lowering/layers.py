@@ -66,9 +66,9 @@ def embedding(
     weight: Slot,
     padding_idx: int | None = None,
     max_norm: float | None = None,
-    norm_type: float = 2.0,
+    norm_type: float = 2.0,  # noqa: ARG001  of max_norm
     scale_grad_by_freq: bool = False,
-    sparse: bool = False,
+    sparse: bool = False,  # noqa: ARG001  a way to keep a gradient, not another one
 ) -> Slot:
     if max_norm is not None or scale_grad_by_freq:
         raise NotKnown("max_norm or scale_grad_by_freq is set")

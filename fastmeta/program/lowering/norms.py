@@ -70,7 +70,7 @@ def batch_norm(
     weight: Slot | None = None,
     bias: Slot | None = None,
     training: bool = False,
-    momentum: float = 0.1,
+    momentum: float = 0.1,  # noqa: ARG001  of running statistics, which are never written
     eps: float = 1e-5,
 ) -> Slot:
     ndim = len(x.shape)

@@ -31,7 +31,7 @@ def _dims(x: Slot, dims: Sequence[int]) -> tuple[int, ...]:
     return tuple(d % len(x.shape) for d in dims)
 
 
-def expand(to: Lower, x: Slot, *sizes: Any, size: Any = None, implicit: bool = False) -> Slot:
+def expand(to: Lower, x: Slot, *sizes: Any, size: Any = None, implicit: bool = False) -> Slot:  # noqa: ARG001
     shape = list(numbers(sizes, size))
     new = len(shape) - len(x.shape)
     shape = [x.shape[i - new] if n == -1 else n for i, n in enumerate(shape)]
@@ -52,7 +52,7 @@ def repeat(to: Lower, x: Slot, *sizes: Any, repeats: Any = None) -> Slot:
     return to.emit(Repeat(numbers(sizes, repeats)), x)
 
 
-def repeat_interleave(to: Lower, x: Slot, repeats: Any, dim: int | None = None, *, output_size: Any = None) -> Slot:
+def repeat_interleave(to: Lower, x: Slot, repeats: Any, dim: int | None = None, *, output_size: Any = None) -> Slot:  # noqa: ARG001
     if not isinstance(repeats, int) or dim is None or not x.shape:
         raise NotKnown("repeat_interleave by a tensor, or of all elements in a row")
     (at,) = _dims(x, [dim])

@@ -110,5 +110,5 @@ def unbind(to: Lower, x: Slot, dim: int = 0) -> tuple[Slot, ...]:
     return tuple(to.emit(Select((*lead, i)), x) for i in range(x.shape[dim]))
 
 
-def identity(to: Lower, x: Slot, *_: Any) -> Slot:
+def identity(to: Lower, x: Slot, *_: Any) -> Slot:  # noqa: ARG001
     return x

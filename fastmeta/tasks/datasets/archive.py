@@ -115,7 +115,7 @@ class Archive:
         return f"{self.path}!{name}" if self._zip is not None else str(self.path / name)
 
 
-def _pillow():
+def _pillow():  # noqa: ANN202 (a module)
     try:
         from PIL import Image
     except ImportError as error:
