@@ -32,10 +32,6 @@ def _elu_curvature(x: Tensor, alpha: float) -> Tensor:
     return torch.where(x < 0, alpha * x.clamp(max=0).exp(), 0.0)
 
 
-def _normal_cdf(x: Tensor) -> Tensor:
-    return 0.5 * (1.0 + torch.erf(x * math.sqrt(0.5)))
-
-
 def _normal_pdf(x: Tensor) -> Tensor:
     return torch.exp(-0.5 * x * x) * (1.0 / math.sqrt(2.0 * math.pi))
 
@@ -43,22 +39,16 @@ def _normal_pdf(x: Tensor) -> Tensor:
 _GELU_SCALE, _GELU_CUBE = math.sqrt(2.0 / math.pi), 0.044715  # Hendrycks & Gimpel 2016, tanh form
 
 
-def _gelu_tanh_slope(x: Tensor) -> Tensor:
-    t = torch.tanh(_GELU_SCALE * (x + _GELU_CUBE * x**3))
-    u1 = _GELU_SCALE * (1.0 + 3.0 * _GELU_CUBE * x * x)
-    return 0.5 * (1.0 + t) + 0.5 * x * (1.0 - t * t) * u1
+def _gelu_tanh_pull(d: Tensor, x: Tensor) -> Tensor:
+    return _aten.gelu_backward.default(d, x, approximate="tanh")
 
 
 def _gelu_tanh_curvature(x: Tensor) -> Tensor:
-    t = torch.tanh(_GELU_SCALE * (x + _GELU_CUBE * x**3))
-    u1 = _GELU_SCALE * (1.0 + 3.0 * _GELU_CUBE * x * x)
-    u2 = _GELU_SCALE * 6.0 * _GELU_CUBE * x
-    return (1.0 - t * t) * (u1 + 0.5 * x * (u2 - 2.0 * t * u1 * u1))
-
-
-def _silu_slope(x: Tensor) -> Tensor:
-    s = torch.sigmoid(x)
-    return s * (1.0 + x * (1.0 - s))
+    """(1 − t²) (u1 + x u2 / 2 − x t u1²) with t = tanh(u), u = a (x + c x³), u1 and u2 its derivatives."""
+    a, b, squares = _GELU_SCALE, _GELU_SCALE * _GELU_CUBE, x * x
+    t = torch.tanh(x * (b * squares + a))
+    bend = torch.addcmul(6.0 * b * squares + a, x * t, (3.0 * b * squares + a).square(), value=-1)
+    return (1.0 - t * t) * bend
 
 
 def _silu_curvature(x: Tensor) -> Tensor:
@@ -66,8 +56,8 @@ def _silu_curvature(x: Tensor) -> Tensor:
     return s * (1.0 - s) * (2.0 + x * (1.0 - 2.0 * s))
 
 
-def _tanh_slope(x: Tensor) -> Tensor:
-    return 1.0 - torch.tanh(x).square()
+def _tanh_pull(d: Tensor, x: Tensor) -> Tensor:
+    return _aten.tanh_backward.default(d, torch.tanh(x))
 
 
 def _tanh_curvature(x: Tensor) -> Tensor:
@@ -75,9 +65,8 @@ def _tanh_curvature(x: Tensor) -> Tensor:
     return -2.0 * t * (1.0 - t * t)
 
 
-def _sigmoid_slope(x: Tensor) -> Tensor:
-    s = torch.sigmoid(x)
-    return s * (1.0 - s)
+def _sigmoid_pull(d: Tensor, x: Tensor) -> Tensor:
+    return _aten.sigmoid_backward.default(d, torch.sigmoid(x))
 
 
 def _sigmoid_curvature(x: Tensor) -> Tensor:
@@ -103,25 +92,13 @@ def _softsign_curvature(x: Tensor) -> Tensor:
 
 
 def _within(x: Tensor, low: float, high: float) -> Tensor:
-    """The slope of hardtanh, zero at its bounds."""
+    """One between two bounds, zero at them."""
     return ((x > low) & (x < high)).to(x.dtype)
 
 
-def _within_or_at(x: Tensor, low: float, high: float) -> Tensor:
-    """The slope of clamp, one at its bounds."""
-    return ((x >= low) & (x <= high)).to(x.dtype)
-
-
 def _clamp_pull(d: Tensor, x: Tensor, low: float, high: float) -> Tensor:
+    """Slope one at the bounds, where hardtanh has zero."""
     return torch.where((x >= low) & (x <= high), d, 0.0)
-
-
-def _hardswish_slope(x: Tensor) -> Tensor:
-    return _aten.hardswish_backward.default(torch.ones_like(x), x)
-
-
-def _mish_slope(x: Tensor) -> Tensor:
-    return _aten.mish_backward.default(torch.ones_like(x), x)
 
 
 def _mish_curvature(x: Tensor) -> Tensor:
@@ -144,21 +121,17 @@ KINDS: dict[str, Kind] = {
     "relu": Kind(torch.relu, lambda x: (x > 0).to(x.dtype), None, True),
     "leaky_relu": Kind(F.leaky_relu, _leaky_slope, None, True),
     "elu": Kind(F.elu, _elu_slope, _elu_curvature, True),
-    "gelu": Kind(
-        F.gelu, lambda x: _normal_cdf(x) + x * _normal_pdf(x), lambda x: _normal_pdf(x) * (2.0 - x * x), False
-    ),
-    "gelu_tanh": Kind(lambda x: F.gelu(x, approximate="tanh"), _gelu_tanh_slope, _gelu_tanh_curvature, False),
-    "silu": Kind(F.silu, _silu_slope, _silu_curvature, False),
-    "tanh": Kind(torch.tanh, _tanh_slope, _tanh_curvature, True),
-    "sigmoid": Kind(torch.sigmoid, _sigmoid_slope, _sigmoid_curvature, True),
+    "gelu": Kind(F.gelu, None, lambda x: _normal_pdf(x) * (2.0 - x * x), False, _aten.gelu_backward.default),
+    "gelu_tanh": Kind(lambda x: F.gelu(x, approximate="tanh"), None, _gelu_tanh_curvature, False, _gelu_tanh_pull),
+    "silu": Kind(F.silu, None, _silu_curvature, False, _aten.silu_backward.default),
+    "tanh": Kind(torch.tanh, None, _tanh_curvature, True, _tanh_pull),
+    "sigmoid": Kind(torch.sigmoid, None, _sigmoid_curvature, True, _sigmoid_pull),
     "softplus": Kind(F.softplus, _softplus_slope, _softplus_curvature, True),
     "softsign": Kind(F.softsign, _softsign_slope, _softsign_curvature, True),
-    "hardtanh": Kind(F.hardtanh, _within, None, True, _aten.hardtanh_backward.default),
-    "clamp": Kind(torch.clamp, _within_or_at, None, True, _clamp_pull),
-    "hardswish": Kind(
-        F.hardswish, _hardswish_slope, lambda x: _within(x, -3.0, 3.0) / 3, False, _aten.hardswish_backward
-    ),
-    "mish": Kind(F.mish, _mish_slope, _mish_curvature, False, _aten.mish_backward),
+    "hardtanh": Kind(F.hardtanh, None, None, True, _aten.hardtanh_backward.default),
+    "clamp": Kind(torch.clamp, None, None, True, _clamp_pull),
+    "hardswish": Kind(F.hardswish, None, lambda x: _within(x, -3.0, 3.0) / 3, False, _aten.hardswish_backward),
+    "mish": Kind(F.mish, None, _mish_curvature, False, _aten.mish_backward),
     "selu": Kind(
         F.selu,
         lambda x: _SELU_SCALE * _elu_slope(x, _SELU_ALPHA),
@@ -200,7 +173,10 @@ class Activation(Op[Tensor, Tensor]):
         if self.kind == "identity":
             return d
         kind = KINDS[self.kind]
-        return kind.slope(x, *self.args) * d if kind.pull is None else kind.pull(d, x, *self.args)
+        if kind.pull is not None:
+            return kind.pull(d, x, *self.args)
+        assert kind.slope is not None, "a kind has one of the two"
+        return kind.slope(x, *self.args) * d
 
     def times_curvature(self, x: Tensor, d: Tensor) -> Tensor | None:
         """f''(x) d, `None` where f is piecewise linear."""

@@ -12,18 +12,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Kind:
-    """value(x, *args) = f; slope = f'; curvature = f'', or None where f is piecewise linear."""
+    """value(x, *args) = f; slope = f'; curvature = f'', or None where f is piecewise linear.
+
+    Where PyTorch has f'(x) d in one pass, that is `pull(d, x, *args)`, and slope is None.
+    """
 
     value: Callable[..., Tensor]
-    slope: Callable[..., Tensor]
+    slope: Callable[..., Tensor] | None
     curvature: Callable[..., Tensor] | None
     monotone: bool  # non-decreasing: commutes with max-pooling
-    pull: Callable[..., Tensor] | None = None  # (d, x, *args) ↦ f'(x) d, where one pass of PyTorch's computes it
-
-
-def _power_slope(x: Tensor, exponent: float) -> Tensor:
-    """Of exponent 0, PyTorch's gradient is zero, not 0 / 0 at zero."""
-    return torch.zeros_like(x) if exponent == 0 else exponent * x.pow(exponent - 1)
+    pull: Callable[..., Tensor] | None = None
 
 
 def _power_curvature(x: Tensor, exponent: float) -> Tensor:
@@ -31,9 +29,10 @@ def _power_curvature(x: Tensor, exponent: float) -> Tensor:
 
 
 def _power_pull(d: Tensor, x: Tensor, exponent: float) -> Tensor:
-    if exponent == 2:
-        return d * x * 2
-    return _power_slope(x, exponent) * d
+    """Of exponent 0, PyTorch's gradient is zero, not 0 / 0 at zero."""
+    if exponent == 0:
+        return torch.zeros_like(d)
+    return d * x * 2 if exponent == 2 else exponent * x.pow(exponent - 1) * d
 
 
 def _erf_slope(x: Tensor) -> Tensor:
@@ -67,7 +66,7 @@ ELEMENTARY: dict[str, Kind] = {
     "expm1": Kind(torch.expm1, torch.exp, torch.exp, True),
     "log": Kind(torch.log, torch.reciprocal, lambda x: -(x * x).reciprocal(), False),
     "log1p": Kind(torch.log1p, _log1p_slope, lambda x: -_log1p_slope(x).square(), False),
-    "pow": Kind(torch.pow, _power_slope, _power_curvature, False, _power_pull),
+    "pow": Kind(torch.pow, None, _power_curvature, False, _power_pull),
     "reciprocal": Kind(torch.reciprocal, lambda x: -x.pow(-2), lambda x: 2 * x.pow(-3), False),
     "rsqrt": Kind(torch.rsqrt, lambda x: -0.5 * x.pow(-1.5), lambda x: 0.75 * x.pow(-2.5), False),
     "sin": Kind(torch.sin, torch.cos, lambda x: -torch.sin(x), False),

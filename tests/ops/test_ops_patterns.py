@@ -33,6 +33,7 @@ from fastmeta.ops.pool import AvgPool2d, MaxPool2d
 from fastmeta.ops.rearrange import CumulativeSum, Expand, Flip, Pad, Repeat, Roll, Triangle
 from fastmeta.ops.shape import Concatenate, Permute, Reduce, Reshape, Select
 from fastmeta.ops.softmax import LogSoftmax, LogSumExp, Softmax
+from fastmeta.ops.spread import Spread
 from fastmeta.ops.where import Extremum, Where
 
 T, N, C = 2, 3, 5
@@ -185,6 +186,7 @@ CASES = {
     "pad": lambda: (Pad((1, -1)), lambda x: F.pad(x, (1, -1)), randn(T, N, C)),
     "index": lambda: (Index((1,), 1), lambda x, i: x[:, i], randn(T, N, C), torch.randint(0, C, (T, 4))),
     "gather": lambda: (Gather(1), lambda x, i: x.gather(1, i), randn(T, N, C), torch.randint(0, C, (T, N, 2))),
+    "spread": lambda: (Spread((0,), False, True, True, 1.0), lambda x: x.std(0), randn(T, N, C)),
     "softmax": lambda: (Softmax(0), lambda x: x.softmax(0), randn(T, N, C)),
     "log-softmax": lambda: (LogSoftmax(1), lambda x: x.log_softmax(1), randn(T, N, C)),
     "logsumexp": lambda: (LogSumExp((0,), False), lambda x: x.logsumexp(0), randn(T, N, C)),

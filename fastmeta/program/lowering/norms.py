@@ -4,25 +4,64 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
+from fastmeta.ops.arithmetic import Add, Mul, Shift
 from fastmeta.ops.group_norm import GroupNorm
-from fastmeta.ops.norm import batch_norm as batch_norm_op
-from fastmeta.ops.norm import layer_norm
+from fastmeta.ops.norm import batch_norm, layer_norm
+from fastmeta.ops.shape import Reduce, Reshape
 
+from .activations import act
 from .base import Lower, NotKnown, Slot
 
 
 def batch_norm_module(to: Lower, m: nn.BatchNorm1d | nn.BatchNorm2d, x: Slot) -> Slot:
-    ndim = len(x.shape)
-    if ndim < 2:
+    running = to.tensor(m, "running_mean"), to.tensor(m, "running_var")
+    training = m.training or m.running_mean is None
+    return batch_norm_rule(to, x, *running, to.tensor(m, "weight"), to.tensor(m, "bias"), training, eps=m.eps)
+
+
+def batch_norm_rule(
+    to: Lower,
+    x: Slot,
+    running_mean: Slot | None,
+    running_var: Slot | None,
+    weight: Slot | None = None,
+    bias: Slot | None = None,
+    training: bool = False,
+    momentum: float | None = 0.1,  # noqa: ARG001  of the running statistics
+    eps: float = 1e-5,
+) -> Slot:
+    if len(x.shape) < 2:
         raise NotKnown(f"batch norm of an unbatched value {list(x.shape)}")
-    fixed = not m.training and m.running_mean is not None
-    gamma, beta = to.tensor(m, "weight"), to.tensor(m, "bias")
-    mean, var = to.tensor(m, "running_mean"), to.tensor(m, "running_var")
-    rows = None if fixed else to.rows
-    op = batch_norm_op(ndim, m.num_features, m.eps, affine=gamma is not None, fixed=fixed, rows=rows)
-    return to.emit(op, x, *(s for s in (gamma, beta, *((mean, var) if fixed else ())) if s is not None))
+    running = [] if training else [s for s in (running_mean, running_var) if s is not None]
+    _check_dtypes(x, weight, bias, *running)
+    affine = weight is not None and bias is not None
+    rows = to.rows if training else None
+    op = batch_norm(len(x.shape), x.shape[1], eps, affine=affine, fixed=not training, rows=rows)
+    y = to.emit(op, x, *(s for s in ((weight, bias) if affine else ()) if s is not None), *running)
+    shape = (x.shape[1], *(1,) * (len(x.shape) - 2))
+    return y if affine else _half_affine(to, y, weight, bias, shape)
+
+
+def instance_norm_rule(
+    to: Lower,
+    x: Slot,
+    running_mean: Slot | None = None,
+    running_var: Slot | None = None,
+    weight: Slot | None = None,
+    bias: Slot | None = None,
+    use_input_stats: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Slot:
+    """Over the positions of each sample and channel: group norm with a channel a group."""
+    if not use_input_stats:
+        return batch_norm_rule(to, x, running_mean, running_var, weight, bias, False, momentum, eps)
+    if len(x.shape) < 3:
+        raise NotKnown(f"instance norm of an unbatched value {list(x.shape)}")
+    return group_norm_rule(to, x, x.shape[1], weight, bias, eps)
 
 
 def layer_norm_rule(
@@ -33,15 +72,42 @@ def layer_norm_rule(
     bias: Slot | None = None,
     eps: float = 1e-5,
 ) -> Slot:
-    if (weight is None) != (bias is None):
-        raise NotKnown("layer norm with only one of weight and bias")
+    _check_dtypes(x, weight, bias)
     shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
-    op = layer_norm(len(x.shape), shape, eps, affine=weight is not None)
-    return to.emit(op, x, *(s for s in (weight, bias) if s is not None))
+    affine = weight is not None and bias is not None
+    op = layer_norm(len(x.shape), shape, eps, affine=affine)
+    y = to.emit(op, x, *(s for s in ((weight, bias) if affine else ()) if s is not None))
+    return y if affine else _half_affine(to, y, weight, bias, shape)
 
 
 def layer_norm_module(to: Lower, m: nn.LayerNorm, x: Slot) -> Slot:
     return layer_norm_rule(to, x, m.normalized_shape, to.tensor(m, "weight"), to.tensor(m, "bias"), m.eps)
+
+
+def rms_norm_rule(
+    to: Lower, x: Slot, normalized_shape: Any, weight: Slot | None = None, eps: float | None = None
+) -> Slot:
+    """x / sqrt(mean(x²) + eps) · weight."""
+    _check_dtypes(x, weight)
+    k = 1 if isinstance(normalized_shape, int) else len(normalized_shape)
+    dims = tuple(range(len(x.shape) - k, len(x.shape)))
+    squares = to.emit(Reduce(dims, True, True), act(to, x, "pow", 2.0))
+    shifted = to.emit(Shift(torch.finfo(x.like.dtype).eps if eps is None else eps), squares)
+    y = to.emit(Mul(), x, act(to, shifted, "rsqrt"))
+    return y if weight is None else to.emit(Mul(), y, weight)
+
+
+def _half_affine(to: Lower, y: Slot, weight: Slot | None, bias: Slot | None, shape: tuple[int, ...]) -> Slot:
+    """y scaled or shifted, where there is only one of weight and bias."""
+    if weight is not None:
+        return to.emit(Mul(), y, to.emit(Reshape(shape), weight))
+    return y if bias is None else to.emit(Add(), y, to.emit(Reshape(shape), bias))
+
+
+def _check_dtypes(*values: Slot | None) -> None:
+    dtypes = sorted({str(v.like.dtype) for v in values if v is not None})
+    if len(dtypes) > 1:
+        raise NotKnown(f"a norm of {' with '.join(dtypes)}")
 
 
 def group_norm_rule(
@@ -52,34 +118,13 @@ def group_norm_rule(
     bias: Slot | None = None,
     eps: float = 1e-5,
 ) -> Slot:
-    if (weight is None) != (bias is None):
-        raise NotKnown("group norm with only one of weight and bias")
-    op = GroupNorm(num_groups, x.shape[1], eps, weight is not None)
-    return to.emit(op, x, *(s for s in (weight, bias) if s is not None))
+    _check_dtypes(x, weight, bias)
+    affine = weight is not None and bias is not None
+    op = GroupNorm(num_groups, x.shape[1], eps, affine)
+    y = to.emit(op, x, *(s for s in ((weight, bias) if affine else ()) if s is not None))
+    shape = (x.shape[1], *(1,) * (len(x.shape) - 2))
+    return y if affine else _half_affine(to, y, weight, bias, shape)
 
 
 def group_norm_module(to: Lower, m: nn.GroupNorm, x: Slot) -> Slot:
     return group_norm_rule(to, x, m.num_groups, to.tensor(m, "weight"), to.tensor(m, "bias"), m.eps)
-
-
-def batch_norm(
-    to: Lower,
-    x: Slot,
-    running_mean: Slot | None,
-    running_var: Slot | None,
-    weight: Slot | None = None,
-    bias: Slot | None = None,
-    training: bool = False,
-    momentum: float = 0.1,  # noqa: ARG001  of running statistics, which are never written
-    eps: float = 1e-5,
-) -> Slot:
-    ndim = len(x.shape)
-    if ndim < 2:
-        raise NotKnown(f"batch norm of an unbatched value {list(x.shape)}")
-    if (weight is None) != (bias is None):
-        raise NotKnown("batch norm with only one of weight and bias")
-    rows = to.rows if training else None
-    op = batch_norm_op(ndim, x.shape[1], eps, affine=weight is not None, fixed=not training, rows=rows)
-    return to.emit(
-        op, x, *(s for s in (weight, bias, *((running_mean, running_var) if not training else ())) if s is not None)
-    )
