@@ -63,17 +63,23 @@ def names_in(code: CodeType) -> Names:
 
 def _gets_any(code: CodeType) -> bool:
     """Whether a `getattr(x, name)` in `code` has another name than a text that is written there."""
-    steps = [step for step in dis.get_instructions(code) if step.opname not in {"CACHE", "PUSH_NULL", "EXTENDED_ARG"}]
+    skipped = {"CACHE", "PUSH_NULL", "EXTENDED_ARG", "PRECALL", "KW_NAMES"}
+    steps = [step for step in dis.get_instructions(code) if step.opname not in skipped]
     for i, step in enumerate(steps):
         if step.argval != "getattr":
             continue
-        pushed = 0
+        given: list[str] = []  # what each argument is loaded by
         for after in steps[i + 1 :]:
-            if pushed == 1 and after.opname.startswith("LOAD_CONST"):
+            if after.opname.startswith("CALL"):
                 break
-            if not after.opname.startswith("LOAD_") or pushed > 1:
+            if not after.opname.startswith("LOAD_") or after.opname == "LOAD_METHOD":
                 return True
-            pushed += 0 if after.opname == "LOAD_ATTR" else after.opname.count("LOAD_")
+            if after.opname != "LOAD_ATTR" or not given:
+                given += [after.opname] * after.opname.count("LOAD_")
+            elif len(given) > 1:
+                return True
+        if len(given) < 2 or given[1] != "LOAD_CONST":
+            return True
     return False
 
 
@@ -100,6 +106,13 @@ def is_opened(cls: type) -> bool:
         return not any(c.__module__.startswith("fastmeta.") for c in cls.__mro__) or issubclass(cls, nn.Module)
     name = f"{cls.__module__}."
     return name.startswith(_TORCH_HOLDERS) or name.partition(".")[0] in _HOLDERS
+
+
+@lru_cache(maxsize=1024)
+def hides(cls: type) -> bool:
+    """Whether an object of an opened class may hold more than its attributes show: a library's class is beneath."""
+    plain = {"abc", "typing", "typing_extensions", "enum", *_HOLDERS}
+    return any(is_library(c.__module__) and c is not object and c.__module__ not in plain for c in cls.__mro__)
 
 
 @lru_cache(maxsize=1024)
