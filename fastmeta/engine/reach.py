@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-# Their code reads nothing that a user changes between two calls but attributes of what it is handed. All attributes
-# of their objects count, as nobody looks which of them are read.
-_LIBRARIES = sys.stdlib_module_names | {"torch", "numpy", "triton", "fastmeta", "jaxtyping", "beartype"}
+# The code of libraries, and of all that is installed, reads nothing that a user changes between calls but attributes
+# of what it is handed. All attributes of their objects count, as nobody looks which of them are read. (Through all that
+# a BERT's code mentions of transformers a walk takes seconds.)
+_LIBRARIES = sys.stdlib_module_names | {"torch", "numpy", "triton", "fastmeta"}
+_INSTALLED = ("site-packages", "dist-packages")
 # Standard classes that hold a user's settings; of the others (loggers, locks, files) an object counts by identity.
 _HOLDERS = ("types", "argparse", "functools", "collections", "dataclasses")
 _TORCH_HOLDERS = ("torch.nn.", "torch.distributions.")
@@ -84,8 +86,17 @@ def _gets_any(code: CodeType) -> bool:
 
 
 def is_library(name: Any) -> bool:
-    """Whether a module of this name is PyTorch's, the standard library's, or of their kind."""
-    return isinstance(name, str) and name.partition(".")[0] in _LIBRARIES
+    """Whether a module of this name is PyTorch's, the standard library's, or of another installed package."""
+    return isinstance(name, str) and _is_library(name.partition(".")[0])
+
+
+@lru_cache(maxsize=1024)
+def _is_library(package: str) -> bool:
+    if package in _LIBRARIES:
+        return True
+    spec = getattr(sys.modules.get(package), "__spec__", None)
+    places = (getattr(spec, "origin", None), *(getattr(spec, "submodule_search_locations", None) or ()))
+    return any(place in str(path) for path in places for place in _INSTALLED)
 
 
 def is_users(function: FunctionType) -> bool:
@@ -102,9 +113,11 @@ def users_classes(cls: type) -> tuple[type, ...]:
 @lru_cache(maxsize=1024)
 def is_opened(cls: type) -> bool:
     """Whether what an object of the class holds counts; else only which object it is."""
-    if not is_library(cls.__module__):
-        return not any(c.__module__.startswith("fastmeta.") for c in cls.__mro__) or issubclass(cls, nn.Module)
+    if any(c.__module__.startswith("fastmeta.") for c in cls.__mro__):
+        return False
     name = f"{cls.__module__}."
+    if name.partition(".")[0] not in _LIBRARIES:
+        return True
     return name.startswith(_TORCH_HOLDERS) or name.partition(".")[0] in _HOLDERS
 
 

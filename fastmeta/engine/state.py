@@ -278,7 +278,7 @@ class _Walk:
 
     def _class(self, cls: type, *, whole: bool = False) -> Hashable:
         """A user's class: the methods and attributes that may be read. `whole`: its objects may be made, too."""
-        if cls in self._classes or is_library(cls.__module__) or not is_opened(cls):
+        if cls in self._classes or is_library(cls.__module__):
             return ()
         self._classes.add(cls)
         names = [name for name, _ in read_of_class(cls, self._names)]
