@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from fastmeta.program.layout import Layout
+
+from .batch import TaskBatch, Tree
 
 
 @contextmanager
@@ -69,3 +72,20 @@ def checked_weights(
     if not asked:
         raise ValueError("weights() must not be zero at every step: there would be no outer loss")
     return values.to(layout.device), asked
+
+
+def signature(batch: TaskBatch) -> tuple[Hashable, ...]:
+    """Batches of equal signature pass the same checks and share a plan."""
+    return tuple(map(_kinds, (batch.support_x, batch.support_y, batch.query_x, batch.query_y)))
+
+
+def _kinds(tree: Tree) -> Hashable:
+    if isinstance(tree, Tensor):
+        return _kind(tree)
+    leaves, spec = pytree.tree_flatten(tree)
+    return spec, tuple(_kind(x) if isinstance(x, Tensor) else x.__class__ for x in leaves)
+
+
+def _kind(x: Tensor) -> Hashable:
+    """All that `check_batch` looks at, and whether it gets a gradient."""
+    return x.shape, x.dtype, x.device, x.requires_grad and torch.is_grad_enabled()

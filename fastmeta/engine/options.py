@@ -84,6 +84,11 @@ class Options:
                 "an implicit meta-gradient is that of the whole support loss: inner_batch_size must be None"
             )
 
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        state.pop("key", None)  # that of a copy is of the copy's losses
+        return state
+
     @cached_property
     def rule(self) -> InnerRule:
         """The inner rule without its step sizes."""

@@ -11,9 +11,11 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
-# Their code reads nothing that a user changes between two calls but attributes of what it is handed. All attributes
-# of their objects count, as nobody looks which of them are read.
-_LIBRARIES = sys.stdlib_module_names | {"torch", "numpy", "triton", "fastmeta", "jaxtyping", "beartype"}
+# The code of libraries, and of all that is installed, reads nothing that a user changes between calls but attributes
+# of what it is handed. All attributes of their objects count, as nobody looks which of them are read. (Through all that
+# a BERT's code mentions of transformers a walk takes seconds.)
+_LIBRARIES = sys.stdlib_module_names | {"torch", "numpy", "triton", "fastmeta"}
+_INSTALLED = ("site-packages", "dist-packages")
 # Standard classes that hold a user's settings; of the others (loggers, locks, files) an object counts by identity.
 _HOLDERS = ("types", "argparse", "functools", "collections", "dataclasses")
 _TORCH_HOLDERS = ("torch.nn.", "torch.distributions.")
@@ -63,23 +65,38 @@ def names_in(code: CodeType) -> Names:
 
 def _gets_any(code: CodeType) -> bool:
     """Whether a `getattr(x, name)` in `code` has another name than a text that is written there."""
-    steps = [step for step in dis.get_instructions(code) if step.opname not in {"CACHE", "PUSH_NULL", "EXTENDED_ARG"}]
+    skipped = {"CACHE", "PUSH_NULL", "EXTENDED_ARG", "PRECALL", "KW_NAMES"}
+    steps = [step for step in dis.get_instructions(code) if step.opname not in skipped]
     for i, step in enumerate(steps):
         if step.argval != "getattr":
             continue
-        pushed = 0
+        given: list[str] = []  # what each argument is loaded by
         for after in steps[i + 1 :]:
-            if pushed == 1 and after.opname.startswith("LOAD_CONST"):
+            if after.opname.startswith("CALL"):
                 break
-            if not after.opname.startswith("LOAD_") or pushed > 1:
+            if not after.opname.startswith("LOAD_") or after.opname == "LOAD_METHOD":
                 return True
-            pushed += 0 if after.opname == "LOAD_ATTR" else after.opname.count("LOAD_")
+            if after.opname != "LOAD_ATTR" or not given:
+                given += [after.opname] * after.opname.count("LOAD_")
+            elif len(given) > 1:
+                return True
+        if len(given) < 2 or given[1] != "LOAD_CONST":
+            return True
     return False
 
 
 def is_library(name: Any) -> bool:
-    """Whether a module of this name is PyTorch's, the standard library's, or of their kind."""
-    return isinstance(name, str) and name.partition(".")[0] in _LIBRARIES
+    """Whether a module of this name is PyTorch's, the standard library's, or of another installed package."""
+    return isinstance(name, str) and _is_library(name.partition(".")[0])
+
+
+@lru_cache(maxsize=1024)
+def _is_library(package: str) -> bool:
+    if package in _LIBRARIES:
+        return True
+    spec = getattr(sys.modules.get(package), "__spec__", None)
+    places = (getattr(spec, "origin", None), *(getattr(spec, "submodule_search_locations", None) or ()))
+    return any(place in str(path) for path in places for place in _INSTALLED)
 
 
 def is_users(function: FunctionType) -> bool:
@@ -96,10 +113,19 @@ def users_classes(cls: type) -> tuple[type, ...]:
 @lru_cache(maxsize=1024)
 def is_opened(cls: type) -> bool:
     """Whether what an object of the class holds counts; else only which object it is."""
-    if not is_library(cls.__module__):
-        return not any(c.__module__.startswith("fastmeta.") for c in cls.__mro__) or issubclass(cls, nn.Module)
+    if any(c.__module__.startswith("fastmeta.") for c in cls.__mro__):
+        return False
     name = f"{cls.__module__}."
+    if name.partition(".")[0] not in _LIBRARIES:
+        return True
     return name.startswith(_TORCH_HOLDERS) or name.partition(".")[0] in _HOLDERS
+
+
+@lru_cache(maxsize=1024)
+def hides(cls: type) -> bool:
+    """Whether an object of an opened class may hold more than its attributes show: a library's class is beneath."""
+    plain = {"abc", "typing", "typing_extensions", "enum", *_HOLDERS}
+    return any(is_library(c.__module__) and c is not object and c.__module__ not in plain for c in cls.__mro__)
 
 
 @lru_cache(maxsize=1024)

@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from fastmeta.optim.base import State
 from fastmeta.program.layout import Layout
@@ -25,7 +24,7 @@ from .backends.base import Backend, Planned
 from .backends.cuda_graph import REFERENCE, MetaStepGraphs
 from .backends.one_by_one import OneByOne
 from .batch import TaskBatch, Tree, finite_tasks
-from .call import check_layout, check_row, checked_start, checked_weights, trainable_alone
+from .call import check_layout, check_row, checked_start, checked_weights, signature, trainable_alone
 from .checks import check_batch, check_trainable, warn_running_statistics
 from .meta_step import MetaGradient, MetaInputs, only_finite
 from .notices import warn_user
@@ -201,6 +200,12 @@ class Session(NamedTuple):
                 setattr(backend, "allow_tf32", value)  # noqa: B010
 
 
+_MANY_COMPILED = 5
+_OFTEN_COMPILED = (
+    f"compile=True has compiled the same meta-step more than {_MANY_COMPILED} times, because something that the module "
+    "or a loss reads changes between calls, such as an annealed number. Pass it as a tensor, an attribute or buffer "
+    "torch.tensor(0.1) that is changed in place by fill_(): that compiles nothing anew. Or use compile=False"
+)
 _PLAIN = Call(0)[1:]  # of an algorithm that says nothing of its own
 _Moves = tuple[bool, ...] | None  # of the trainable parameters, in order; None: all
 _Latest = tuple[Program, Options, Hashable, Backend]
@@ -214,6 +219,7 @@ class PlanCache:
         self._backends: Recent[Hashable, Backend] = Recent()
         self._verdicts: Recent[Hashable, Verdict] = Recent()
         self._warned: set[str] = set()
+        self._compiled: dict[Hashable, int] = {}  # how many states of module and losses a call was compiled for
         self._watch = Watch()
         self._latest: _Latest | None = None
         self._plain: tuple[ModuleState, Options, int, tuple[Program, MetaInputs, Kind]] | None = (
@@ -276,6 +282,12 @@ class PlanCache:
         """The state of the module and of the losses now."""
         return self._watch.look(module, options.inner_loss, options.outer_loss)
 
+    def _count_compiled(self, call: Hashable) -> None:
+        """Warns once of a learner that compiles the same call again and again."""
+        self._compiled[call] = self._compiled.get(call, 0) + 1
+        if self._compiled[call] > _MANY_COMPILED:
+            self._warn_once(_OFTEN_COMPILED)
+
     def _graphs_of(self, backend: Backend) -> MetaStepGraphs | None:
         if isinstance(backend, OneByOne):
             if not backend.why:  # else that was said when it was made
@@ -330,7 +342,7 @@ class PlanCache:
 
         `losses` is the state that the losses are in.
         """
-        key = (kind, with_loss, losses, _signature(batch))
+        key = (kind, with_loss, losses, signature(batch))
         latest = self._latest
         # most calls are like the one before, and equality of the same objects is sooner known than their hash
         if (
@@ -346,6 +358,8 @@ class PlanCache:
                 check_batch_of(batch, module, options, query_required=with_loss)
             if options.backend == "reference":
                 return OneByOne(module, program, options, batch, kind)
+            if options.compile:
+                self._count_compiled((options.key, kind, with_loss, key[-1]))
             made = make_backend(program, options, batch, kind, with_loss=with_loss)
             if isinstance(made, Planned) and options.proof == "first":
                 made = self._proved(made, program, options, batch, kind, with_loss=with_loss)
@@ -410,23 +424,3 @@ def _form_of(start: tuple[Tensor, ...] | Tensor) -> str:
 
 def _form_of_meta(x: Tensor) -> Hashable:
     return x.shape, x.dtype, x.requires_grad and torch.is_grad_enabled()
-
-
-def _signature(batch: TaskBatch, tasks: int | None = None) -> tuple[Hashable, ...]:
-    """Batches of equal signature pass the same checks and share a plan; with `tasks`, whatever their number is."""
-    trees = (batch.support_x, batch.support_y, batch.query_x, batch.query_y)
-    if tasks is not None:
-        trees = pytree.tree_map_only(Tensor, lambda x: x[:tasks], trees)
-    return tuple(map(_kinds, trees))
-
-
-def _kinds(tree: Tree) -> Hashable:
-    if isinstance(tree, Tensor):
-        return _kind(tree)
-    leaves, spec = pytree.tree_flatten(tree)
-    return spec, tuple(_kind(x) if isinstance(x, Tensor) else x.__class__ for x in leaves)
-
-
-def _kind(x: Tensor) -> Hashable:
-    """All that `check_batch` looks at, and whether it gets a gradient."""
-    return x.shape, x.dtype, x.device, x.requires_grad and torch.is_grad_enabled()

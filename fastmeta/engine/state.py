@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .reach import is_library, is_opened, is_users, names_in, read_of_class, reads_any, users_classes
+from .reach import hides, is_library, is_opened, is_users, names_in, read_of_class, reads_any, users_classes
 
 MOST = 10_000
 """Values that one walk looks into; further ones count by identity."""
@@ -32,8 +32,7 @@ _MOST_BYTES = 2**20  # of an array that is compared whole; of a larger one some 
 
 _PLAIN = frozenset({bool, int, str, bytes, type(None), type(...), torch.dtype, torch.device, torch.layout, range})
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-_INTERNAL = frozenset(nn.Module().__dict__) - {"training", "_is_full_backward_hook"}
-_ALWAYS = ("training", "_is_full_backward_hook")
+_INTERNAL = frozenset(nn.Module().__dict__) - {"training"}
 _START = frozenset({"forward", "__call__", "__wrapped__"})  # names that are read though no user's code mentions them
 
 
@@ -209,7 +208,9 @@ class _Walk:
             return Same(value), self._class(value, whole=True)
         if issubclass(cls, enum.Enum) or not is_opened(cls):
             return Same(value)
-        return cls, self._attributes(value), self._slots(value), tuple(self._class(c) for c in users_classes(cls))
+        own = self._attributes(value), self._slots(value)
+        which = Same(value) if hides(cls) or own == ((), ()) else None
+        return cls, which, own, tuple(self._class(c) for c in users_classes(cls))
 
     def _container(self, value: Any) -> Hashable:
         cls, found = type(value), self._found
@@ -277,7 +278,7 @@ class _Walk:
 
     def _class(self, cls: type, *, whole: bool = False) -> Hashable:
         """A user's class: the methods and attributes that may be read. `whole`: its objects may be made, too."""
-        if cls in self._classes or is_library(cls.__module__) or not is_opened(cls):
+        if cls in self._classes or is_library(cls.__module__):
             return ()
         self._classes.add(cls)
         names = [name for name, _ in read_of_class(cls, self._names)]
@@ -312,7 +313,7 @@ class _Walk:
         hooks: list[Hashable] = []
         for name in _HOOKS:
             if values[name]:
-                hooks.append(self._token(values[name]))
+                hooks += (self._token(values[name]), values["_is_full_backward_hook"])
             else:
                 found.empty.append(values[name])
         if self._names is None or reads_any(cls):
@@ -323,7 +324,7 @@ class _Walk:
             found.views.append(values.keys())
             # dictionaries of hooks and tensors may be replaced as a whole, as copies of a module do
             found.picks.append((values.get, (*_HOOKS, "_parameters", "_buffers", "_modules")))
-            own = self._picked(values, ((self._names & values.keys()) - _INTERNAL) | set(_ALWAYS))
+            own = self._picked(values, ((self._names & values.keys()) - _INTERNAL) | {"training"})
         classes = tuple(self._class(c) for c in users_classes(cls))
         return Same(m), Same(cls), names, *of_tensors, self._tokens(children), tuple(hooks), own, classes
 

@@ -9,7 +9,7 @@ from meta_steps import assert_close, regression, relative, step
 from torch import nn
 
 import fastmeta
-from fastmeta.engine import recent
+from fastmeta.engine import recent, state
 from fastmeta.engine.watch import Watch
 
 
@@ -105,3 +105,88 @@ def test_old_programs_are_forgotten(monkeypatch):
         learner.module.temperature = temperature
         learner(*batch)
         assert len(learner._plans._programs) <= 3
+
+
+HOOKS = {
+    "a backward hook": lambda m, f: m.register_full_backward_hook(f),
+    "a backward pre-hook": lambda m, f: m.register_full_backward_pre_hook(f),
+    "a forward hook": lambda m, f: m.register_forward_hook(f),
+    "a forward pre-hook": lambda m, f: m.register_forward_pre_hook(f),
+}
+
+
+@pytest.mark.parametrize("name", HOOKS)
+def test_hooks_are_noticed_when_they_come_go_or_are_others(name):
+    model, watch = nn.Sequential(nn.Linear(2, 2), nn.Tanh()), Watch()
+    keys = [watch.look(model).key]
+    handle = HOOKS[name](model[0], lambda *_: None)
+    keys.append(watch.look(model).key)
+    handle.remove()
+    again = watch.look(model).key
+    HOOKS[name](model[0], lambda *_: None)
+    keys.append(watch.look(model).key)
+    assert again == keys[0]
+    assert len(set(keys)) == 3
+
+
+class Reads(nn.Module):
+    """Reads attributes in a function of its own."""
+
+    def __init__(self, read, **attributes):
+        super().__init__()
+        self.a, self.b, self.read = nn.Linear(2, 5), nn.Linear(5, 1), read
+        for name, value in attributes.items():
+            setattr(self, name, value)
+
+    def forward(self, x):
+        return self.b(self.a(x)) * self.read(self)
+
+
+def test_a_forward_of_the_object_itself_is_noticed():
+    model, watch = Reads(lambda _: 1.0), Watch()
+    before = watch.look(model).key
+    model.forward = lambda x: model.b(model.a(x))
+    assert watch.look(model).key != before
+
+
+def test_equal_values_in_other_objects_are_the_same_state():
+    model, watch = Reads(lambda m: m.c["x"], c={"x": 1.0, "y": [float("nan")]}), Watch()
+    first = watch.look(model)
+    model.c = {"x": 1.0, "y": [float("nan")]}
+    assert watch.look(model) is first
+    model.c = {"x": 1, "y": [float("nan")]}
+    assert watch.look(model) is not first
+
+
+class Raises:
+    def __getattr__(self, name):
+        raise RuntimeError(name)
+
+    def __eq__(self, other):
+        raise RuntimeError("no equality")
+
+    __hash__ = None
+
+
+def test_objects_that_raise_or_hold_themselves_count():
+    loop: dict = {}
+    loop["self"] = loop
+    chain: list = []
+    for _ in range(5000):
+        chain = [chain]
+    model = Reads(lambda m: 1.0 if (m.c, m.d, m.e) else 2.0, c=Raises(), d=loop, e=chain)
+    watch = Watch()
+    first = watch.look(model)
+    assert watch.look(model) is first
+    model.c.more = 1
+    assert watch.look(model).key != first.key
+
+
+def test_more_values_than_are_looked_into_count_as_one(monkeypatch):
+    monkeypatch.setattr(state, "MOST", 100)
+    model, watch = Reads(lambda m: m.c[0], c=[*map(float, range(1000))]), Watch()
+    first = watch.look(model)
+    model.c = list(model.c)
+    assert watch.look(model).key != first.key
+    model.a.weight.requires_grad_(False)
+    assert len(watch.look(model).trainable) == 3

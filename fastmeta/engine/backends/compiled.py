@@ -98,17 +98,14 @@ class Compiled:
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
-        """PyTorch's own errors with what was compiled; a user's own, and fastmeta's about what a user gave, as they are.
-
-        Raises:
-            RuntimeError: of PyTorch's or its compiler's.
-        """
+        """Says of an error of PyTorch's or its compiler's what was compiled; others pass as they are."""
         try:
             yield
         except (RuntimeError, AssertionError) as error:
-            name = self._fn.func.__name__ if isinstance(self._fn, partial) else self._fn.__name__
+            fn = self._fn.func if isinstance(self._fn, partial) else self._fn
+            name = getattr(fn, "__name__", type(fn).__name__)
             raise RuntimeError(
-                f"compile=True: PyTorch cannot compile {_PARTS.get(name, name)} ({type(error).__name__}: "
+                f"compile=True: PyTorch cannot compile {_PARTS.get(name, name)} ("
                 f"{first_line(error)}). Use compile=False, which runs the same op by op"
             ) from error
 

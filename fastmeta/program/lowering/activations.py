@@ -30,26 +30,23 @@ def dropout(
     return to.emit(Dropout(p, to.next_layer()), x, to.keys())
 
 
-def _activation(kind: str, *names: str, **defaults: float) -> tuple[Rule, Rule]:
-    """The rules of an activation: as a function with keyword parameters, and as a module with attributes."""
+def _activation(kind: str, **defaults: float) -> Rule:
+    """The rule of an activation with these parameters."""
 
-    def function(to: Lower, x: Slot, *args: float, inplace: bool = False, **options: float) -> Slot:  # noqa: ARG001
+    def rule(to: Lower, x: Slot, *args: float, inplace: bool = False, **options: float) -> Slot:  # noqa: ARG001
         if unknown := sorted(options.keys() - defaults.keys()):
             raise NotKnown(f"{kind} with {', '.join(unknown)}")
         values = {**defaults, **dict(zip(defaults, args, strict=False)), **options}
         return act(to, x, kind, *(float(values[k]) for k in defaults))
 
-    def module(to: Lower, m: nn.Module, x: Slot) -> Slot:
-        return act(to, x, kind, *(float(getattr(m, name)) for name in names))
-
-    return function, module
+    return rule
 
 
-relu, relu_module = _activation("relu")
-leaky, leaky_module = _activation("leaky_relu", "negative_slope", negative_slope=0.01)
-elu, elu_module = _activation("elu", "alpha", alpha=1.0)
-silu, silu_module = _activation("silu")
-tanh, tanh_module = _activation("tanh")
-sigmoid, sigmoid_module = _activation("sigmoid")
-softplus, softplus_module = _activation("softplus", "beta", "threshold", beta=1.0, threshold=20.0)
-sin, _ = _activation("sin")
+relu = _activation("relu")
+leaky = _activation("leaky_relu", negative_slope=0.01)
+elu = _activation("elu", alpha=1.0)
+silu = _activation("silu")
+tanh = _activation("tanh")
+sigmoid = _activation("sigmoid")
+softplus = _activation("softplus", beta=1.0, threshold=20.0)
+sin = _activation("sin")

@@ -73,20 +73,6 @@ def conv1d(
     return squeeze(to, y, -2)
 
 
-def conv2d_module(to: Lower, m: nn.Conv2d, x: Slot) -> Slot:
-    if m.padding_mode != "zeros":
-        raise NotKnown(f"padding_mode={m.padding_mode!r}")
-    weight = to.tensor(m, "weight")
-    assert weight is not None
-    return conv2d(to, x, weight, to.tensor(m, "bias"), m.stride, m.padding, m.dilation, m.groups)
-
-
-def linear_module(to: Lower, m: nn.Linear, x: Slot) -> Slot:
-    weight = to.tensor(m, "weight")
-    assert weight is not None
-    return linear(to, x, weight, to.tensor(m, "bias"))
-
-
 def embedding(
     to: Lower,
     index: Slot,
@@ -103,21 +89,6 @@ def embedding(
     if padding_idx is not None and padding_idx < 0:
         padding_idx += rows
     return to.emit(Embedding(rows, padding_idx), index, weight)
-
-
-def embedding_module(to: Lower, m: nn.Embedding, index: Slot) -> Slot:
-    weight = to.tensor(m, "weight")
-    assert weight is not None
-    return embedding(to, index, weight, m.padding_idx, m.max_norm, m.norm_type, m.scale_grad_by_freq, m.sparse)
-
-
-def lstm_cell_module(to: Lower, m: nn.LSTMCell, x: Slot, hx: tuple[Slot, Slot] | None = None) -> tuple[Slot, Slot]:
-    w_x, w_h = to.tensor(m, "weight_ih"), to.tensor(m, "weight_hh")
-    assert w_x is not None
-    assert w_h is not None
-    if hx is None:
-        raise NotKnown("an LSTM cell without a state")
-    return lstm_cell(to, x, hx, w_x, w_h, to.tensor(m, "bias_ih"), to.tensor(m, "bias_hh"))
 
 
 def lstm_cell(

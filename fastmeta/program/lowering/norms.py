@@ -16,12 +16,6 @@ from .activations import act
 from .base import Lower, NotKnown, Slot
 
 
-def batch_norm_module(to: Lower, m: nn.BatchNorm1d | nn.BatchNorm2d, x: Slot) -> Slot:
-    running = to.tensor(m, "running_mean"), to.tensor(m, "running_var")
-    training = m.training or m.running_mean is None
-    return batch_norm_rule(to, x, *running, to.tensor(m, "weight"), to.tensor(m, "bias"), training, eps=m.eps)
-
-
 def batch_norm_rule(
     to: Lower,
     x: Slot,
@@ -80,10 +74,6 @@ def layer_norm_rule(
     return y if affine else _half_affine(to, y, weight, bias, shape)
 
 
-def layer_norm_module(to: Lower, m: nn.LayerNorm, x: Slot) -> Slot:
-    return layer_norm_rule(to, x, m.normalized_shape, to.tensor(m, "weight"), to.tensor(m, "bias"), m.eps)
-
-
 def rms_norm_rule(
     to: Lower, x: Slot, normalized_shape: Any, weight: Slot | None = None, eps: float | None = None
 ) -> Slot:
@@ -124,7 +114,3 @@ def group_norm_rule(
     y = to.emit(op, x, *(s for s in ((weight, bias) if affine else ()) if s is not None))
     shape = (x.shape[1], *(1,) * (len(x.shape) - 2))
     return y if affine else _half_affine(to, y, weight, bias, shape)
-
-
-def group_norm_module(to: Lower, m: nn.GroupNorm, x: Slot) -> Slot:
-    return group_norm_rule(to, x, m.num_groups, to.tensor(m, "weight"), to.tensor(m, "bias"), m.eps)

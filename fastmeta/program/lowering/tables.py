@@ -7,7 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from . import elementwise, rearrange
+from . import elementwise, rearrange, reductions
 from .activations import dropout, elu, gelu, leaky, relu, sigmoid, silu, sin, softplus, tanh
 from .arithmetic import add, addcdiv, addcmul, div, lerp, mul, neg, rdiv, rsub, sub
 from .attention import (
@@ -26,8 +26,8 @@ from .attention import (
     softmin_function,
 )
 from .base import Rule
-from .layers import conv2d, embedding, linear
-from .norms import batch_norm, group_norm_rule, layer_norm_rule
+from .layers import conv1d, conv2d, embedding, gru_cell, linear, lstm_cell
+from .norms import batch_norm_rule, group_norm_rule, instance_norm_rule, layer_norm_rule, rms_norm_rule
 from .pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
 from .shapes import (
     cat,
@@ -47,11 +47,14 @@ from .shapes import (
 )
 
 _T: Any = torch.Tensor
-_e, _r = elementwise, rearrange
+_e, _r, _d = elementwise, rearrange, reductions
 
 # Under one name.
 FUNCTIONS: dict[Any, Rule] = {
-    F.linear: linear, torch.conv2d: conv2d, F.embedding: embedding, F.batch_norm: batch_norm,
+    F.linear: linear, torch.conv2d: conv2d, F.embedding: embedding, F.batch_norm: batch_norm_rule,
+    torch.conv1d: conv1d, torch.lstm_cell: lstm_cell, torch.gru_cell: gru_cell, F.instance_norm: instance_norm_rule,
+    F.rms_norm: rms_norm_rule, torch.var_mean: _d.var_mean, torch.std_mean: _d.std_mean, torch.norm: _d.norm,
+    _T.norm: _d.norm, torch.linalg.vector_norm: _d.vector_norm, torch.linalg.norm: _d.linalg_norm,
     F.layer_norm: layer_norm_rule, F.group_norm: group_norm_rule, F.dropout: dropout, F.max_pool2d: max_pool2d,
     F.avg_pool2d: avg_pool2d, F.adaptive_avg_pool2d: adaptive_avg_pool2d,
     F.scaled_dot_product_attention: scaled_dot_product_attention,
@@ -87,6 +90,7 @@ NAMES: dict[str, Rule] = {
     "narrow": _r.narrow, "select": _r.select, "t": _r.t, "movedim": _r.movedim, "moveaxis": _r.movedim,
     "swapaxes": _r.swapaxes, "swapdims": _r.swapaxes, "triu": _r.triu, "tril": _r.tril, "cumsum": _r.cumsum,
     "gather": _r.gather, "index_select": _r.index_select,
+    "var": _d.var, "std": _d.std,
     "masked_fill": _e.masked_fill, "maximum": _e.maximum, "minimum": _e.minimum,
 }  # fmt: skip
 
