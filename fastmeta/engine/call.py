@@ -74,9 +74,12 @@ def checked_weights(
     return values.to(layout.device), asked
 
 
-def signature(batch: TaskBatch) -> tuple[Hashable, ...]:
-    """Batches of equal signature pass the same checks and share a plan."""
-    return tuple(map(_kinds, (batch.support_x, batch.support_y, batch.query_x, batch.query_y)))
+def signature(batch: TaskBatch, tasks: int | None = None) -> tuple[Hashable, ...]:
+    """Batches of equal signature pass the same checks and share a plan; with `tasks`, whatever their number is."""
+    trees = (batch.support_x, batch.support_y, batch.query_x, batch.query_y)
+    if tasks is not None:
+        trees = pytree.tree_map_only(Tensor, lambda x: x[:tasks], trees)
+    return tuple(map(_kinds, trees))
 
 
 def _kinds(tree: Tree) -> Hashable:

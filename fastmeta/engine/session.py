@@ -362,7 +362,7 @@ class PlanCache:
                 self._count_compiled((options.key, kind, with_loss, key[-1]))
             made = make_backend(program, options, batch, kind, with_loss=with_loss)
             if isinstance(made, Planned) and options.proof == "first":
-                made = self._proved(made, program, options, batch, kind, with_loss=with_loss)
+                made = self._proved(made, program, options, batch, kind, losses, with_loss=with_loss)
             if isinstance(made, OneByOne):
                 self._warn_of_idle_options(options, made.why)
             return made
@@ -372,16 +372,17 @@ class PlanCache:
         return backend
 
     def _proved(
-        self, made: Planned, program: Program, options: Options, batch: TaskBatch, kind: Kind, *, with_loss: bool
-    ) -> Backend:
+        self, made: Planned, program: Program, options: Options, batch: TaskBatch, kind: Kind, losses: Hashable,
+        *, with_loss: bool,
+    ) -> Backend:  # fmt: skip
         """A new backend, or the plain loop where its plans do not compute what PyTorch does."""
         support = Data(leaves_of(batch.support_x), leaves_of(batch.support_y))
         query = Data(leaves_of(batch.query_x), leaves_of(batch.query_y)) if with_loss else None
         made.check_labels(support, query)
         # what a plan depends on: not the number of tasks, nor what the loop around it does
         key = (
-            program, options.inner_loss, options.outer_loss, options.inner_batch_size, options.bn_statistics,
-            options.adjoint, min(kind.steps, 1), with_loss, _signature(batch, tasks=min(batch.tasks, 2)),
+            program, losses, options.inner_batch_size, options.bn_statistics,
+            options.adjoint, min(kind.steps, 1), with_loss, signature(batch, tasks=min(batch.tasks, 2)),
         )  # fmt: skip
         verdict = self._verdicts.get(
             key, lambda: prove(made.engine, program, options, batch, kind, with_loss=with_loss)

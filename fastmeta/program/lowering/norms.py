@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
 
 from fastmeta.ops.arithmetic import Add, Mul, Shift
 from fastmeta.ops.group_norm import GroupNorm
