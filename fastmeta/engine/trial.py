@@ -211,7 +211,7 @@ class Trial:
                 found["losses"], scalar, ys = tasks.losses[0].detach(), tasks.losses[0], tasks.outputs
             elif self.batch.query_x is None:
                 phi = loop.adapt(at, support, context, keep=True).phi[0]
-                scalar, ys = (phi * _spread(phi)).sum(), []
+                scalar, ys = (phi * self._lam).sum(), []
             else:
                 row = self.layout.row(theta)
                 ys, _ = loop.outputs(row.unsqueeze(0), support, query.inputs, context)
@@ -237,11 +237,15 @@ class Trial:
             found["gradient of shared parameters"] = self.shared_layout.row(shared)
         return found | {name: d[t] for name, d in zip(data, of_data, strict=True)}
 
+    @property
+    def _lam(self) -> Tensor:
+        """A cotangent of adapted weights, [P]: zero between parameters, as all rows are."""
+        return self.layout.row([_spread(x) for x in self._theta])
+
     def _wanted_data(self) -> dict[str, Tensor]:
-        parts = {"support": (*self.support.inputs, *self.support.targets), "query": (*self.query.inputs, *self.query.targets)}
-        return {
-            f"gradient of {name} data {i}": x for name, xs in parts.items() for i, x in enumerate(xs) if x.requires_grad
-        }
+        parts = (("support", self.support), ("query", self.query))
+        every = [(name, i, x) for name, data in parts for i, x in enumerate((*data.inputs, *data.targets))]
+        return {f"gradient of {name} data {i}": x for name, i, x in every if x.requires_grad}
 
     # The plan's sweeps. -------------------------------------------------------------------------------------------------
 
@@ -266,8 +270,8 @@ class Trial:
             finite = torch.isfinite(tasks.losses)
         elif self.batch.query_x is None:
             phi, run = engine.adapt(at, self.support, context, keep=True)
-            lam = _spread(phi[0]).expand_as(phi)
-            ys, pulled, finite = [], engine.pull(run, at, self.support, context, lam, ()), torch.isfinite(phi).all(1)
+            pulled = engine.pull(run, at, self.support, context, self._lam.expand_as(phi), ())
+            ys, finite = [], torch.isfinite(phi).all(1)
         else:
             phi = engine.row(at).expand(self.batch.tasks, -1)
             ys = engine.outputs(phi, self.support, self.query.inputs, context)
