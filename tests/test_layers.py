@@ -15,6 +15,7 @@ FOLDERS = ("fastmeta", "kernels", "bench", "tests")
 # longest that fits a module is its own. The list is complete: a module without a place fails, and so does a place
 # without a module.
 LAYERS: dict[str, tuple[str, ...]] = {
+    "fastmeta.internals": (),
     "fastmeta.reference": (),  # the truth shares no code with what it judges
     "fastmeta.kernels": (),
     "fastmeta.ops": (),
@@ -22,7 +23,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "fastmeta.models": (),
     "fastmeta.tasks": (),
     "fastmeta.program": ("fastmeta.ops",),
-    "fastmeta.engine": ("fastmeta.program", "fastmeta.ops", "fastmeta.optim"),
+    "fastmeta.engine": ("fastmeta.program", "fastmeta.ops", "fastmeta.optim", "fastmeta.internals"),
     "fastmeta.engine.backends": (
         *("fastmeta.engine", "fastmeta.program", "fastmeta.ops", "fastmeta.optim"),
         *("fastmeta.kernels", "fastmeta.reference"),
@@ -30,11 +31,11 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "fastmeta.engine.planning": ("fastmeta.engine", "fastmeta.engine.backends", "fastmeta.program"),
     "fastmeta.engine.trial": (
         *("fastmeta.engine", "fastmeta.engine.backends", "fastmeta.engine.planning"),
-        *("fastmeta.program", "fastmeta.ops"),
+        *("fastmeta.program", "fastmeta.ops", "fastmeta.internals"),
     ),
     "fastmeta.engine.proof": (
         *("fastmeta.engine", "fastmeta.engine.planning", "fastmeta.engine.trial"),
-        *("fastmeta.program", "fastmeta.ops", "fastmeta.optim"),
+        *("fastmeta.program", "fastmeta.ops", "fastmeta.optim", "fastmeta.internals"),
     ),
     "fastmeta.engine.session": (
         *("fastmeta.engine", "fastmeta.engine.backends", "fastmeta.engine.planning", "fastmeta.engine.proof"),

@@ -226,10 +226,11 @@ class Trial:
         """Of a number with respect to all that gets a gradient; of a task that diverged there are none."""
         data = self._wanted_data()
         leaves = [*self._theta, *self.shared_layout.take(self.named), *data.values()]
+        ds = [torch.zeros_like(x) for x in leaves]
         if scalar.requires_grad and bool(torch.isfinite(scalar)):
             ds = torch.autograd.grad(scalar, leaves, materialize_grads=True)
-        else:
-            ds = [torch.full_like(x, torch.nan if not bool(torch.isfinite(scalar)) else 0.0) for x in leaves]
+        if not all(bool(torch.isfinite(d).all()) for d in (scalar, *ds)):
+            ds = [torch.full_like(x, torch.nan) for x in leaves]
         theta, rest = ds[: len(self._theta)], ds[len(self._theta) :]
         shared, of_data = rest[: len(rest) - len(data)], rest[len(rest) - len(data) :]
         found = {"meta-gradient": self.layout.row(theta)}
@@ -267,11 +268,11 @@ class Trial:
             tasks = engine.meta_step(at, self.support, self.query, context, keep=True)
             assert tasks.cotangents is not None
             found["losses"], ys, pulled = tasks.losses, tasks.outputs[: _visible(engine)], tasks.cotangents
-            finite = torch.isfinite(tasks.losses)
+            finite = tasks.finite
         elif self.batch.query_x is None:
             phi, run = engine.adapt(at, self.support, context, keep=True)
             pulled = engine.pull(run, at, self.support, context, self._lam.expand_as(phi), ())
-            ys, finite = [], torch.isfinite(phi).all(1)
+            ys, finite = [], torch.isfinite(phi + pulled.start).all(1)
         else:
             phi = engine.row(at).expand(self.batch.tasks, -1)
             ys = engine.outputs(phi, self.support, self.query.inputs, context)
@@ -280,7 +281,7 @@ class Trial:
                 pulled = engine.pullback(phi, self.support, self.query.inputs, context, ds)
             else:
                 pulled = Cotangents(torch.zeros_like(phi))
-            ys, finite = ys[: _visible(engine)], torch.ones_like(self._keys, dtype=torch.bool)
+            ys, finite = ys[: _visible(engine)], torch.isfinite(pulled.start).all(1)
         found |= {_numbered("outputs", i, len(ys)): y for i, y in enumerate(ys)}
         return found | self._pulled(pulled, finite)
 
