@@ -105,6 +105,7 @@ def pytest_configure(config: pytest.Config) -> None:
     enforced = os.environ.get("CI", "").lower() in {"1", "true"}
     config.pluginmanager.register(Budget(enforced=enforced, slowest=config.getoption("--cpu-durations")))
     config.addinivalue_line("markers", "slow: of the table SLOW in tests/conftest.py; continuous integration runs them")
+    config.addinivalue_line("markers", "proof: new plans are held against plain autograd, as they are for users")
     config.addinivalue_line("markers", 'golden(pattern): which golden cases a test takes, such as "conv4*"')
 
 
@@ -136,6 +137,16 @@ def shared() -> Path:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _proof_where_it_is_asked_for(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most tests hold results against the reference themselves: no plan needs its proof there, which took half of the
+    suite's time. `@pytest.mark.proof` leaves the default as users have it."""
+    if request.node.get_closest_marker("proof") is None:
+        from fastmeta.algorithms.base import MetaLearner
+
+        monkeypatch.setitem(MetaLearner.__init__.__kwdefaults__, "proof", "off")  # pyright: ignore[reportArgumentType]
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "fastmeta.engine.planning": ("fastmeta.engine", "fastmeta.engine.backends", "fastmeta.program"),
     "fastmeta.engine.trial": (
         *("fastmeta.engine", "fastmeta.engine.backends", "fastmeta.engine.planning"),
-        *("fastmeta.program", "fastmeta.ops"),
+        *("fastmeta.program", "fastmeta.ops", "fastmeta.internals"),
     ),
     "fastmeta.engine.proof": (
         *("fastmeta.engine", "fastmeta.engine.planning", "fastmeta.engine.trial"),

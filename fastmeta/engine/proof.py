@@ -271,14 +271,18 @@ def _trees(batch: TaskBatch) -> tuple[Tree, ...]:
 
 
 def _two_tasks(batch: TaskBatch) -> TaskBatch:
-    """The first two that are finite, in memory that autograd accepts."""
+    """The first two that are finite, in memory that autograd accepts. Where none is, with zeros for what is not."""
     finite = finite_tasks(*(tree for tree in _trees(batch) if tree is not None))
     index = finite.nonzero().flatten()[:2]
-    if not len(index):
+    any_finite = len(index) > 0
+    if not any_finite:
         index = torch.arange(min(2, batch.tasks), device=finite.device)
 
     def of(x: Tensor | None) -> Tensor | None:
-        return None if x is None else x.detach().index_select(0, index)
+        if x is None:
+            return None
+        x = x.detach().index_select(0, index)
+        return x if any_finite else torch.nan_to_num(x, 0.0, 0.0, 0.0)
 
     return TaskBatch(*(pytree.tree_map(of, tree) for tree in _trees(batch)))
 

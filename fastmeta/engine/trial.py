@@ -211,7 +211,7 @@ class Trial:
                 found["losses"], scalar, ys = tasks.losses[0].detach(), tasks.losses[0], tasks.outputs
             elif self.batch.query_x is None:
                 phi = loop.adapt(at, support, context, keep=True).phi[0]
-                scalar, ys = (phi * _spread(phi)).sum(), []
+                scalar, ys = (phi * self._lam).sum(), []
             else:
                 row = self.layout.row(theta)
                 ys, _ = loop.outputs(row.unsqueeze(0), support, query.inputs, context)
@@ -226,10 +226,11 @@ class Trial:
         """Of a number with respect to all that gets a gradient; of a task that diverged there are none."""
         data = self._wanted_data()
         leaves = [*self._theta, *self.shared_layout.take(self.named), *data.values()]
+        ds = [torch.zeros_like(x) for x in leaves]
         if scalar.requires_grad and bool(torch.isfinite(scalar)):
             ds = torch.autograd.grad(scalar, leaves, materialize_grads=True)
-        else:
-            ds = [torch.full_like(x, torch.nan if not bool(torch.isfinite(scalar)) else 0.0) for x in leaves]
+        if not all(bool(torch.isfinite(d).all()) for d in (scalar, *ds)):
+            ds = [torch.full_like(x, torch.nan) for x in leaves]
         theta, rest = ds[: len(self._theta)], ds[len(self._theta) :]
         shared, of_data = rest[: len(rest) - len(data)], rest[len(rest) - len(data) :]
         found = {"meta-gradient": self.layout.row(theta)}
@@ -237,14 +238,15 @@ class Trial:
             found["gradient of shared parameters"] = self.shared_layout.row(shared)
         return found | {name: d[t] for name, d in zip(data, of_data, strict=True)}
 
+    @property
+    def _lam(self) -> Tensor:
+        """A cotangent of adapted weights, [P]: zero between parameters, as all rows are."""
+        return self.layout.row([_spread(x) for x in self._theta])
+
     def _wanted_data(self) -> dict[str, Tensor]:
-        parts = {
-            "support": (*self.support.inputs, *self.support.targets),
-            "query": (*self.query.inputs, *self.query.targets),
-        }
-        return {
-            f"gradient of {name} data {i}": x for name, xs in parts.items() for i, x in enumerate(xs) if x.requires_grad
-        }
+        parts = (("support", self.support), ("query", self.query))
+        every = [(name, i, x) for name, data in parts for i, x in enumerate((*data.inputs, *data.targets))]
+        return {f"gradient of {name} data {i}": x for name, i, x in every if x.requires_grad}
 
     # The plan's sweeps. -------------------------------------------------------------------------------------------------
 
@@ -266,11 +268,11 @@ class Trial:
             tasks = engine.meta_step(at, self.support, self.query, context, keep=True)
             assert tasks.cotangents is not None
             found["losses"], ys, pulled = tasks.losses, tasks.outputs[: _visible(engine)], tasks.cotangents
-            finite = torch.isfinite(tasks.losses)
+            finite = tasks.finite
         elif self.batch.query_x is None:
             phi, run = engine.adapt(at, self.support, context, keep=True)
-            lam = _spread(phi[0]).expand_as(phi)
-            ys, pulled, finite = [], engine.pull(run, at, self.support, context, lam, ()), torch.isfinite(phi).all(1)
+            pulled = engine.pull(run, at, self.support, context, self._lam.expand_as(phi), ())
+            ys, finite = [], torch.isfinite(phi + pulled.start).all(1)
         else:
             phi = engine.row(at).expand(self.batch.tasks, -1)
             ys = engine.outputs(phi, self.support, self.query.inputs, context)
@@ -279,7 +281,7 @@ class Trial:
                 pulled = engine.pullback(phi, self.support, self.query.inputs, context, ds)
             else:
                 pulled = Cotangents(torch.zeros_like(phi))
-            ys, finite = ys[: _visible(engine)], torch.ones_like(self._keys, dtype=torch.bool)
+            ys, finite = ys[: _visible(engine)], torch.isfinite(pulled.start).all(1)
         found |= {_numbered("outputs", i, len(ys)): y for i, y in enumerate(ys)}
         return found | self._pulled(pulled, finite)
 
