@@ -181,13 +181,3 @@ def test_triton_without_a_gpu_says_what_it_needs(monkeypatch):
     for call in (lambda: learner(*regression()), learner.explain):
         with pytest.raises(RuntimeError, match=r'backend="triton" needs a CUDA device .* TRITON_INTERPRET is not set'):
             call()
-
-
-def test_support_statistics_of_a_module_that_cannot_be_traced():
-    class Branching(nn.Linear):
-        def forward(self, x):
-            return super().forward(x) if list(x) else x
-
-    learner = learner_of(Branching(2, 1).double(), bn_statistics="support")
-    with pytest.raises(ValueError, match=r'bn_statistics="support" needs a module that torch\.fx can trace'):
-        learner(*regression())

@@ -60,7 +60,7 @@ def test_integer_outputs_have_no_tangent():
     def plain(x, w):
         return tuple(largest(x, w))
 
-    op = Opaque(plain, "max")
+    op = Opaque(plain, "max", smooth=(True, False))
     inputs = randn(T, N, 4), randn(T, 4)
     check_op(op, plain, *inputs)
 
@@ -257,18 +257,6 @@ def test_weight_norm_has_the_right_second_derivative():
         gradients.append([first.v.grad, first.g.grad] if isinstance(first, Normed) else [v.grad, g.grad])
     for got, want in zip(*gradients, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-13)
-
-
-def test_weight_norm_out_of_sight_is_refused():
-    class Hidden(nn.Linear):
-        def forward(self, x):
-            return F.linear(x, torch._weight_norm(self.weight, self.weight.norm(dim=1, keepdim=True), 0))
-
-    model = Hidden(2, 2).double()
-    model.register_forward_hook(lambda *_: None)  # so it is not traced
-    learner = fastmeta.MAML(model, inner_loss=F.mse_loss)
-    with pytest.raises(ValueError, match="second derivative of it is wrong"):
-        learner(*regression(outputs=2))
 
 
 def test_a_scaled_sum_keeps_its_precision():
