@@ -92,16 +92,8 @@ class Bayesian(nn.Module):
 def described(model):
     """All of it, in copies."""
     tensors = {**{name: x.clone() for name, x in model.state_dict().items()}, "plain": model.plain.clone()}
-    rest = (
-        model.kl,
-        model.calls,
-        dict(model.last),
-        list(model.history),
-        dict(model.names),
-        model.space.seen,
-        model.space.more[0].seen,
-    )
-    return tensors, (*rest, model.space.more[0].seen, hasattr(model.a, "seen"))
+    noted = (model.space.seen, model.space.more[0].seen, hasattr(model.a, "seen"))
+    return tensors, (model.kl, model.calls, dict(model.last), list(model.history), dict(model.names), *noted)
 
 
 def assert_as_before(model, before):
