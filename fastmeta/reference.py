@@ -143,7 +143,7 @@ def run_tasks(
     )  # fmt: skip
     wanted = [] if outer is None else [k for k, w in enumerate(outer.weights) if w or k == steps]
     learners = []
-    with torch.inference_mode(False), torch.set_grad_enabled(differentiable), call.running():
+    with torch.inference_mode(False), torch.set_grad_enabled(differentiable), call.running(twice=descend.exact):
         support_x, support_y = _for_autograd(support_x), _for_autograd(support_y)
         if outer is not None:
             outer = replace(outer, query_x=_for_autograd(outer.query_x), query_y=_for_autograd(outer.query_y))
@@ -218,7 +218,7 @@ def task_outputs(
     """
     call = Stateless(module)
     outputs = []
-    with call.running():
+    with call.running(twice=False):
         for t in range(_tasks(x)):
             phi = call.own({name: p[t] for name, p in params.items()})
             quiet = differentiable is not None and not differentiable[t]
@@ -257,11 +257,15 @@ class _Descent:
     first_order: bool
     variant: Variant
 
+    @property
+    def exact(self) -> bool:
+        """Whether inner gradients are differentiated again."""
+        return self.differentiable and not self.first_order and not self.variant.constant_gradients
+
     def __call__(
         self, start: dict[str, Tensor], state: Any, x: Tree, y: Tree, asked: set[int]
     ) -> tuple[dict[int, dict[str, Tensor]], Any]:
-        straight = self.first_order or not self.differentiable
-        exact = not straight and not self.variant.constant_gradients
+        straight, exact = self.first_order or not self.differentiable, self.exact
         phi = {name: p.detach() for name, p in start.items()} if straight else start
         learned: dict[str, Tensor] = {}  # zeros with the graph of what first-order updates learn
         found = {0: self.linked(start, phi, learned) if straight else phi} if 0 in asked else {}

@@ -13,6 +13,7 @@ import types
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import is_dataclass
 from typing import Any
 
 import torch
@@ -61,6 +62,7 @@ class Stateless:
         named = module.named_parameters(remove_duplicate=False)
         self._places = {name: places[id(p)] for name, p in named}
         self._state = _State(modules)
+        self._recurrent = any(isinstance(m, nn.RNNBase) and next(m.parameters()).is_cuda for m in modules)
         self._weight_norm = any(map(_has_weight_norm, modules))
         renormed = [m for m in modules if getattr(m, "max_norm", None) is not None]
         self._renormed: list[tuple[Any, str, Tensor]] = [
@@ -86,12 +88,18 @@ class Stateless:
             self._state.restore()
 
     @contextmanager
-    def running(self) -> Iterator[None]:
-        """What must hold around calls for their results to be differentiated again later, once for many of them."""
+    def running(self, *, twice: bool) -> Iterator[None]:
+        """What must hold around calls, once for many of them, for their results to be differentiated later.
+
+        Args:
+            twice: and again; cuDNN's recurrent layers cannot be, so that others run in their place.
+        """
         with ExitStack() as stack:
             stack.enter_context(_LOCK)
             stack.enter_context(checkpointing_off())
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # the only attention that can be differentiated twice
+            if twice and self._recurrent:
+                stack.enter_context(torch.backends.cudnn.flags(enabled=False))
             if self._weight_norm:
                 stack.enter_context(_WeightNormWrittenOut())
             yield
@@ -105,6 +113,7 @@ class Stateless:
             statistics = SupportStatistics()
             with statistics.recorded():
                 self(support_x)
+            self._state.exchange()  # the query pass too starts from the user's buffers
             with statistics.replayed():
                 return self(x)
         if isinstance(x, dict):
@@ -152,7 +161,7 @@ class _State:
             ]
 
     def _remember(self, value: Any) -> None:
-        """A container and those in it."""
+        """A container and those in it; of other objects, namespaces and dataclasses."""
         if id(value) in self._seen:
             return
         kind = type(value)
@@ -160,7 +169,7 @@ class _State:
             inside = value.values()
         elif kind in (list, tuple, set, deque):
             inside = value
-        elif kind is types.SimpleNamespace:
+        elif kind is types.SimpleNamespace or (is_dataclass(kind) and hasattr(value, "__dict__")):
             self._remember(vars(value))
             return
         else:

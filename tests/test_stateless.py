@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 import threading
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import pytest
@@ -58,6 +59,11 @@ def test_a_loss_that_reads_the_modules_parameters_sees_the_fast_weights(algorith
     agrees(model, loss, batch, algorithm=algorithm, truth=truth)
 
 
+@dataclass
+class Noted:
+    seen: object = None
+
+
 class Bayesian(nn.Module):
     """Leaves its divergence for the loss, and much else."""
 
@@ -65,7 +71,7 @@ class Bayesian(nn.Module):
         super().__init__()
         self.a, self.b = nn.Linear(2, 4), nn.Linear(4, 1)
         self.kl, self.calls, self.last, self.plain = None, 0, {}, torch.zeros(4)
-        self.history, self.names, self.space = [], {"kept": 1}, SimpleNamespace(seen=None)
+        self.history, self.names, self.space = [], {"kept": 1}, SimpleNamespace(seen=None, more=[Noted()])
         self.register_buffer("mean", torch.zeros(4))
         self.register_buffer("var", torch.ones(4))
 
@@ -75,7 +81,7 @@ class Bayesian(nn.Module):
         self.a.seen = h
         self.calls += 1
         self.history.append(h)
-        self.names["h"] = self.space.seen = self.last["h"] = h
+        self.names["h"] = self.space.seen = self.space.more[0].seen = self.last["h"] = h
         self.plain.add_(h.detach().mean(0))
         h = F.batch_norm(h, self.mean, self.var, training=True)
         self.mean.data.add_(self.plain)
@@ -86,14 +92,14 @@ class Bayesian(nn.Module):
 def described(model):
     """All of it, in copies."""
     tensors = {**{name: x.clone() for name, x in model.state_dict().items()}, "plain": model.plain.clone()}
-    rest = (model.kl, model.calls, dict(model.last), list(model.history), dict(model.names), model.space.seen)
-    return tensors, (*rest, hasattr(model.a, "seen"))
+    noted = (model.space.seen, model.space.more[0].seen, hasattr(model.a, "seen"))
+    return tensors, (model.kl, model.calls, dict(model.last), list(model.history), dict(model.names), *noted)
 
 
 def assert_as_before(model, before):
     tensors, rest = described(model)
     torch.testing.assert_close(tensors, before[0], rtol=0, atol=0)
-    assert rest == before[1] == (None, 0, {}, [], {"kept": 1}, None, False)
+    assert rest == before[1] == (None, 0, {}, [], {"kept": 1}, None, None, False)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

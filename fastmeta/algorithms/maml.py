@@ -35,7 +35,8 @@ class FOMAML(MetaLearner):
     """First-order MAML: the query gradient at φ_K stands for the meta-gradient (Finn et al. 2017, section 5.2).
 
     θ ← θ − β mean_t ∇L_q(φ_K). Costs K gradients a task beside the query pass; memory does not grow with K. Arguments
-    as `fastmeta.MAML`.
+    as `fastmeta.MAML`. A learned inner loss gets no gradient here: it reaches φ_K through inner gradients alone, which
+    are constants.
 
     Example:
         >>> fomaml = fastmeta.FOMAML(model, inner_optimizer=fastmeta.SGD(lr=0.4), inner_steps=5)

@@ -29,7 +29,8 @@ class MetaOutput(NamedTuple):
         loss: mean of `task_losses` over the tasks that stayed finite, zero where none did; `loss.backward()` gives the
             meta-gradient.
         task_losses: [T] query losses after adaptation, differentiable.
-        outputs: the module's query outputs [T, M, ...], for metrics; not differentiable (use `adapt` for that).
+        outputs: the module's query outputs [T, M, ...], for metrics; not differentiable (use `adapt` for that). Where
+            their shapes differ from task to task, a tuple of T tensors.
         finite: [T] bool. False: the task's support data, inner loop or loss holds a NaN or infinity; the task is
             left out of `loss` and of the meta-gradient. On a CPU a RuntimeWarning names it.
     """

@@ -49,8 +49,11 @@ def finite_tasks(*trees: Tree) -> Tensor:
         if x.is_floating_point() or x.is_complex():
             # x - x is 0 for finite x and NaN for any other: a tenth of the time of isfinite().all() on a CPU.
             # torch.compile replaces 0 x by 0, so that will not do.
-            zero = x - x
-            zero = zero.flatten(1).sum(1) if x.dim() > 1 else zero
+            if x.is_nested:
+                zero = torch.stack([(task - task).sum() for task in x.unbind()])
+            else:
+                zero = x - x
+                zero = zero.flatten(1).sum(1) if x.dim() > 1 else zero
             drift = zero if drift is None else drift + zero
     if drift is None:
         return torch.ones(leaves[0].shape[0], dtype=torch.bool, device=leaves[0].device)

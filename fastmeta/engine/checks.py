@@ -218,6 +218,8 @@ def _check_samples(leaves: Sequence[tuple[str, Tensor]], why: str) -> None:
         if leaf.dim() < 2:
             raise ValueError(f"{name} must have shape [tasks, samples, ...], got {shape_of(leaf)}, as {why}")
         first, reference = leaves[0]
+        if leaf.is_nested or reference.is_nested:
+            continue  # every task has its own number of them, which its loss compares
         if leaf.shape[1] != reference.shape[1]:
             raise ValueError(
                 f"{name} must hold as many samples as {first}, {reference.shape[1]}, got {leaf.shape[1]}, as {why}; "

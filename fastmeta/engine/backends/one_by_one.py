@@ -39,6 +39,7 @@ class OneByOne:
         options: the learner's.
         batch: of the shapes and trees to come.
         kind: what is asked for beside them.
+        why: the reason for this backend, where it was not asked for; for explain().
     """
 
     records: ClassVar[bool] = True
@@ -46,9 +47,12 @@ class OneByOne:
     runs_by = "autograd through the unrolled loop"
     why = ""  # it runs a program that was meant for the other backends
 
-    def __init__(self, module: nn.Module, program: Program, options: Options, batch: TaskBatch, kind: Kind) -> None:
+    def __init__(
+        self, module: nn.Module, program: Program, options: Options, batch: TaskBatch, kind: Kind, why: str = ""
+    ) -> None:
         _check_adjoint(options.adjoint)
         self._module, self._layout, self._options, self._kind = module, program.layout, options, kind
+        self.why = why
         self._proximal = _proximal(options.prior)
         self._trees = TaskBatch(*pytree.tree_map(lambda leaf: None if leaf is None else True, tuple(_fields(batch))))
         self._keys = torch.zeros(batch.tasks, dtype=torch.int64, device=program.layout.device)

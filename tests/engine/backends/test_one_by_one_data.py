@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from meta_steps import Batch, mlp, regression
-from plain_loop import LEARNERS, agrees, plain_loop
+from plain_loop import LEARNERS, Truth, agrees, plain_loop
 from torch import nn
 
 import fastmeta
@@ -149,6 +149,44 @@ def test_interior_and_boundary_points():
 
     batch = Batch(points(9, 2), None, points(8, 3), None)
     agrees(Both(), lambda out, _: (out[0] - 1).square().mean() + out[1].square().mean(), batch)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_jagged_tensors_hold_tasks_of_other_sizes(algorithm):
+    model, sizes = mlp(2, 4, 1), ((4, 6), (2, 3))
+    tasks = [Batch(*(torch.randn(1, n, d) for n in one for d in (2, 1))) for one in zip(*sizes, strict=True)]
+    truths = [plain_loop(model, F.mse_loss, one, algorithm=algorithm) for one in tasks]
+    grads = {name: sum(truth.grads[name] for truth in truths) / 2 for name in truths[0].grads}
+    truth = Truth(torch.cat([truth.losses for truth in truths]), grads, [])
+    jagged = [torch.nested.nested_tensor([x[0] for x in xs], layout=torch.jagged) for xs in zip(*tasks, strict=True)]
+    agrees(model, F.mse_loss, Batch(*jagged), algorithm=algorithm, truth=truth)
+
+
+def test_autocast_in_forward():
+    """Bfloat16's own error is 1e-3; one task, so that no mean changes how cotangents are rounded."""
+
+    class Autocast(nn.Sequential):
+        def forward(self, x):
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                h = super().forward(x)
+            return h.to(x.dtype)
+
+    model, batch = Autocast(*mlp(2, 4, 1)).float(), regression(tasks=1, dtype=torch.float32)
+    agrees(model, F.mse_loss, batch, rtol=1e-5)
+
+
+def test_a_rule_of_ones_own_takes_real_rows():
+    class Signs(fastmeta.optim.Rule):
+        def step(self, phi, g, state, k, meta):
+            return phi - 0.01 * g.sign(), state
+
+    learner = fastmeta.MAML(Complex(), inner_loss=F.mse_loss, inner_optimizer=Signs(), backend="reference")
+    with pytest.raises(ValueError, match=r"Signs steps rows of real numbers, .* complex parameters"):
+        learner(*regression())
+    model, batch = InDtype(torch.float32), regression()
+    got = fastmeta.MAML(model, inner_loss=F.mse_loss, inner_optimizer=Signs(), backend="reference").adapt(*batch[:2])
+    for name, p in got.parameters().items():
+        assert torch.allclose((p - model.get_parameter(name)).abs().max(), torch.tensor(0.01, dtype=p.dtype), rtol=1e-4)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
