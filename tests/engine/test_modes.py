@@ -13,7 +13,6 @@ from torch.func import functional_call
 
 import fastmeta
 
-
 pytestmark = pytest.mark.filterwarnings("ignore:BatchNorm1d '1' tracks running statistics")
 
 
