@@ -38,10 +38,12 @@ def check_row(start: Tensor, layout: Layout) -> None:
 
 def check_layout(adapted: Layout, now: Layout) -> None:
     """Raises where the module no longer has the parameters that were adapted."""
-    if adapted.names != now.names or adapted.shapes != now.shapes:
+    then, after = (dict(zip(layout.names, layout.shapes, strict=True)) for layout in (adapted, now))
+    if then != after:
+        others = sorted({name for name, _ in then.items() ^ after.items()})
         raise ValueError(
-            f"the module's parameters are no longer those that were adapted: {sorted({*adapted.names} ^ {*now.names})} "
-            "came, went, or have another shape. Adapt again"
+            f"the module's parameters are no longer those that were adapted: {others} came, went, or have another "
+            "shape. Adapt again"
         )
 
 

@@ -15,6 +15,15 @@ from torch import nn
 # of what it is handed. All attributes of their objects count, as nobody looks which of them are read. (Through all that
 # a BERT's code mentions of transformers a walk takes seconds.)
 _LIBRARIES = sys.stdlib_module_names | {"torch", "numpy", "triton", "fastmeta"}
+# Those that run and log a training: what they hold changes at every step, and no forward depends on it.
+_RUNNERS = frozenset(
+    {
+        *("lightning", "pytorch_lightning", "lightning_fabric", "accelerate", "ignite", "wandb", "mlflow", "hydra"),
+        *("tensorboard", "tensorboardX", "tqdm", "pytest", "_pytest", "pluggy"),
+    }
+)
+# Bases that hold nothing.
+_BARE = frozenset({"abc", "typing", "typing_extensions", "enum"})
 _INSTALLED = ("site-packages", "dist-packages")
 # Standard classes that hold a user's settings; of the others (loggers, locks, files) an object counts by identity.
 _HOLDERS = ("types", "argparse", "functools", "collections", "dataclasses")
@@ -116,15 +125,16 @@ def is_opened(cls: type) -> bool:
     if any(c.__module__.startswith("fastmeta.") for c in cls.__mro__):
         return False
     name = f"{cls.__module__}."
-    if name.partition(".")[0] not in _LIBRARIES:
-        return True
+    package = name.partition(".")[0]
+    if package not in _LIBRARIES:
+        return package not in _RUNNERS
     return name.startswith(_TORCH_HOLDERS) or name.partition(".")[0] in _HOLDERS
 
 
 @lru_cache(maxsize=1024)
 def hides(cls: type) -> bool:
     """Whether an object of an opened class may hold more than its attributes show: a library's class is beneath."""
-    plain = {"abc", "typing", "typing_extensions", "enum", *_HOLDERS}
+    plain = {*_BARE, *_HOLDERS}
     return any(is_library(c.__module__) and c is not object and c.__module__ not in plain for c in cls.__mro__)
 
 
@@ -132,8 +142,10 @@ def hides(cls: type) -> bool:
 def reads_any(cls: type) -> bool:
     """Whether any attribute of an object counts: code of a library may read it, or code that names no attributes."""
     plain = (object, nn.Module, nn.Sequential, nn.ModuleList, nn.ModuleDict)
-    if any(is_library(c.__module__) and c not in plain for c in cls.__mro__):
-        return True
+    for c in cls.__mro__:
+        silent = c in plain or c.__module__ in _BARE or c.__module__.partition(".")[0] in _RUNNERS
+        if is_library(c.__module__) and not silent:
+            return True
     return any("__getattr__" in vars(c) or "__getattribute__" in vars(c) for c in users_classes(cls))
 
 

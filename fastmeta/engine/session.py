@@ -219,7 +219,9 @@ class PlanCache:
         self._backends: Recent[Hashable, Backend] = Recent()
         self._verdicts: Recent[Hashable, Verdict] = Recent()
         self._warned: set[str] = set()
-        self._compiled: dict[Hashable, int] = {}  # how many states of module and losses a call was compiled for
+        self._compiled: Recent[Hashable, list[int]] = (
+            Recent()
+        )  # how many states of module and losses a call was compiled for
         self._watch = Watch()
         self._latest: _Latest | None = None
         self._plain: tuple[ModuleState, Options, int, tuple[Program, MetaInputs, Kind]] | None = (
@@ -284,8 +286,9 @@ class PlanCache:
 
     def _count_compiled(self, call: Hashable) -> None:
         """Warns once of a learner that compiles the same call again and again."""
-        self._compiled[call] = self._compiled.get(call, 0) + 1
-        if self._compiled[call] > _MANY_COMPILED:
+        count = self._compiled.get(call, lambda: [0])
+        count[0] += 1
+        if count[0] > _MANY_COMPILED:
             self._warn_once(_OFTEN_COMPILED)
 
     def _graphs_of(self, backend: Backend) -> MetaStepGraphs | None:

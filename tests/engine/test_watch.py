@@ -190,3 +190,18 @@ def test_more_values_than_are_looked_into_count_as_one(monkeypatch):
     assert watch.look(model).key != first.key
     model.a.weight.requires_grad_(False)
     assert len(watch.look(model).trainable) == 3
+
+
+def test_a_users_own_python_module_counts(tmp_path, monkeypatch):
+    (tmp_path / "settings_of_a_test.py").write_text("scale = 1.0\nunread = 0\ndef read():\n    return scale\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    import settings_of_a_test as settings  # pyright: ignore[reportMissingImports]
+
+    for read in (lambda _: settings.scale, lambda _: settings.read()):
+        model, watch = Reads(read), Watch()
+        settings.scale = 1.0
+        first = watch.look(model)
+        settings.unread += 1
+        assert watch.look(model) is first
+        settings.scale = 2.0
+        assert watch.look(model).key != first.key
