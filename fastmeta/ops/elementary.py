@@ -35,6 +35,15 @@ def _power_pull(d: Tensor, x: Tensor, exponent: float) -> Tensor:
     return d * x * 2 if exponent == 2 else exponent * x.pow(exponent - 1) * d
 
 
+def _huber(x: Tensor, delta: float) -> Tensor:
+    """Huber 1964: x² / 2 up to delta, then linear."""
+    return torch.where(x.abs() < delta, 0.5 * x * x, delta * (x.abs() - 0.5 * delta))
+
+
+def _huber_pull(d: Tensor, x: Tensor, delta: float) -> Tensor:
+    return d * x.clamp(-delta, delta)
+
+
 def _erf_slope(x: Tensor) -> Tensor:
     return torch.exp(-x * x) * (2.0 / math.sqrt(math.pi))
 
@@ -64,6 +73,7 @@ ELEMENTARY: dict[str, Kind] = {
     "erf": Kind(torch.erf, _erf_slope, lambda x: -2 * x * _erf_slope(x), True),
     "exp": Kind(torch.exp, torch.exp, torch.exp, True),
     "expm1": Kind(torch.expm1, torch.exp, torch.exp, True),
+    "huber": Kind(_huber, None, lambda x, delta: (x.abs() < delta).to(x.dtype), False, _huber_pull),
     "log": Kind(torch.log, torch.reciprocal, lambda x: -(x * x).reciprocal(), False),
     "log1p": Kind(torch.log1p, _log1p_slope, lambda x: -_log1p_slope(x).square(), False),
     "pow": Kind(torch.pow, None, _power_curvature, False, _power_pull),

@@ -43,9 +43,10 @@ class Linear(Bilinear):
         return y if x.dim() == 3 else y.view(*x.shape[:-1], w.shape[1])
 
     def product_plus(self, y: Tensor | None, x: Tensor, w: Tensor) -> Tensor:
-        if x.dim() != 3 or shared(w):
+        if y is None or shared(w):
             return super().product_plus(y, x, w)
-        return _product(x, w.transpose(1, 2), y)
+        z = _product(_rows(x), w.transpose(1, 2), _rows(y))
+        return z if x.dim() == 3 else z.view(*x.shape[:-1], w.shape[1])
 
     def product_backward(
         self, dy: Tensor, x: Tensor, w: Tensor, need_x: bool, need_w: bool
@@ -61,13 +62,13 @@ class Linear(Bilinear):
     def product_backward_plus(
         self, d: tuple[Tensor | None, Tensor | None], dy: Tensor, x: Tensor, w: Tensor, need_x: bool, need_w: bool
     ) -> tuple[Tensor | None, Tensor | None]:
-        if dy.dim() != 3 or shared(w):
+        (dx, dw), rows = d, _rows(dy)
+        if shared(w) or (need_x and dx is None):
             return super().product_backward_plus(d, dy, x, w, need_x, need_w)
-        dx, dw = d
-        return (
-            _product(dy, w, dx) if need_x else dx,
-            _product(dy.transpose(1, 2), x, dw) if need_w else dw,
-        )
+        if need_x and dx is not None:
+            flat = _product(rows, w, _rows(dx))
+            dx = flat if dx.dim() == 3 else flat.view(dx.shape)
+        return dx, _product(rows.transpose(1, 2), _rows(x), dw) if need_w else dw
 
     def backward_dot(
         self, saved: Factors, saved_dot: FactorsDot, dy: Tensor, dy_dot: Tensor, needs: Needs

@@ -37,6 +37,7 @@ CASES = {
     "atan": (Activation("atan"), torch.atan),
     "cos": (Activation("cos"), torch.cos),
     "erf": (Activation("erf"), torch.erf),
+    "huber": (Activation("huber", (0.7,)), lambda x: torch.where(x.abs() < 0.7, x * x / 2, 0.7 * (x.abs() - 0.35))),
     "square": (Activation("pow", (2.0,)), torch.square),
 }
 # those with a pole, an edge or more than a float holds, and where they are looked at

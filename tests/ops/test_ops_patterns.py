@@ -21,6 +21,7 @@ from fastmeta.ops.conv_block import ConvBlock
 from fastmeta.ops.cross_entropy import CrossEntropy
 from fastmeta.ops.divide import Div
 from fastmeta.ops.dropout import Dropout
+from fastmeta.ops.einsum import Einsum
 from fastmeta.ops.embedding import Embedding
 from fastmeta.ops.group_norm import GroupNorm
 from fastmeta.ops.index import Gather, Index
@@ -192,6 +193,11 @@ CASES = {
     "logsumexp": lambda: (LogSumExp((0,), False), lambda x: x.logsumexp(0), randn(T, N, C)),
     "matmul": lambda: (Matmul(), torch.matmul, randn(T, N, C), randn(T, C, 4)),
     "matmul, broadcast": lambda: (Matmul(), torch.matmul, randn(T, 2, 1, N, C), randn(T, 3, C, 4)),
+    "einsum": lambda: (
+        Einsum("nic", "jc", "nj"),
+        lambda x, w: torch.einsum("nic,jc->nj", x, w),
+        *(randn(T, N, 2, C), randn(T, 4, C)),
+    ),
     "where": lambda: (Where(), torch.where, randn(T, N, C) > 0, randn(T, N, C), randn(T, C)),
     "where, a number": lambda: (Where(a=-2.0), lambda c, b: torch.where(c, -2.0, b), randn(T, N, C) > 0, randn(T, C)),
     "maximum": lambda: (Extremum(True), torch.maximum, randn(T, N, C), randn(T, C)),

@@ -14,13 +14,19 @@ from fastmeta.ops.arithmetic import Add, Mul
 from fastmeta.ops.conv2d import Conv2d
 from fastmeta.ops.conv_block import ConvBlock
 from fastmeta.ops.cross_entropy import CrossEntropy
+from fastmeta.ops.divide import Div
 from fastmeta.ops.embedding import Embedding
 from fastmeta.ops.group_norm import GroupNorm
+from fastmeta.ops.index import Index
 from fastmeta.ops.linear import Linear
+from fastmeta.ops.matmul import Matmul
 from fastmeta.ops.mse import MSE
 from fastmeta.ops.norm import batch_norm, layer_norm
 from fastmeta.ops.pool import AvgPool2d, MaxPool2d
 from fastmeta.ops.shape import Concatenate, Select
+from fastmeta.ops.softmax import LogSoftmax, Softmax
+from fastmeta.ops.spread import Spread
+from fastmeta.ops.where import Where
 
 EPS = 1e-3
 
@@ -152,7 +158,53 @@ def mse(draw, tasks):
     return MSE(), F.mse_loss, randn(tasks, *shape), randn(tasks, *shape)
 
 
+def matrix_product(draw, tasks):
+    batch = [size(draw, 3) for _ in range(draw.randint(0, 2))]
+    n, k, m = (size(draw, 5) for _ in range(3))
+    x, w = ([b if draw.random() < 0.7 else 1 for b in batch] for _ in range(2))
+    x = x[draw.randint(0, len(x)) :] if draw.random() < 0.3 else x
+    return Matmul(), torch.matmul, randn(tasks, *x, n, k), randn(tasks, *w, k, m)
+
+
+def softmaxed(draw, tasks):
+    shape = [size(draw, 4) for _ in range(draw.randint(1, 3))]
+    dim = draw.randrange(len(shape))
+    op, plain = draw.choice([(Softmax(dim), torch.softmax), (LogSoftmax(dim), torch.log_softmax)])
+    return op, lambda x: plain(x, dim), randn(tasks, *shape)
+
+
+def divided(draw, tasks):
+    _, _, a, b = broadcast(draw, tasks)
+    return Div(), torch.div, a, b.exp()
+
+
+def chosen(draw, tasks):
+    _, _, a, b = broadcast(draw, tasks)
+    condition = randn(tasks, *(b.shape[1:] if draw.random() < 0.5 else ())) > 0
+    return Where(), torch.where, condition, a, b
+
+
+def spread(draw, tasks):
+    shape = [size(draw, 3) + 1 for _ in range(draw.randint(1, 3))]
+    dims = tuple(draw.sample(range(len(shape)), draw.randint(1, len(shape))))
+    return Spread(dims, False, True, True, 1), lambda x: x.std(dims), randn(tasks, *shape)
+
+
+def indexed(draw, tasks):
+    shape = [size(draw, 4) for _ in range(3)]
+    dims = draw.choice([(0,), (2,), (0, 1), (0, 2), (1, 2)])
+    wide = tuple(size(draw, 3) for _ in range(draw.randint(0, 2)))
+    indices = [torch.randint(-shape[d], shape[d], (tasks, *wide)) for d in dims]
+
+    def plain(x, *indices):
+        each = dict(zip(dims, indices, strict=True))
+        return x[tuple(each.get(d, slice(None)) for d in range(3))]
+
+    return Index(dims, 0 if dims == (0, 2) else dims[0]), plain, randn(tasks, *shape), *indices
+
+
 FAMILIES = [
+    matrix_product, softmaxed, divided, chosen, spread, indexed,
     linear, broadcast, batch_normed, layer_normed, group_normed, convolution, conv_block, pooled, concatenated,
     selected, embedded, cross_entropy, mse,
 ]  # fmt: skip

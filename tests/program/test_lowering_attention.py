@@ -67,6 +67,38 @@ def test_softmax_in_every_form():
     check_rule(lambda to, x: attention.logsumexp(to, x, (0, -1)), lambda x: x.logsumexp((0, 1)), x)
 
 
+@pytest.mark.parametrize(
+    "equation, x, w",
+    [
+        ("bhnd,bhmd->bhnm", (2, 3, N, 4), (2, 3, 7, 4)),
+        ("nd, de", (N, 4), (4, 3)),
+        ("nd,ed->n", (N, 4), (3, 4)),
+        ("i,j->ji", (N,), (4,)),
+        ("ij,ij->", (N, 4), (N, 4)),
+        ("ijk,kl->lj", (N, 1, 4), (4, 3)),
+    ],
+)
+def test_einsum(equation, x, w):
+    plain = lambda x, w: torch.einsum(equation, x, w)  # noqa: E731
+    check_rule(lambda to, x, w: attention.einsum(to, equation, x, w), plain, randn(T, *x), randn(T, *w))
+    check_rule(lambda to, x, w: attention.einsum(to, equation, (x, w)), plain, randn(T, *x), randn(T, *w))
+
+
+def test_einsum_of_one_tensor():
+    for equation in ("ijk->ki", "ijk->kji", "kij"):
+        plain = lambda x, e=equation: torch.einsum(e, x)  # noqa: E731
+        check_rule(lambda to, x, e=equation: attention.einsum(to, e, x), plain, randn(T, N, 3, 4))
+
+
+@pytest.mark.parametrize("equation", ["...i,i", "ii,ij", "ij,jk,kl->il", "ij,kj->Z", "ijk,kl->il", "ij,jk->ik"])
+def test_einsum_that_is_not_known(equation):
+    to = Sketch()
+    slots = [to.slot(torch.zeros(3, 4)) for _ in equation.split("->")[0].split(",")]
+    slots[1] = to.slot(torch.zeros(1, 4))
+    with pytest.raises(NotKnown, match="einsum"):
+        attention.einsum(to, equation, *slots)
+
+
 MASKS = {
     "none": {},
     "causal": {"is_causal": True},

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 
 from fastmeta.ops.arithmetic import Add, Scale
+from fastmeta.ops.einsum import Einsum
 from fastmeta.ops.linear import Linear
 from fastmeta.ops.matmul import Matmul
-from fastmeta.ops.shape import Permute, Reshape
+from fastmeta.ops.shape import Permute, Reduce, Reshape
 from fastmeta.ops.softmax import LogSoftmax, LogSumExp, Softmax
 from fastmeta.ops.where import Where
 
@@ -128,6 +129,35 @@ def _sum(to: Lower, x: Slot, product: Slot, beta: float, alpha: float) -> Slot:
         return product if alpha == 1 else to.emit(Scale(float(alpha)), product)
     scaled = x if beta == 1 else to.emit(Scale(float(beta)), x)
     return to.emit(Add(float(alpha)), scaled, product)
+
+
+def einsum(to: Lower, equation: str, *operands: Any) -> Slot:
+    """Of one or two tensors, without an ellipsis and without a letter twice in one of them."""
+    tensors = operands[0] if len(operands) == 1 and isinstance(operands[0], list | tuple) else operands
+    if not isinstance(equation, str) or "." in equation or len(tensors) not in (1, 2):
+        raise NotKnown("an einsum with an ellipsis, of numbered dimensions or of more than two tensors")
+    left, arrow, y = equation.replace(" ", "").partition("->")
+    names = left.split(",")
+    letters = left.replace(",", "")
+    if not arrow:  # those that occur once, in alphabetical order
+        y = "".join(sorted(c for c in set(letters) if letters.count(c) == 1))
+    if any(len(set(name)) < len(name) for name in (*names, y)) or "Z" in letters or not set(y) <= set(letters):
+        raise NotKnown("an einsum with a letter twice")
+    if [len(name) for name in names] != [len(t.shape) for t in tensors]:
+        raise NotKnown("an einsum with other numbers of dimensions")
+    _check_dtypes(*tensors)
+    sizes: dict[str, int] = {}
+    for name, tensor in zip(names, tensors, strict=True):
+        for letter, size in zip(name, tensor.shape, strict=True):
+            if sizes.setdefault(letter, size) != size:
+                raise NotKnown("an einsum that broadcasts")
+    if len(tensors) == 2:
+        return to.emit(Einsum(names[0], names[1], y), *tensors)
+    (x,), (name,) = tensors, names
+    summed = tuple(i for i, letter in enumerate(name) if letter not in y)
+    x = to.emit(Reduce(summed, False, False), x) if summed else x
+    kept = [letter for letter in name if letter in y]
+    return to.emit(Permute(tuple(kept.index(letter) for letter in y)), x)
 
 
 def scaled_dot_product_attention(
