@@ -6,7 +6,6 @@ shapes, and the ones used last are kept.
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from functools import partial
@@ -26,6 +25,7 @@ from .backends.base import Backend, Planned
 from .backends.cuda_graph import REFERENCE, MetaStepGraphs
 from .backends.one_by_one import OneByOne
 from .batch import TaskBatch, Tree, finite_tasks
+from .boundary import in_turn
 from .checks import check_batch, check_trainable, warn_running_statistics
 from .meta_step import MetaGradient, MetaInputs, only_finite
 from .notices import warn_user
@@ -150,11 +150,11 @@ class Session(NamedTuple):
             return found
         return only_finite(found, finite_tasks(self.support.inputs, phi))
 
+    @in_turn
     def on(self, query_x: Tree) -> Session:
         """The same tasks with query inputs, planned for their shapes."""
         batch = TaskBatch(self.batch.support_x, self.batch.support_y, query_x)
-        with _PLANNING:
-            backend = self.plans.backend(self.program, self.module, self.options, batch, self.kind, with_loss=False)
+        backend = self.plans.backend(self.program, self.module, self.options, batch, self.kind, with_loss=False)
         return self._replace(batch=batch, backend=backend, query=Data(leaves_of(query_x), ()))
 
     def _recording(self) -> AbstractContextManager[Any]:
@@ -189,7 +189,6 @@ class Session(NamedTuple):
                 setattr(backend, "allow_tf32", value)  # noqa: B010
 
 
-_PLANNING = threading.RLock()  # while a module is planned and proved it holds other tensors than its own
 _PLAIN = Call(0)[1:]  # of an algorithm that says nothing of its own
 _Moves = tuple[bool, ...] | None  # of the trainable parameters, in order; None: all
 _Latest = tuple[Program, Options, Hashable, Backend]
@@ -216,14 +215,14 @@ class PlanCache:
     def __reduce__(self) -> tuple[Any, ...]:
         return PlanCache, ()
 
+    @in_turn
     def open(self, module: nn.Module, options: Options, batch: TaskBatch, call: Call) -> Session:
         """A session on `batch`, which is checked; without a query set only `adapt` may be called on it."""
+        state = self._watch.look(module)
         support = Data(leaves_of(batch.support_x), leaves_of(batch.support_y))
+        program, at, kind = self._inputs(module, state, options, batch, support, call)
         with_loss = batch.query_x is not None
-        with _PLANNING:
-            state = self._watch.look(module)
-            program, at, kind = self._inputs(module, state, options, batch, support, call)
-            backend = self.backend(program, module, options, batch, kind, with_loss=with_loss)
+        backend = self.backend(program, module, options, batch, kind, with_loss=with_loss)
         graphs = self._graphs_of(backend) if options.cuda_graph and with_loss else None
         context = Context(at.shared, program.constants(), backend.keys())
         query = Data(leaves_of(batch.query_x), leaves_of(batch.query_y))
