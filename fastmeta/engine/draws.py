@@ -35,6 +35,11 @@ class SameDraws(TorchFunctionMode):
         super().__init__()
         self._keys, self._by_step, self._without = keys, by_step, without
         self._step, self._layer = 0, 0
+        device = keys.device
+        self._generators = [torch.default_generator]
+        if device.type == "cuda":
+            index = torch.cuda.current_device() if device.index is None else device.index
+            self._generators.append(torch.cuda.default_generators[index])
         self._inside: list[Any] = []  # Python functions of PyTorch's that are being looked into
 
     def next_step(self) -> None:
@@ -59,20 +64,20 @@ class SameDraws(TorchFunctionMode):
                     return inside(*args, **kwargs)
             finally:
                 self._inside.remove(func)
-        torch.manual_seed(seed_of(int(self._now), self._layer))
-        before = self._state()
+        # the generators themselves: torch.manual_seed would note its caller for each that is not there yet
+        seed = seed_of(int(self._now), self._layer)
+        for generator in self._generators:
+            generator.manual_seed(seed)
+        before = [generator.get_state() for generator in self._generators]
         out = func(*args, **kwargs)
-        self._layer += not torch.equal(before, self._state())  # it has drawn
+        after = [generator.get_state() for generator in self._generators]
+        self._layer += not all(map(torch.equal, before, after))  # it has drawn
         return out
 
     def _inside_of(self, func: Any) -> Callable[..., Any] | None:
         """A function of `torch.nn.functional` whose own calls a plan sees."""
         known = isinstance(func, types.FunctionType) and func.__module__ == F.__name__ and func not in self._inside
         return no_torch_function_checks(func) if known else None
-
-    def _state(self) -> Tensor:
-        device = self._keys.device
-        return torch.cuda.get_rng_state(device) if device.type == "cuda" else torch.get_rng_state()
 
     def _dropout(self, *args: Any, **kwargs: Any) -> Tensor:
         given = _DROPOUT.bind(*args, **kwargs)

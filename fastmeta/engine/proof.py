@@ -9,7 +9,6 @@ rule, clipping, priors, more steps; an inner step here is one of plain gradient 
 from __future__ import annotations
 
 import random
-import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -37,8 +36,6 @@ from .trial import Trial, apart, moved
 
 _SECONDS = 0.4
 """What a proof may take, as far as that is known before: a program that would take longer is proved on fewer samples."""
-
-_LOCK = threading.RLock()  # a module holds other parameters while it is proved
 
 
 class Verdict(NamedTuple):
@@ -85,7 +82,7 @@ def prove(
         Exception: what the plain loop itself raises, with a note.
     """
     flags = tuple(wanted(tree) for tree in _trees(batch))
-    with _LOCK, _undisturbed(program.layout.device):
+    with _undisturbed(program.layout.device):
         given = _Given(
             engine, program, _plain(options), _two_tasks(batch), flags, min(kind.steps, 1), with_loss
         )  # fmt: skip
@@ -112,11 +109,12 @@ def _proved(given: _Given) -> Verdict:
         except Exception as error:
             failure = failure or f"its sweeps raise {type(error).__name__}: {_first_line(error)}"
             continue
-        worst = max(differences, key=lambda d: d.error)
-        if worst.error <= way.trial.tolerance:
+        wrong = [d for d in differences if d.error > way.trial.tolerance]
+        if not wrong:
             of = ", ".join(f"{d.name} {d.error:.0e}" for d in differences)
             return Verdict(f"{of} off plain autograd in {way.trial.setting()}{way.remark}")
-        found = f"{worst.name} differs by {worst.error:.1e}{worst.where} from plain autograd in {way.trial.setting()}"
+        first = wrong[0]  # what comes after it, comes of it
+        found = f"{first.name}: {first.error:.1e}{first.where} off plain autograd in {way.trial.setting()}"
     return Verdict("", found or failure, bool(found))
 
 

@@ -24,6 +24,7 @@ from .backends.base import Backend, Planned
 from .backends.cuda_graph import REFERENCE, MetaStepGraphs
 from .backends.one_by_one import OneByOne
 from .batch import TaskBatch, Tree, finite_tasks
+from .boundary import in_turn
 from .call import check_layout, check_row, checked_start, checked_weights, signature, trainable_alone
 from .checks import check_batch, check_trainable, warn_running_statistics
 from .meta_step import MetaGradient, MetaInputs, only_finite
@@ -150,6 +151,7 @@ class Session(NamedTuple):
             return found
         return only_finite(found, finite_tasks(self.support.inputs, phi))
 
+    @in_turn
     def on(self, query_x: Tree) -> Session:
         """The same tasks with query inputs, planned for their shapes and for the module as it is now."""
         batch, query = TaskBatch(self.batch.support_x, self.batch.support_y, query_x), Data(leaves_of(query_x), ())
@@ -235,6 +237,7 @@ class PlanCache:
     def __reduce__(self) -> tuple[Any, ...]:
         return PlanCache, ()
 
+    @in_turn
     def open(self, module: nn.Module, options: Options, batch: TaskBatch, call: Call) -> Session:
         """A session on `batch`, which is checked; without a query set only `adapt` may be called on it."""
         state = self.state(module, options)
