@@ -354,7 +354,7 @@ def wide(x: Tensor) -> Tensor:
 
 def in_float64(layout: Layout) -> Layout:
     """A layout of the same places with float64 in them."""
-    return replace(layout, dtype=_wide_dtype(layout.dtype))
+    return replace(layout, dtype=_wide_dtype(layout.dtype), dtypes=tuple(map(_wide_dtype, layout.dtypes)))
 
 
 def _wide_dtype(dtype: torch.dtype) -> torch.dtype:
