@@ -41,12 +41,51 @@ def _block(inputs: int, outputs: int, *, padding: int) -> list[nn.Module]:
     return [nn.Conv2d(inputs, outputs, 3, padding=padding), norm, nn.ReLU(), nn.MaxPool2d(2)]
 
 
+class Residual(nn.Module):
+    """x + f(x)."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.inner(x)
+
+
+def mobilenet(channels: int, *, ways: int) -> nn.Sequential:
+    """MobileNetV2 (Sandler et al. 2018) for small images: a stem, five inverted residuals, a last convolution, a head."""
+    blocks = [_stage(3, channels, kernel=3, stride=2)]
+    inputs = channels
+    for factor, outputs, stride in ((1, channels, 1), (6, channels, 1), (6, 2 * channels, 2), (6, 2 * channels, 1),
+                                    (6, 4 * channels, 2)):  # fmt: skip
+        blocks.append(_inverted_residual(inputs, outputs, factor=factor, stride=stride))
+        inputs = outputs
+    blocks.append(_stage(inputs, 8 * channels, kernel=1))
+    return nn.Sequential(*blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8 * channels, ways))
+
+
+def _inverted_residual(inputs: int, outputs: int, *, factor: int, stride: int) -> nn.Module:
+    """Wider by `factor`, a convolution of every channel by itself, and narrow again without an activation."""
+    hidden = factor * inputs
+    widen = [_stage(inputs, hidden, kernel=1)] if factor > 1 else []
+    depthwise = _stage(hidden, hidden, kernel=3, stride=stride, groups=hidden)
+    block = nn.Sequential(*widen, depthwise, _stage(hidden, outputs, kernel=1)[:2])
+    return Residual(block) if stride == 1 and inputs == outputs else block
+
+
+def _stage(inputs: int, outputs: int, *, kernel: int, stride: int = 1, groups: int = 1) -> nn.Sequential:
+    convolution = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+    norm = nn.BatchNorm2d(outputs, track_running_stats=False)
+    return nn.Sequential(convolution, norm, nn.ReLU6(inplace=True))
+
+
 NETWORKS: dict[str, Callable[[int], nn.Sequential]] = {
     "sinusoid-mlp": sinusoid_mlp,
     "conv4-omniglot-5": lambda channels: conv4(in_channels=1, channels=channels, image=28, ways=5),
     "conv4-omniglot-20": lambda channels: conv4(in_channels=1, channels=channels, image=28, ways=20),
     "conv4-mini": lambda channels: conv4(in_channels=3, channels=channels, image=84, ways=5),
     "conv3-torchbench": conv3,
+    "mobilenet": lambda channels: mobilenet(channels, ways=5),
     "siren": lambda width: siren(width=width),  # 2-width-width-width-3 with sin(30 x) (Sitzmann et al. 2020)
 }
 """Builds a network of a width (hidden units or filters) in float32, under the caller's random state."""

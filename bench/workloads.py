@@ -133,6 +133,11 @@ WORKLOADS = {
         _mini("mini-5w5s", support=25, data_seed=4, on_cpu=1),
         _siren("siren-64", tasks=16, pixels=4096, on_cpu=(("tasks", 2), ("support", 1024), ("query", 1024))),
         _siren("siren-8", tasks=1, pixels=64),
+        # Sandler et al. 2018, on small images: 5 ways, 2 shots
+        Workload(
+            "mobilenet", "mobilenet", (3, 32, 32), "cross_entropy", tasks=16, support=10, query=15, steps=2, lr=0.05,
+            width=16, outputs=5, distinct=4, on_cpu=(("tasks", 4), ("query", 10)),
+        ),
     )
 }  # fmt: skip
 

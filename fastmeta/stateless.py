@@ -31,6 +31,7 @@ from fastmeta.internals import (
 )
 
 _LOCK = threading.RLock()  # two threads must not put weights into one module at a time
+_NUMBERS = (bool, int, float, str)
 _MOST = 1000  # entries of a list or dict that is looked after: a vocabulary is none that forward writes
 
 
@@ -61,7 +62,7 @@ class Stateless:
                     places.setdefault(id(p), []).append((m._parameters, key))
         named = module.named_parameters(remove_duplicate=False)
         self._places = {name: places[id(p)] for name, p in named}
-        self._state = _State(modules)
+        self._state = State(modules)
         self._recurrent = any(isinstance(m, nn.RNNBase) and next(m.parameters()).is_cuda for m in modules)
         self._weight_norm = any(map(_has_weight_norm, modules))
         renormed = [m for m in modules if getattr(m, "max_norm", None) is not None]
@@ -142,12 +143,13 @@ def stacked(outputs: Sequence[Any]) -> Any:
     return pytree.tree_map(stack, *outputs)
 
 
-class _State:
+class State:
     """All that forward could write in some modules, as it was, but for their parameters' values."""
 
     def __init__(self, modules: list[nn.Module]) -> None:
         self._copied: list[tuple[dict[str, Any], str, Tensor]] = []  # where copies of tensors go
         self._filled: list[tuple[Callable[[Any], None], Any]] = []  # how to put back what a container held
+        self._held: list[tuple[dict[str, Any], dict[str, Any]]] = []  # dicts, and what was in them
         self._empty: list[Any] = []
         self._seen: set[int] = set()
         for m in modules:
@@ -181,7 +183,10 @@ class _State:
                 return
             if len(value) > _MOST:
                 return
-            self._filled.append((_RESTORES[kind](value), value.copy()))
+            before = value.copy()
+            self._filled.append((_RESTORES[kind](value), before))
+            if isinstance(value, dict):
+                self._held.append((value, before))
         for x in inside:
             self._remember(x)
 
@@ -193,7 +198,17 @@ class _State:
                 copies[id(x)] = x.clone()
             holder[key] = copies[id(x)]
 
+    def history(self) -> str:
+        """The name of an attribute that a forward left with another number or text than it had: a counter, a flag."""
+        for holder, before in self._held:
+            for name, value in holder.items():
+                old = before.get(name)
+                if value is not old and type(value) in _NUMBERS and (type(value), value) != (type(old), old):
+                    return str(name)
+        return ""
+
     def restore(self) -> None:
+        """All is as it was."""
         for put_back, held in self._filled:
             put_back(held)
         if any(self._empty):
@@ -241,11 +256,12 @@ class _WeightNormWrittenOut(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         if func is weight_norm_op:
-            return _weight_norm(*args, **(kwargs or {}))
+            return written_out_weight_norm(*args, **(kwargs or {}))
         return func(*args, **(kwargs or {}))
 
 
-def _weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+def written_out_weight_norm(v: Tensor, g: Tensor, dim: int = 0) -> Tensor:
+    """g v / ‖v‖ with a norm for each index of `dim`; -1: one for all."""
     dims = [i for i in range(v.dim()) if dim == -1 or i != dim % v.dim()]
     return v * (g / v.square().sum(dims, keepdim=True).sqrt()) if dims else v * (g / v.abs())
 

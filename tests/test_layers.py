@@ -23,7 +23,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "fastmeta.optim": (),
     "fastmeta.models": (),
     "fastmeta.tasks": (),
-    "fastmeta.program": ("fastmeta.ops",),
+    "fastmeta.program": ("fastmeta.ops", "fastmeta.stateless"),
     "fastmeta.engine": ("fastmeta.program", "fastmeta.ops", "fastmeta.optim"),
     "fastmeta.engine.backends": (
         *("fastmeta.engine", "fastmeta.program", "fastmeta.ops", "fastmeta.optim"),

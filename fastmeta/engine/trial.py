@@ -356,9 +356,7 @@ def wide(x: Tensor) -> Tensor:
 
 def in_float64(layout: Layout) -> Layout:
     """A layout of the same places with float64 in them."""
-    each: tuple[torch.dtype, ...] | None = getattr(layout, "dtypes", None)  # where parameters may be of several
-    dtypes = {} if each is None else {"dtypes": tuple(map(_wide_dtype, each))}
-    return replace(layout, dtype=_wide_dtype(layout.dtype), **dtypes)
+    return replace(layout, dtype=_wide_dtype(layout.dtype), dtypes=tuple(map(_wide_dtype, layout.dtypes)))
 
 
 def _wide_dtype(dtype: torch.dtype) -> torch.dtype:

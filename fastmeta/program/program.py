@@ -22,8 +22,8 @@ from fastmeta.internals import (
     reparametrized,
     weight_norm_op,
 )
+from fastmeta.stateless import State, written_out_weight_norm
 
-from .attributes import attributes_kept
 from .builder import Builder, ProgramSource
 from .layout import Layout
 from .lowering import RULES
@@ -32,9 +32,8 @@ from .recorder import Recorder, hooked, reason_of
 from .targets import check_per_task_loss
 from .trace import Trace, Untraceable, needed
 from .tree import Tree, call_with
-from .weight_norm import weight_norm
 
-_REPLACED: dict[Any, Callable[..., Any]] = {weight_norm_op: weight_norm}
+_REPLACED: dict[Any, Callable[..., Any]] = {weight_norm_op: written_out_weight_norm}
 
 
 def leaves_of(tree: Tree) -> tuple[Tensor, ...]:
@@ -131,8 +130,13 @@ class Program:
         """The module, and the loss behind it, under `recorder`."""
         args, kwargs = call_with(one_task)
         modules = [self.module, *([loss.loss] if loss is not None and isinstance(loss.loss, nn.Module) else [])]
-        with attributes_kept(*modules) as kept, sdpa_kernel(SDPBackend.MATH), checkpointing_off():
-            with reparametrized(self.module, state, tie_weights=True):
+        held = State(list(dict.fromkeys(m for root in modules for m in root.modules())))
+        try:
+            with (
+                checkpointing_off(),
+                sdpa_kernel(SDPBackend.MATH),
+                reparametrized(self.module, state, tie_weights=True),
+            ):
                 with _user_code(), recorder:
                     out = self.module(*args, **kwargs)
                 leaves, spec = pytree.tree_flatten(out)
@@ -140,8 +144,10 @@ class Program:
                 trace = Trace(recorder.calls, [None if y is None else recorder.value(y) for y in leaves], spec)
                 if loss is not None:
                     _run_loss(recorder, trace, leaves, loss)
-            if name := kept.history():
+            if name := held.history():
                 raise Untraceable(f"its forward changes the attribute {name!r}, which a later one may read")
+        finally:
+            held.restore()
         return trace
 
 

@@ -175,7 +175,9 @@ class Heads(fastmeta.MAML):
 
 
 def norms(dtype=torch.float64):
-    return nn.Sequential(nn.Linear(2, 6), nn.BatchNorm1d(6, track_running_stats=False), nn.ReLU(), nn.Linear(6, 1)).to(dtype)
+    return nn.Sequential(nn.Linear(2, 6), nn.BatchNorm1d(6, track_running_stats=False), nn.ReLU(), nn.Linear(6, 1)).to(
+        dtype
+    )
 
 
 @pytest.mark.parametrize(
@@ -318,7 +320,9 @@ def test_a_plan_is_proved_once(monkeypatch):
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
 def test_random_streams_modes_and_the_module_stay_as_they_are(mode):
-    model = nn.Sequential(nn.Linear(2, 6), nn.BatchNorm1d(6, track_running_stats=False), nn.Dropout(0.5), nn.Linear(6, 1))
+    model = nn.Sequential(
+        nn.Linear(2, 6), nn.BatchNorm1d(6, track_running_stats=False), nn.Dropout(0.5), nn.Linear(6, 1)
+    )
     for p in model.parameters():
         p.grad = torch.ones_like(p)
     own = {name: id(x) for name, x in [*model.named_parameters(), *model.named_buffers()]}
@@ -425,7 +429,12 @@ def test_the_first_call_on_omniglot_takes_a_second_more_at_most():
 def fastmeta_conv4():
     blocks = []
     for channels in (1, 64, 64, 64):
-        blocks += [nn.Conv2d(channels, 64, 3, padding=1), nn.BatchNorm2d(64, track_running_stats=False), nn.ReLU(), nn.MaxPool2d(2)]
+        blocks += [
+            nn.Conv2d(channels, 64, 3, padding=1),
+            nn.BatchNorm2d(64, track_running_stats=False),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        ]
     return nn.Sequential(*blocks, nn.Flatten(), nn.Linear(64, 5))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 from fastmeta.ops.activation import Activation
 from fastmeta.ops.dropout import Dropout
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-
 from fastmeta.ops.conv2d import Conv2d
 from fastmeta.ops.embedding import Embedding
 from fastmeta.ops.linear import Linear
