@@ -102,8 +102,8 @@ class Options:
         """
         return (
             _which(self.inner_loss), _which(self.outer_loss), self.rule, self.inner_batch_size, self.inner_clip_norm,
-            self.backend, self.compile, self.memory, self.task_chunk, self.bn_statistics, self.precision, self.proof, self.adjoint,
-            self.prior,
+            self.backend, self.compile, self.memory, self.task_chunk, self.bn_statistics, self.precision, self.proof,
+            self.adjoint, self.prior,
         )  # fmt: skip
 
 

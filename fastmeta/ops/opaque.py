@@ -49,8 +49,7 @@ class Opaque(Op[Tensors, MaybeTensors]):
     def _mapped(self, f: Callable[..., Tensors], groups: Groups) -> Tensors:
         """f over the tasks. Where it draws random numbers one by one, each from its own key, so that no task's numbers
         depend on which other tasks are there."""
-        # PyTorch's formulas of solve, det and the like use their saved factors as constants where gradients are off, and
-        # are then wrong to second order
+        # with gradients off PyTorch's formulas of solve, det and the like take their saved factors for constants
         with sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
             if not self.random:
                 return self._over_tasks(f, groups)

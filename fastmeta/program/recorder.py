@@ -51,19 +51,10 @@ _READS_DATA: dict[Any, Callable[[Tensor], Any]] = {
     _T.item: lambda x: x.item(), _T.tolist: lambda x: x.tolist(), _T.__bool__: bool, _T.__int__: int,
     _T.__float__: float, _T.__index__: lambda x: x.__index__(), _T.numpy: lambda x: x.numpy(),
 }  # fmt: skip
-# Their result depends on the shapes of what they are given, and on nothing else of it.
-_SHAPED = frozenset(
-    {
-        torch.zeros_like,
-        torch.ones_like,
-        torch.full_like,
-        torch.empty_like,
-        _T.new_zeros,
-        _T.new_ones,
-        _T.new_full,
-        _T.new_empty,
-        _T.new_tensor,
-    }  # fmt: skip
+# Their result depends on the shape of the one tensor that they are given, and on nothing else of it.
+_SHAPED = (
+    *(torch.zeros_like, torch.ones_like, torch.full_like, torch.empty_like),
+    *(_T.new_zeros, _T.new_ones, _T.new_full, _T.new_empty, _T.new_tensor),
 )
 _RNNS = frozenset({torch.lstm, torch.gru, torch.rnn_tanh, torch.rnn_relu})  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -249,7 +240,7 @@ class Recorder(TorchFunctionMode):
         values = [x for x in leaves if isinstance(x, Value)]
         if random or any(v.gradient for v in values):
             return None
-        shaped = func in _SHAPED
+        shaped = func in _SHAPED and len(values) == 1
         if not shaped and not all(v.fresh for v in values):
             return None
         with without_fake_tensors(), torch.no_grad():

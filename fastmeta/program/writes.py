@@ -102,9 +102,8 @@ class Storages:
         elif len(memory.views) > 1:
             row = self._row_before(memory)
             if row is not None:
-                row = self._notes.record(
-                    write_places, (row, self._index(tensor), value), row.like.reshape(-1), gradient=value.gradient or row.gradient
-                )  # fmt: skip
+                given, gradient = (row, self._index(tensor), value), value.gradient or row.gradient
+                row = self._notes.record(write_places, given, row.like.reshape(-1), gradient=gradient)
             memory.row = row
         else:
             memory.row = None
