@@ -159,10 +159,8 @@ class _Walk:
         cls = type(value)
         if cls in _PLAIN:
             return cls, value
-        if cls is float:
-            return float, value.hex()  # nan is itself, and 0.0 is not -0.0
-        if cls is complex:
-            return complex, value.real.hex(), value.imag.hex()
+        if cls is float or cls is complex:
+            return cls, repr(value)  # nan is itself, and 0.0 is not -0.0
         number = self._numbers.get(id(value))
         if number is not None:
             return number
@@ -224,7 +222,7 @@ class _Walk:
         if issubclass(cls, set | frozenset):
             base = set if issubclass(cls, set) else frozenset
             found.calls.append(partial(base.__iter__, value))
-            return cls, frozenset(x if type(x) in _PLAIN else Same(x) for x in base.__iter__(value)), own
+            return cls, frozenset(map(_member, base.__iter__(value))), own
         base = next(c for c in (tuple, list, deque) if issubclass(cls, c))
         if base is not tuple:
             found.calls.append(partial(base.__iter__, value))
@@ -345,6 +343,12 @@ def _modules(module: nn.Module, seen: set[int]) -> Iterator[nn.Module]:
         for child in module._modules.values():
             if child is not None:
                 yield from _modules(child, seen)
+
+
+def _member(value: Any) -> Hashable:
+    """Of a set."""
+    cls = type(value)
+    return (cls, repr(value) if cls is float else value) if cls in _PLAIN or cls is float else Same(value)
 
 
 def _content(x: np.ndarray[Any, Any]) -> Hashable:

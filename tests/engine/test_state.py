@@ -119,6 +119,9 @@ IN_MODULE = {
     "a longer list": (lambda m: len(m.c), lambda: {"c": [0]}, lambda m: m.c.append(1)),
     "a tuple's list": (lambda m: m.c[0][0], lambda: {"c": ([1.0],)}, lambda m: m.c[0].__setitem__(0, 3.0)),
     "a set": (lambda m: 3.0 if "big" in m.c else 1.0, lambda: {"c": set()}, lambda m: m.c.add("big")),
+    "1 and True in a set": (
+        lambda m: 3.0 if any(x is True for x in m.c) else 1.0, lambda: {"c": {1}}, lambda m: setattr(m, "c", {True}),
+    ),
     "a namespace": (
         lambda m: m.c.x, lambda: {"c": types.SimpleNamespace(x=1.0)}, lambda m: setattr(m.c, "x", 3.0),
     ),
