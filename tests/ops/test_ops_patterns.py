@@ -26,6 +26,7 @@ from fastmeta.ops.embedding import Embedding
 from fastmeta.ops.group_norm import GroupNorm
 from fastmeta.ops.index import Gather, Index
 from fastmeta.ops.linear import Linear
+from fastmeta.ops.loss_term import LossTerm
 from fastmeta.ops.matmul import Matmul
 from fastmeta.ops.mse import MSE
 from fastmeta.ops.norm import batch_norm, layer_norm
@@ -202,6 +203,7 @@ CASES = {
     "where, a number": lambda: (Where(a=-2.0), lambda c, b: torch.where(c, -2.0, b), randn(T, N, C) > 0, randn(T, C)),
     "maximum": lambda: (Extremum(True), torch.maximum, randn(T, N, C), randn(T, C)),
     "cross-entropy": lambda: (CrossEntropy(0.1), smooth_cross_entropy, randn(T, N, C), torch.randint(0, C, (T, N))),
+    "loss term": lambda: (LossTerm(MSE()), F.mse_loss, randn(T, N, C), randn(T, N, C)),
     "mse": lambda: (MSE(), F.mse_loss, randn(T, N, C), randn(T, N, C)),
     "opaque": lambda: (Opaque(mixed, "mixed"), mixed, randn(T, N, C), randn(T, C, 4), randn(T, 4)),
     "opaque loss": lambda: (
