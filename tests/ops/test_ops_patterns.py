@@ -18,6 +18,7 @@ from fastmeta.ops.base import Bilinear, LinearMap, Loss, Op
 from fastmeta.ops.cast import Cast
 from fastmeta.ops.conv2d import Conv2d
 from fastmeta.ops.conv_block import ConvBlock
+from fastmeta.ops.conv_transpose2d import ConvTranspose2d
 from fastmeta.ops.cross_entropy import CrossEntropy
 from fastmeta.ops.divide import Div
 from fastmeta.ops.dropout import Dropout
@@ -124,6 +125,11 @@ CASES = {
         Conv2d((2, 2)),
         lambda x, w: F.conv2d(x, w, None, 2),
         *(randn(T, N, 3, 5, 3), randn(T, 2, 3, 1, 1)),
+    ),
+    "conv transpose 2d": lambda: (
+        ConvTranspose2d((2, 1)),
+        lambda x, w, b: F.conv_transpose2d(x, w, b, (2, 1)),
+        *(randn(T, N, 2, 3, 2), randn(T, 2, 3, 3, 2), randn(T, 3)),
     ),
     "embedding": lambda: (Embedding(6, 3), nn.functional.embedding, torch.randint(0, 3, (T, N)), randn(T, 6, C)),
     "batch norm": lambda: (
