@@ -33,8 +33,8 @@ class Conv2d(Bilinear):
             return y.unflatten(0, (tasks, samples))
         if x.device.type == "cpu":
             return torch.stack([self._conv(x[t], w[t], self.groups) for t in range(tasks)])
-        y = self._conv(_fold(x), w.flatten(0, 1), tasks * self.groups)
-        return _unfold(y, tasks)
+        y = self._conv(fold(x), w.flatten(0, 1), tasks * self.groups)
+        return unfold(y, tasks)
 
     def product_backward(
         self, dy: Tensor, x: Tensor, w: Tensor, need_x: bool, need_w: bool
@@ -42,10 +42,10 @@ class Conv2d(Bilinear):
         tasks = x.shape[0]
         if tasks == 1 or dy.device.type == "cpu":
             parts = [self._conv_backward(dy[t], x[t], w[t], self.groups, need_x, need_w) for t in range(tasks)]
-            return _stack([dx for dx, _ in parts]), _stack([dw for _, dw in parts])
-        dx, dw = self._conv_backward(_fold(dy), _fold(x), w.flatten(0, 1), tasks * self.groups, need_x, need_w)
+            return stack_tasks([dx for dx, _ in parts]), stack_tasks([dw for _, dw in parts])
+        dx, dw = self._conv_backward(fold(dy), fold(x), w.flatten(0, 1), tasks * self.groups, need_x, need_w)
         return (
-            None if dx is None else _unfold(dx, tasks),
+            None if dx is None else unfold(dx, tasks),
             None if dw is None else dw.unflatten(0, (tasks, -1)),
         )
 
@@ -97,7 +97,7 @@ def _dense(x: Tensor) -> Tensor:
     return x.contiguous(memory_format=torch.channels_last)
 
 
-def _stack(parts: list[Tensor | None]) -> Tensor | None:
+def stack_tasks(parts: list[Tensor | None]) -> Tensor | None:
     """Tasks of their own as one tensor; a single task without a copy."""
     dense = [part for part in parts if part is not None]
     if not dense:
@@ -105,11 +105,11 @@ def _stack(parts: list[Tensor | None]) -> Tensor | None:
     return dense[0].unsqueeze(0) if len(dense) == 1 else torch.stack(dense)
 
 
-def _fold(x: Tensor) -> Tensor:
+def fold(x: Tensor) -> Tensor:
     """[T, N, C, H, W] → [N, T·C, H, W]."""
     return x.transpose(0, 1).flatten(1, 2)
 
 
-def _unfold(x: Tensor, tasks: int) -> Tensor:
+def unfold(x: Tensor, tasks: int) -> Tensor:
     """[N, T·C, H, W] → [T, N, C, H, W]."""
     return x.unflatten(1, (tasks, -1)).transpose(0, 1)

@@ -18,6 +18,7 @@ from fastmeta.ops.base import Bilinear, LinearMap, Loss, Op
 from fastmeta.ops.cast import Cast
 from fastmeta.ops.conv2d import Conv2d
 from fastmeta.ops.conv_block import ConvBlock
+from fastmeta.ops.conv_transpose2d import ConvTranspose2d
 from fastmeta.ops.cross_entropy import CrossEntropy
 from fastmeta.ops.divide import Div
 from fastmeta.ops.dropout import Dropout
@@ -26,6 +27,7 @@ from fastmeta.ops.embedding import Embedding
 from fastmeta.ops.group_norm import GroupNorm
 from fastmeta.ops.index import Gather, Index
 from fastmeta.ops.linear import Linear
+from fastmeta.ops.loss_term import LossTerm
 from fastmeta.ops.matmul import Matmul
 from fastmeta.ops.mse import MSE
 from fastmeta.ops.norm import batch_norm, layer_norm
@@ -124,6 +126,11 @@ CASES = {
         lambda x, w: F.conv2d(x, w, None, 2),
         *(randn(T, N, 3, 5, 3), randn(T, 2, 3, 1, 1)),
     ),
+    "conv transpose 2d": lambda: (
+        ConvTranspose2d((2, 1)),
+        lambda x, w, b: F.conv_transpose2d(x, w, b, (2, 1)),
+        *(randn(T, N, 2, 3, 2), randn(T, 2, 3, 3, 2), randn(T, 3)),
+    ),
     "embedding": lambda: (Embedding(6, 3), nn.functional.embedding, torch.randint(0, 3, (T, N)), randn(T, 6, C)),
     "batch norm": lambda: (
         batch_norm(3, C, EPS, affine=True, fixed=False, rows=None),
@@ -202,6 +209,7 @@ CASES = {
     "where, a number": lambda: (Where(a=-2.0), lambda c, b: torch.where(c, -2.0, b), randn(T, N, C) > 0, randn(T, C)),
     "maximum": lambda: (Extremum(True), torch.maximum, randn(T, N, C), randn(T, C)),
     "cross-entropy": lambda: (CrossEntropy(0.1), smooth_cross_entropy, randn(T, N, C), torch.randint(0, C, (T, N))),
+    "loss term": lambda: (LossTerm(MSE()), F.mse_loss, randn(T, N, C), randn(T, N, C)),
     "mse": lambda: (MSE(), F.mse_loss, randn(T, N, C), randn(T, N, C)),
     "opaque": lambda: (Opaque(mixed, "mixed"), mixed, randn(T, N, C), randn(T, C, 4), randn(T, 4)),
     "opaque loss": lambda: (

@@ -126,8 +126,20 @@ def test_attention(name):
     )
 
 
+def test_attention_of_groups_of_heads():
+    def plain(*inputs):
+        with sdpa_kernel(SDPBackend.MATH):
+            return F.scaled_dot_product_attention(*inputs, enable_gqa=True)
+
+    check_rule(
+        lambda to, *slots: attention.scaled_dot_product_attention(to, *slots, enable_gqa=True),
+        plain,
+        *(randn(T, 2, 4, N, 3), randn(T, 2, 2, 7, 3), randn(T, 2, 1, 7, 5)),
+    )
+
+
 REFUSED = {
-    "groups of heads": ({"enable_gqa": True}, (2, 4, N, 3), (2, 2, N, 3), None),
+    "groups of heads": ({"enable_gqa": True}, (2, 4, N, 3), (2, 3, N, 3), None),
     "causal and has a mask": ({"is_causal": True}, (N, 3), (N, 3), torch.ones(N, N)),
     "mask in torch.float64": ({}, (N, 3), (N, 3), torch.ones(N, N, dtype=torch.float64)),
     "vectors": ({}, (3,), (N, 3), None),

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from op_harness import randn
-from rules import Sketch, check_rule
+from rules import Composed, Sketch, check_rule
 
-from fastmeta.program.lowering import NotKnown, arithmetic, elementwise
+from fastmeta.program.lowering import NotKnown, activations, arithmetic, elementwise
 
 T, N = 2, 5
 
@@ -54,6 +54,24 @@ def test_powers_and_bounds():
     check_rule(lambda to, x: elementwise.clamp_min(to, x, min=0.1), lambda x: x.clamp(0.1), x)
     check_rule(lambda to, x: elementwise.clamp_max(to, x, 0.1), lambda x: x.clamp(max=0.1), x)
     check_rule(lambda to, x: elementwise.hardtanh(to, x, 0, 0.3), lambda x: F.hardtanh(x, 0, 0.3), x)
+
+
+@pytest.mark.parametrize(
+    "x, weight", [((N, 3), (3,)), ((N, 3, 2), (3,)), ((N, 3), (1,)), ((N,), (1,)), ((), (1,))], ids=str
+)
+def test_prelu(x, weight):
+    plain = lambda x, w: F.relu(x) - w.view(-1, *(1,) * (x.dim() - 2)).expand(x.shape) * F.relu(-x)  # noqa: E731
+    plain = plain if len(x) > 1 else lambda x, w: F.relu(x) - w[0] * F.relu(-x)
+    check_rule(activations.prelu, plain, randn(T, *x), randn(T, *weight))
+
+
+def test_prelu_at_zero():
+    x, w = torch.zeros(1, 3, requires_grad=True), torch.full((1,), 0.25, requires_grad=True)
+    op = Composed(activations.prelu, x.detach()[None], w.detach()[None])
+    _, saved = op.forward(x.detach()[None], w.detach()[None])
+    got = op.backward(saved, torch.ones(1, 1, 3), (True, True))
+    expected = torch.autograd.grad(F.prelu(x, w).sum(), (x, w))
+    assert all(torch.equal(a[0], b) for a, b in zip(got, expected, strict=True))
 
 
 def test_quotients():

@@ -58,6 +58,17 @@ def test_calls(name):
     check_rule(rule, plain, randn(T, *S))
 
 
+def test_interpolation():
+    x = randn(T, N, 2, 3, 2)
+    for options in ({"scale_factor": 2}, {"scale_factor": (1, 3)}, {"size": (6, 2)}):
+        rule = lambda to, x, o=options: rearrange.interpolate(to, x, **o)  # noqa: E731
+        check_rule(rule, lambda x, o=options: F.interpolate(x, **o), x)
+    to = Sketch()
+    for options in ({"scale_factor": 1.5}, {"scale_factor": 2, "mode": "bilinear"}, {"size": 4}):
+        with pytest.raises(NotKnown, match="interpolation"):
+            rearrange.interpolate(to, to.slot(x[0]), **options)
+
+
 def test_several_tensors():
     check_rule(lambda to, *s: rearrange.stack(to, s, -1), lambda *s: torch.stack(s, -1), *(randn(T, *S) for _ in "ab"))
     check_rule(rearrange.expand_as, lambda x, other: x.expand_as(other), randn(T, 4), torch.ones(T, N, 4).long())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 from op_harness import randn
 from rules import Sketch, check_rule
 
@@ -43,6 +44,13 @@ NORMS = {
 def test_norms(name):
     rule, plain, options = NORMS[name]
     check_rule(lambda to, x: rule(to, x, **options), lambda x: plain(x, **options), randn(T, 3, 4))
+
+
+def test_what_norms_are_for():
+    x, y = randn(T, 3, 4), randn(T, 3, 4)
+    check_rule(reductions.normalize, F.normalize, x)
+    check_rule(lambda to, x: reductions.normalize(to, x, dim=0), lambda x: F.normalize(x, dim=0), x)
+    check_rule(reductions.pairwise_distance, F.pairwise_distance, x, y)
 
 
 VALUE, NUMBER = torch.zeros(3, 4), torch.zeros(())

@@ -50,6 +50,15 @@ def test_a_beta_of_zero():
     check_rule(rule, F.l1_loss, randn(T, N), randn(T, N))
 
 
+@pytest.mark.parametrize("positions", [(), (2,)], ids=str)
+def test_cross_entropy(positions):
+    x, y = randn(T, N, 3, *positions), torch.randint(0, 3, (T, N, *positions))
+    for options in ({}, {"label_smoothing": 0.1, "ignore_index": 1}):
+        y[:, 0] = 0  # one at least that is not ignored
+        rule = lambda to, x, y, o=options: residuals.cross_entropy(to, x, y, **o)  # noqa: E731
+        check_rule(rule, lambda x, y, o=options: F.cross_entropy(x, y, **o), x, y)
+
+
 @pytest.mark.parametrize("name", ["huber_loss", "smooth_l1_loss", "l1_loss"])
 def test_at_kinks_as_pytorchs_double_backward(name):
     to, function = Sketch(), getattr(F, name)
@@ -69,6 +78,8 @@ def test_at_kinks_as_pytorchs_double_backward(name):
 REFUSED = {
     "weights": lambda to, x, y, i: residuals.mse_loss(to, x, x, weight=x),
     "former names": lambda to, x, y, i: residuals.mse_loss(to, x, x, size_average=True),
+    "or summed": lambda to, x, y, i: residuals.cross_entropy(to, x, i, reduction="sum"),
+    "of an unbatched value": lambda to, x, y, i: residuals.cross_entropy(to, x, i),
     "[3] against [1]": lambda to, x, y, i: residuals.l1_loss(to, x, y),
     "torch.float32 against torch.int64": lambda to, x, y, i: residuals.binary_cross_entropy_with_logits(to, x, i),
 }

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 from fastmeta.ops.activation import Activation
+from fastmeta.ops.arithmetic import Add, Mul
 from fastmeta.ops.dropout import Dropout
+from fastmeta.ops.shape import Reshape
 
 from .base import Lower, NotKnown, Rule, Slot
 
@@ -14,6 +18,17 @@ def act(to: Lower, x: Slot, kind: str, *args: float) -> Slot:
 
 def gelu(to: Lower, x: Slot, approximate: str = "none") -> Slot:
     return act(to, x, "gelu_tanh" if approximate == "tanh" else "gelu")
+
+
+def prelu(to: Lower, x: Slot, weight: Slot) -> Slot:
+    """max(x, 0) + weight min(x, 0), of slope `weight` at zero as PyTorch's."""
+    if len(weight.shape) > 1 or (weight.shape not in ((), (1,)) and len(x.shape) < 2):
+        raise NotKnown(f"prelu of {list(x.shape)} with weights {list(weight.shape)}")
+    if weight.shape not in ((), (1,)):
+        weight = to.emit(Reshape((math.prod(weight.shape), *(1,) * (len(x.shape) - 2))), weight)
+    below = to.emit(Mul(), act(to, x, "clamp", -math.inf, 0.0), weight)
+    y = to.emit(Add(), act(to, x, "relu"), below)
+    return y if y.shape == x.shape else to.emit(Reshape(x.shape), y)
 
 
 def dropout(

@@ -17,6 +17,7 @@ from fastmeta.ops.where import Where
 
 from .activations import dropout
 from .base import Lower, NotKnown, Slot
+from .rearrange import repeat_interleave
 
 
 def _dim(x: Slot, dim: Any, dtype: Any) -> int:
@@ -174,8 +175,8 @@ def scaled_dot_product_attention(
     """softmax(scale · query keyᵀ + mask) value; a row that is masked out whole gives zeros."""
     if min(len(s.shape) for s in (query, key, value)) < 2:
         raise NotKnown("attention of vectors")
-    if enable_gqa and len({s.shape[-3] for s in (query, key, value)}) > 1:
-        raise NotKnown("attention of groups of heads (enable_gqa)")
+    if enable_gqa:
+        key, value = _for_each_head(to, query, key), _for_each_head(to, query, value)
     _check_dtypes(query, key, value)
     if is_causal and attn_mask is not None:
         raise NotKnown("attention that is causal and has a mask")
@@ -188,6 +189,14 @@ def scaled_dot_product_attention(
         scores = to.emit(Add(), scores, _additive(to, mask, query.like.dtype))
     weights = to.emit(Softmax(len(scores.shape) - 1, safe=mask is not None), scores)
     return to.emit(Matmul(), dropout(to, weights, dropout_p), value)
+
+
+def _for_each_head(to: Lower, query: Slot, x: Slot) -> Slot:
+    """Keys or values that a group of the queries' heads shares, once for each of these."""
+    if min(len(query.shape), len(x.shape)) < 3 or query.shape[-3] % x.shape[-3]:
+        raise NotKnown("attention of groups of heads of several sizes (enable_gqa)")
+    times = query.shape[-3] // x.shape[-3]
+    return x if times == 1 else repeat_interleave(to, x, times, -3)
 
 
 def _causal(to: Any, scores: Slot) -> Slot:

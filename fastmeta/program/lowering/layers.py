@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from fastmeta.ops.conv2d import Conv2d
+from fastmeta.ops.conv_transpose2d import ConvTranspose2d
 from fastmeta.ops.embedding import Embedding
 from fastmeta.ops.linear import Linear
 from fastmeta.ops.shape import Reshape
@@ -69,6 +70,23 @@ def conv1d(
     around = padding if isinstance(padding, str) else (0, pair(padding)[0])
     y = conv2d(to, image, filters, bias, (1, pair(stride)[0]), around, (1, pair(dilation)[0]), groups)
     return squeeze(to, y, -2)
+
+
+def conv_transpose2d(
+    to: Lower,
+    x: Slot,
+    weight: Slot,
+    bias: Slot | None = None,
+    stride: Any = 1,
+    padding: Any = 0,
+    output_padding: Any = 0,
+    groups: int = 1,
+    dilation: Any = 1,
+) -> Slot:
+    if len(x.shape) != 4:
+        raise NotKnown(f"conv_transpose2d of an unbatched image {list(x.shape)}")
+    op = ConvTranspose2d(pair(stride), pair(padding), pair(output_padding), pair(dilation), groups)
+    return to.emit(op, x, weight, *(() if bias is None else (bias,)))
 
 
 def embedding(

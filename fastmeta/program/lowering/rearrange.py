@@ -61,6 +61,32 @@ def repeat_interleave(to: Lower, x: Slot, repeats: Any, dim: int | None = None, 
     return to.emit(Reshape((*before[:-1], before[-1] * repeats, *after)), wide)
 
 
+def interpolate(
+    to: Lower,
+    x: Slot,
+    size: Any = None,
+    scale_factor: Any = None,
+    mode: str = "nearest",
+    align_corners: Any = None,  # noqa: ARG001  of other modes
+    recompute_scale_factor: Any = None,  # noqa: ARG001  of fractions
+    antialias: bool = False,  # noqa: ARG001  of other modes
+) -> Slot:
+    """Each pixel a whole number of times."""
+    inner = x.shape[2:]
+    if size is None:
+        factors = [scale_factor] * len(inner) if isinstance(scale_factor, int | float) else list(scale_factor)
+    else:
+        wanted = [size] * len(inner) if isinstance(size, int) else list(size)
+        factors = [want / have for want, have in zip(wanted, inner, strict=True)]
+    if mode != "nearest" or not inner or any(f != int(f) or f < 1 for f in factors):
+        raise NotKnown(f"interpolation with mode={mode!r} by {factors}")
+    times = [int(f) for f in factors]
+    split = [n for have in inner for n in (have, 1)]
+    wide = [n for have, k in zip(inner, times, strict=True) for n in (have, k)]
+    y = to.emit(Expand((*x.shape[:2], *wide)), to.emit(Reshape((*x.shape[:2], *split)), x))
+    return to.emit(Reshape((*x.shape[:2], *(have * k for have, k in zip(inner, times, strict=True)))), y)
+
+
 def stack(to: Lower, tensors: Sequence[Slot], dim: int = 0) -> Slot:
     if not all(isinstance(t, Slot) for t in tensors) or len({t.like.dtype for t in tensors}) > 1:
         raise NotKnown("stack of several dtypes")

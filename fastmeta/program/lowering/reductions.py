@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 from fastmeta.ops.shape import Reduce
 from fastmeta.ops.spread import Spread
 
+from .arithmetic import add, div, sub
 from .base import Lower, NotKnown, Slot
+from .elementwise import clamp_min
 
 
 class _Over(NamedTuple):
@@ -128,3 +130,15 @@ def linalg_norm(
     if not (ord is None or (ord == 2 and one) or (ord == "fro" and not one)):
         raise NotKnown(f"a norm with ord={ord!r} and dim={dim!r}")
     return _euclidean(to, x, dim, keepdim, dtype)
+
+
+def normalize(to: Lower, x: Slot, p: float = 2.0, dim: Any = 1, eps: float = 1e-12, out: Any = None) -> Slot:
+    """x / max(norm, eps), a row at a time."""
+    if out is not None:
+        raise NotKnown("normalize into a tensor")
+    return div(to, x, clamp_min(to, norm(to, x, p, dim, True), eps))
+
+
+def pairwise_distance(to: Lower, x1: Slot, x2: Slot, p: float = 2.0, eps: float = 1e-6, keepdim: bool = False) -> Slot:
+    """Norm of x1 − x2 + eps over the last dimension."""
+    return norm(to, add(to, sub(to, x1, x2), eps), p, -1, keepdim)

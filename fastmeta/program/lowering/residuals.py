@@ -4,6 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+
+from fastmeta.ops.cross_entropy import CrossEntropy
+from fastmeta.ops.loss_term import LossTerm
+
 from .activations import act
 from .arithmetic import mul, neg, sub
 from .base import Lower, NotKnown, Slot
@@ -78,6 +83,25 @@ def binary_cross_entropy_with_logits(
     _check(x, target, size_average, reduce, pos_weight)
     each = sub(to, mul(to, sub(to, 1.0, target), x), act(to, x, "logsigmoid"))
     return _reduced(to, each if weight is None else mul(to, each, weight), reduction)
+
+
+def cross_entropy(
+    to: Lower,
+    x: Slot,
+    target: Slot,
+    weight: Slot | None = None,
+    size_average: Any = None,
+    ignore_index: int = -100,
+    reduce: Any = None,
+    reduction: str = "mean",
+    label_smoothing: float = 0.0,
+) -> Slot:
+    """Of logits and class indices, the mean over samples."""
+    if weight is not None or size_average is not None or reduce is not None or reduction != "mean":
+        raise NotKnown("cross-entropy with weights, or summed")
+    if len(x.shape) < 2 or target.like.dtype != torch.int64 or target.shape != (x.shape[0], *x.shape[2:]):
+        raise NotKnown("cross-entropy of probabilities, or of an unbatched value")
+    return to.emit(LossTerm(CrossEntropy(label_smoothing, ignore_index)), x, target)
 
 
 def soft_margin_loss(
