@@ -35,6 +35,8 @@ _COMPILED_SLICE_BYTES = 2**20
 _EAGER_SLICE_BYTES = 2**21
 # A convolution has a fixed cost as well: Conv4-16, 16 tasks: 255 ms in slices of 8 (42 MiB), 271 of 4, 344 of 2.
 _EAGER_CONVOLUTION_SLICE_BYTES = 20 * 2**20
+# And so has a deep plan of small values: GPT-2 of two layers, 130 nodes, 4 tasks of 1.5 MiB: see `python -m bench loop`.
+_EAGER_NODE_BYTES = 2**18
 
 # Bytes of one pass's values from which on a CPU's threads take slices of their own; with less, waking a thread takes
 # longer than it saves. Compiled, of all tasks, a thread: 1,000 sinusoids 51 → 42 ms on two threads; Conv4-64, 8 tasks:
@@ -177,6 +179,7 @@ def _tasks_a_slice(engine: Engine, tasks: int, threads: int, *, compiled: bool) 
     size = _COMPILED_SLICE_BYTES
     if not compiled:
         size = _EAGER_CONVOLUTION_SLICE_BYTES if has_convolutions(engine) else _EAGER_SLICE_BYTES
+        size = max(size, _EAGER_NODE_BYTES * len(engine.outer.plan.nodes))
         size *= torch.get_num_threads() // threads
     return max(1, min(-(-tasks // threads), size // _bytes_per_task(engine)))
 
