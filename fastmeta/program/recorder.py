@@ -221,6 +221,8 @@ class Recorder(TorchFunctionMode):
         device = next((x.device.type for x in out_leaves if isinstance(x, Tensor)), "cpu")
         if torch.is_autocast_enabled(device):
             raise Untraceable(f"{label} runs under autocast")
+        if any(isinstance(x, torch.Generator) for x in leaves):
+            raise Untraceable(f"{label} draws from a generator of its own, whose state every run moves on")
         into = leaves[0] if leaves and _writes_by_name(func) else None
         if any(not isinstance(x, FakeTensor) for x in (*written, into) if isinstance(x, Tensor)):
             raise Untraceable(f"{label} writes into a tensor that is no buffer of the module's")
@@ -297,4 +299,5 @@ def hooked(module: nn.Module) -> str:
 
 
 def _own(hook: Any) -> bool:
-    return getattr(hook, "__module__", type(hook).__module__).startswith("torch.nn.utils.")
+    # code that runs by exec() has no module's name
+    return (getattr(hook, "__module__", type(hook).__module__) or "").startswith("torch.nn.utils.")
