@@ -7,13 +7,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from . import elementwise, rearrange, reductions
-from .activations import dropout, elu, gelu, leaky, relu, sigmoid, silu, sin, softplus, tanh
+from . import elementwise, rearrange, reductions, residuals
+from .activations import dropout, elu, gelu, leaky, prelu, relu, sigmoid, silu, sin, softplus, tanh
 from .arithmetic import add, addcdiv, addcmul, div, lerp, mul, neg, rdiv, rsub, sub
 from .attention import (
     addmm,
     baddbmm,
     bmm,
+    einsum,
     log_softmax,
     log_softmax_function,
     logsumexp,
@@ -26,9 +27,19 @@ from .attention import (
     softmin_function,
 )
 from .base import Rule
-from .layers import conv1d, conv2d, embedding, gru_cell, linear, lstm_cell
+from .layers import (
+    conv1d,
+    conv2d,
+    conv_transpose2d,
+    embedding,
+    gru_cell,
+    linear,
+    lstm_cell,
+    rnn_relu_cell,
+    rnn_tanh_cell,
+)
 from .norms import batch_norm_rule, group_norm_rule, instance_norm_rule, layer_norm_rule, rms_norm_rule
-from .pooling import adaptive_avg_pool2d, avg_pool2d, max_pool2d
+from .pooling import adaptive_avg_pool1d, adaptive_avg_pool2d, avg_pool1d, avg_pool2d, max_pool1d, max_pool2d
 from .shapes import (
     cat,
     chunk,
@@ -47,11 +58,17 @@ from .shapes import (
 )
 
 _T: Any = torch.Tensor
-_e, _r, _d = elementwise, rearrange, reductions
+_e, _r, _d, _l = elementwise, rearrange, reductions, residuals
 
 # Under one name.
 FUNCTIONS: dict[Any, Rule] = {
     F.linear: linear, torch.conv2d: conv2d, F.embedding: embedding, F.batch_norm: batch_norm_rule,
+    F.mse_loss: _l.mse_loss, F.l1_loss: _l.l1_loss, F.huber_loss: _l.huber_loss, F.smooth_l1_loss: _l.smooth_l1_loss,
+    F.binary_cross_entropy_with_logits: _l.binary_cross_entropy_with_logits, F.cross_entropy: _l.cross_entropy,
+    F.soft_margin_loss: _l.soft_margin_loss, F.interpolate: _r.interpolate, F.normalize: _d.normalize,
+    F.pairwise_distance: _d.pairwise_distance, torch.einsum: einsum, torch.prelu: prelu, F.prelu: prelu,
+    torch.conv_transpose2d: conv_transpose2d, F.max_pool1d: max_pool1d, F.avg_pool1d: avg_pool1d,
+    F.adaptive_avg_pool1d: adaptive_avg_pool1d, torch.rnn_tanh_cell: rnn_tanh_cell, torch.rnn_relu_cell: rnn_relu_cell,
     torch.conv1d: conv1d, torch.lstm_cell: lstm_cell, torch.gru_cell: gru_cell, F.instance_norm: instance_norm_rule,
     F.rms_norm: rms_norm_rule, torch.var_mean: _d.var_mean, torch.std_mean: _d.std_mean, torch.norm: _d.norm,
     _T.norm: _d.norm, torch.linalg.vector_norm: _d.vector_norm, torch.linalg.norm: _d.linalg_norm,
