@@ -35,7 +35,7 @@ from .planning import wanted
 from .trial import Trial, apart, moved
 
 _SECONDS = 0.4
-"""What a proof may take, as far as that is known before: a program that would take longer is proved on fewer samples."""
+"""What a proof may take, as far as that is known before: what would take longer is proved on fewer samples."""
 
 
 class Verdict(NamedTuple):
@@ -137,11 +137,10 @@ def _trial(given: _Given, *, double: bool, like: Trial | None = None) -> Trial:
     """
 
     def made(batch: TaskBatch, *, whole: bool, steps: int) -> Trial:
-        trial = Trial(
+        return Trial(
             given.program, given.options, batch, given.wanted, steps, given.with_loss, double=double, whole=whole,
             left_out=_left_out(given), random=given.engine.random, samples=given.batch,
         )  # fmt: skip
-        return trial
 
     if like is not None:
         beside = made(moved(like.batch), whole=like.whole, steps=like.steps)
@@ -250,9 +249,7 @@ def _same_layout(engine: Engine, trial: Trial) -> Engine:
 
 
 def _without_dropout(plan: Plan) -> Plan:
-    nodes = [
-        replace(node, op=replace(node.op, p=0.0)) if isinstance(node.op, Dropout) else node for node in plan.nodes
-    ]
+    nodes = [replace(node, op=replace(node.op, p=0.0)) if isinstance(node.op, Dropout) else node for node in plan.nodes]
     return replace(plan, nodes=nodes)
 
 
@@ -294,8 +291,10 @@ def _first_task(batch: TaskBatch) -> TaskBatch:
 @contextmanager
 def _undisturbed(device: torch.device) -> Iterator[None]:
     """Autograd's usual modes inside, and every stream of random numbers afterwards as it was."""
-    devices = [device.index if device.index is not None else torch.cuda.current_device()] if device.type == "cuda" else []
-    python, numpy = random.getstate(), np.random.get_state()
+    devices = (
+        [device.index if device.index is not None else torch.cuda.current_device()] if device.type == "cuda" else []
+    )
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  the stream that users seed
     try:
         with (
             torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad(), no_autocast(device.type),
@@ -303,7 +302,7 @@ def _undisturbed(device: torch.device) -> Iterator[None]:
             yield
     finally:
         random.setstate(python)
-        np.random.set_state(numpy)
+        np.random.set_state(numpy)  # noqa: NPY002
 
 
 def _first_line(error: BaseException) -> str:

@@ -108,7 +108,7 @@ class Trial:
             parts.append("without dropout")
         return ", ".join(parts)
 
-    # ------------------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------------------------
 
     @property
     def _theta(self) -> tuple[Tensor, ...]:
@@ -133,7 +133,7 @@ class Trial:
         with self._in_module():
             return make_engine(self.program, self.options, self.batch, kind, with_loss=self._with_loss)
 
-    # Plain autograd, a task at a time. ----------------------------------------------------------------------------------
+    # Plain autograd, a task at a time. ------------------------------------------------------------------------------
 
     def forward(self) -> None:
         """The module's outputs alone, as plain PyTorch computes them."""
@@ -248,7 +248,7 @@ class Trial:
         every = [(name, i, x) for name, data in parts for i, x in enumerate((*data.inputs, *data.targets))]
         return {f"gradient of {name} data {i}": x for name, i, x in every if x.requires_grad}
 
-    # The plan's sweeps. -------------------------------------------------------------------------------------------------
+    # The plan's sweeps. ---------------------------------------------------------------------------------------------
 
     def compare(self, engine: Engine) -> list[Difference]:
         """How far the sweeps of `engine` are from plain autograd, in the order of computation."""
@@ -305,7 +305,9 @@ class Trial:
         t = max(range(len(errors)), key=errors.__getitem__)
         where = ""
         if name in ("inner gradient", "meta-gradient") and errors[t] > self.tolerance:
-            parts = zip(self.layout.names, *(self.layout.views(x.unsqueeze(0)) for x in (fast[t], true[t])), strict=True)
+            parts = zip(
+                self.layout.names, *(self.layout.views(x.unsqueeze(0)) for x in (fast[t], true[t])), strict=True
+            )
             far = {n: float(torch.nan_to_num(a - b, nan=math.inf).abs().square().sum()) for n, a, b in parts}
             where = f" (most in {max(far, key=far.__getitem__)!r})"
         return Difference(name, errors[t], where)
