@@ -298,6 +298,9 @@ def test_other_random_numbers_are_those_of_the_plan():
     learner = learner_of(model=Noise())
     gradients(learner, regression())
     assert relative_errors(learner) < 1e-12
+    learner.bn_statistics = "support"
+    gradients(learner, regression())
+    assert "proof: none, as " in proof_of(learner)
 
 
 # What surrounds it. -------------------------------------------------------------------------------------------------
@@ -387,9 +390,10 @@ def test_what_the_loop_raises_reaches_the_user():
     assert gradients(learner_of(fastmeta.FOMAML, nn.Linear(2, 3).double(), inner_loss=refused), batch)
 
 
-def test_dear_programs_are_proved_on_fewer_samples(monkeypatch):
+@pytest.mark.parametrize("size", [None, 4])
+def test_dear_programs_are_proved_on_fewer_samples(monkeypatch, size):
     monkeypatch.setattr(proof_module, "_SECONDS", 1e-5)
-    learner = learner_of(model=norms(), bn_statistics="support")
+    learner = learner_of(model=norms(), bn_statistics="support", inner_batch_size=size)
     as_reference(learner, regression(support=20, query=30))
     assert "2 of 20 support and 2 of 30 query samples" in proof_of(learner)
     assert relative_errors(learner) < 1e-12
