@@ -158,9 +158,11 @@ def _trial(given: _Given, *, double: bool, like: Trial | None = None) -> Trial:
         steps = min(steps, 1)  # a second one starts at fast weights of each task's own
     trial = made(given.batch, whole=True, steps=steps)
     share = 1.0 if each is None else _SECONDS / max(_estimate(given, each, steps), _SECONDS)
-    if share < 1.0:
+    if share < 1.0 and each is not None:
         some = _some_samples(given.batch, share)
         if some is not None:
+            if _estimate(replace(given, batch=some), each, steps) > 1.25 * _SECONDS:
+                some = _first_task(some)
             try:
                 fewer = made(some, whole=False, steps=steps)
                 fewer.run_truth()
