@@ -161,7 +161,7 @@ def _trial(given: _Given, *, double: bool, like: Trial | None = None) -> Trial:
     if share < 1.0 and each is not None:
         some = _some_samples(given.batch, share)
         if some is not None:
-            if _estimate(replace(given, batch=some), each, steps) > 1.25 * _SECONDS:
+            if _estimate(replace(given, batch=some), each, steps) > 1.75 * _SECONDS:
                 some = _first_task(some)
             try:
                 fewer = made(some, whole=False, steps=steps)
