@@ -141,8 +141,8 @@ def _seed() -> None:
 
 @pytest.fixture(autouse=True)
 def _proof_where_it_is_asked_for(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Most tests hold results against the reference themselves: no plan needs its proof there, which took half of the
-    suite's time. `@pytest.mark.proof` leaves the default as users have it."""
+    """Most tests hold results against the reference themselves, and must see a wrong plan rather than the plain loop in
+    its place. `@pytest.mark.proof` leaves the default as users have it."""
     if request.node.get_closest_marker("proof") is None:
         from fastmeta.algorithms.base import MetaLearner
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from fastmeta.ops.opaque import Opaque, OpaqueLoss
+from fastmeta.ops.opaque import Opaque
+from fastmeta.program.losses import PlannedLoss
 from fastmeta.program.plan import Node, Plan
 from fastmeta.program.program import Program
 
@@ -75,6 +76,7 @@ def _means(node: Node, own: str) -> str:
 
 
 def _loss(op: object, own: str) -> str:
-    if isinstance(op, OpaqueLoss):
-        return f"{op.name}, opaque through torch.func"
-    return f"{type(op).__name__}, {own}"
+    if not isinstance(op, PlannedLoss):
+        return f"{type(op).__name__}, {own}"
+    opaque = dict.fromkeys(node.label for node in op.behind.plan.nodes if isinstance(node.op, Opaque))
+    return f"{op.name}, " + (f"opaque through torch.func: {', '.join(opaque)}" if opaque else own)

@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from fastmeta.optim.base import Meta, State
+from fastmeta.program.losses import PlannedLoss
+from fastmeta.program.plan import Plan
 
 from .adjoint import Adjoint, Cotangents, Displacement, Identity, Keeps
 from .batch import finite_tasks
@@ -223,6 +225,13 @@ class Engine:
     adjoint: Adjoint
     asked: tuple[int, ...] | None = None  # steps k whose query loss counts; None: the last
     meta_wanted: bool = False  # does η get a gradient
+
+    @cached_property
+    def plans(self) -> tuple[Plan, ...]:
+        """Those of the module, on the support and on the query set, and of losses that are plans."""
+        parts = (self.loop.objective, self.outer)
+        losses = [part.loss.behind.plan for part in parts if isinstance(part.loss, PlannedLoss)]
+        return (*(part.plan for part in parts), *losses)
 
     @cached_property
     def random(self) -> bool:

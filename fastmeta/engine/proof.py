@@ -22,7 +22,7 @@ from torch import Tensor
 from fastmeta.internals import pytree
 from fastmeta.ops.dropout import Dropout
 from fastmeta.optim.sgd import SGD
-from fastmeta.program.plan import Plan
+from fastmeta.program.plan import Plan, seeded_in_python
 from fastmeta.program.program import Program
 
 from .adjoint import Displacement, Identity, Unrolled
@@ -35,7 +35,7 @@ from .planning import wanted
 from .trial import Trial, apart, moved
 
 _SECONDS = 0.4
-"""What a proof may take, as far as that is known before: a program that would take longer is proved on fewer samples."""
+"""What a proof may take, as far as that is known before: what would take longer is proved on fewer samples."""
 
 
 class Verdict(NamedTuple):
@@ -84,7 +84,7 @@ def prove(
     flags = tuple(wanted(tree) for tree in _trees(batch))
     with _undisturbed(program.layout.device):
         given = _Given(
-            engine, program, _plain(options), _two_tasks(batch), flags, min(kind.steps, 1), with_loss
+            engine, program, _plain(options), _two_tasks(batch), flags, min(kind.steps, 2), with_loss
         )  # fmt: skip
         try:
             return _proved(given)
@@ -93,6 +93,9 @@ def prove(
 
 
 def _proved(given: _Given) -> Verdict:
+    drawn = seeded_in_python(given.engine.loop.objective.plan, given.engine.outer.plan)
+    if drawn and _left_out(given):
+        return Verdict(f"none, as {drawn[0]} draws other numbers for query samples behind support ones than for others")
     try:
         trial = _trial(given, double=True)
     except torch.OutOfMemoryError:
@@ -137,25 +140,31 @@ def _trial(given: _Given, *, double: bool, like: Trial | None = None) -> Trial:
     """
 
     def made(batch: TaskBatch, *, whole: bool, steps: int) -> Trial:
-        trial = Trial(
-            given.program, given.options, batch, given.wanted, steps, given.with_loss, double=double, whole=whole,
+        options = given.options
+        if not whole and options.inner_batch_size is not None:
+            options = replace(options, inner_batch_size=min(options.inner_batch_size, batch.support_samples))
+        return Trial(
+            given.program, options, batch, given.wanted, steps, given.with_loss, double=double, whole=whole,
             left_out=_left_out(given), random=given.engine.random, samples=given.batch,
         )  # fmt: skip
-        return trial
 
     if like is not None:
         beside = made(moved(like.batch), whole=like.whole, steps=like.steps)
         beside.named = {name: apart(x) for name, x in beside.named.items()}
         beside.run_truth()
         return beside
-    trial = made(given.batch, whole=True, steps=given.steps)
-    seconds = _estimate(given, double=double)
-    share = 1.0 if seconds is None or seconds <= _SECONDS else _SECONDS / seconds
-    if share < 1.0:
+    steps, each = given.steps, _seconds_a_sample(given, double=double)
+    if each is None or _estimate(given, each, steps) > _SECONDS / 4:
+        steps = min(steps, 1)  # a second one starts at fast weights of each task's own
+    trial = made(given.batch, whole=True, steps=steps)
+    share = 1.0 if each is None else _SECONDS / max(_estimate(given, each, steps), _SECONDS)
+    if share < 1.0 and each is not None:
         some = _some_samples(given.batch, share)
         if some is not None:
+            if _estimate(replace(given, batch=some), each, steps) > 1.75 * _SECONDS:
+                some = _first_task(some)
             try:
-                fewer = made(some, whole=False, steps=given.steps)
+                fewer = made(some, whole=False, steps=steps)
                 fewer.run_truth()
                 return fewer
             except torch.OutOfMemoryError:
@@ -176,12 +185,21 @@ def _trial(given: _Given, *, double: bool, like: Trial | None = None) -> Trial:
     return trial
 
 
-def _estimate(given: _Given, *, double: bool) -> float | None:
-    """Seconds that a proof on all samples would take, out of a forward on few of them; None where that cannot be said.
+def _estimate(given: _Given, each: float, steps: int) -> float:
+    """Seconds that a proof on all samples would take, where a forward takes `each` for a sample.
 
     In units of a forward: an inner gradient takes 3, its derivative 6 more, and it is computed once without that; a
     query gradient takes 3. All of it by both.
     """
+    batch, exact = given.batch, isinstance(given.options.adjoint, Unrolled)
+    support = given.options.inner_batch_size or batch.support_samples
+    adapts = given.with_loss or batch.query_x is None
+    inner = (9 * steps + 3 * min(steps, 1) if exact else 3 * steps + 3) * support if adapts else 0
+    return 2 * batch.tasks * each * (inner + 4 * batch.query_samples)
+
+
+def _seconds_a_sample(given: _Given, *, double: bool) -> float | None:
+    """What a forward on few samples says of one; None where that cannot be said."""
     query = given.batch.query_x is not None
     samples = given.batch.query_samples if query else given.batch.support_samples
     few = max(2, samples // 16)
@@ -202,11 +220,7 @@ def _estimate(given: _Given, *, double: bool) -> float | None:
         raise
     except Exception:
         return None
-    each = min(times) / (some.query_samples if query else some.support_samples)
-    exact = isinstance(given.options.adjoint, Unrolled)
-    support = given.options.inner_batch_size or given.batch.support_samples
-    inner = given.steps * (12 if exact else 6) * support if given.with_loss or not query else 0
-    return 2 * given.batch.tasks * each * (inner + 4 * given.batch.query_samples)
+    return min(times) / (some.query_samples if query else some.support_samples)
 
 
 def _some_samples(batch: TaskBatch, share: float) -> TaskBatch | None:
@@ -295,7 +309,7 @@ def _undisturbed(device: torch.device) -> Iterator[None]:
     devices = (
         [device.index if device.index is not None else torch.cuda.current_device()] if device.type == "cuda" else []
     )
-    python, numpy = random.getstate(), np.random.get_state()
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002  the stream that users seed
     try:
         with (
             torch.random.fork_rng(devices), torch.inference_mode(False), torch.enable_grad(), no_autocast(device.type),
@@ -303,7 +317,7 @@ def _undisturbed(device: torch.device) -> Iterator[None]:
             yield
     finally:
         random.setstate(python)
-        np.random.set_state(numpy)
+        np.random.set_state(numpy)  # noqa: NPY002
 
 
 def _first_line(error: BaseException) -> str:

@@ -295,8 +295,8 @@ class PlanCache:
             self._warn_once(_OFTEN_COMPILED)
 
     def _graphs_of(self, backend: Backend) -> MetaStepGraphs | None:
-        if isinstance(backend, OneByOne):
-            if not backend.why:  # else that was said when it was made
+        if not isinstance(backend, Planned):
+            if not (isinstance(backend, OneByOne) and backend.why):  # else that was said when it was made
                 self.warn_no_graph(REFERENCE)
             return None
         if backend.graphs is None:

@@ -55,7 +55,7 @@ class Trial:
         options: of the proof.
         batch: at most two tasks.
         wanted: of each tree of the batch, which tensors get a gradient.
-        steps: inner steps, 0 or 1.
+        steps: inner steps.
         with_loss: whether the query set has a loss; else its outputs are looked at, or adaptation where it is empty.
         double: float64; else the module's own dtypes.
         whole: on all samples, so that the plan itself takes them.
@@ -108,7 +108,7 @@ class Trial:
             parts.append("without dropout")
         return ", ".join(parts)
 
-    # ------------------------------------------------------------------------------------------------------------------
+    # ----------------------------------------------------------------------------------------------------------------
 
     @property
     def _theta(self) -> tuple[Tensor, ...]:
@@ -129,11 +129,10 @@ class Trial:
 
     def planned(self) -> Engine:
         """The program planned for the trial's own samples and dtype."""
-        kind = Kind(self.steps, 0, None, "θ", ())
         with self._in_module():
-            return make_engine(self.program, self.options, self.batch, kind, with_loss=self._with_loss)
+            return make_engine(self.program, self.options, self.batch, _kind(self.steps), with_loss=self._with_loss)
 
-    # Plain autograd, a task at a time. ----------------------------------------------------------------------------------
+    # Plain autograd, a task at a time. ------------------------------------------------------------------------------
 
     def forward(self) -> None:
         """The module's outputs alone, as plain PyTorch computes them."""
@@ -141,15 +140,11 @@ class Trial:
         tree = self.batch.support_x if self.batch.query_x is None else self.batch.query_x
         batch = replace(self.batch, query_x=tree, query_y=None)
         with self._in_module(), torch.no_grad():
-            loop = OneByOne(self.program.module, self.program, self.options, batch, self._kind)
+            loop = OneByOne(self.program.module, self.program, self.options, batch, _kind(0))
             phi = self.layout.row(self._theta).unsqueeze(0)
             ys, _ = loop.outputs(phi, self.support.take(slice(0, 1), 0), tuple(y[:1] for y in x), self._context())
         if ys and ys[0].is_cuda:
             torch.cuda.synchronize(ys[0].device)
-
-    @property
-    def _kind(self) -> Kind:
-        return Kind(self.steps, 0, None, "θ", ())
 
     def run_truth(self) -> None:
         """Plain autograd's results, and the length of the inner step.
@@ -174,21 +169,21 @@ class Trial:
     def _adapts(self) -> bool:
         return self.steps > 0 and (self._with_loss or self.batch.query_x is None)
 
-    def _loop(self, t: int, *, by_step: bool = True) -> tuple[OneByOne, AbstractContextManager[object]]:
+    def _loop(self, t: int, steps: int, *, by_step: bool = True) -> tuple[OneByOne, AbstractContextManager[object]]:
         """The plain loop, and the random numbers of task `t` for it."""
         options = self.options
         mode: AbstractContextManager[object] = nullcontext()
         if self._random:
             mode = draws = SameDraws(self._keys[t : t + 1], by_step=by_step, without=self.left_out)
             options = replace(options, inner_loss=stepping(options.inner_loss, draws))
-        return OneByOne(self.program.module, self.program, options, self.batch, self._kind), mode
+        return OneByOne(self.program.module, self.program, options, self.batch, _kind(steps)), mode
 
     def _of(self, t: int) -> tuple[Data, Data, Context]:
         one = slice(t, t + 1)
         return self.support.take(one, 0), self.query.take(one, 0), self._context().take(one)
 
     def _inner_gradient(self, t: int) -> Tensor:
-        loop, draws = self._loop(t)
+        loop, draws = self._loop(t, 1)
         support, _, context = self._of(t)
         with draws, torch.no_grad():
             phi = loop.adapt(self._inputs(1.0), support, context, keep=False).phi[0]
@@ -203,7 +198,7 @@ class Trial:
     def _one_task(self, t: int) -> dict[str, Tensor]:
         support, query, context = self._of(t)
         at, found = self._inputs(self._rate), {}
-        loop, draws = self._loop(t, by_step=self._with_loss or self.batch.query_x is None)
+        loop, draws = self._loop(t, self.steps, by_step=self._with_loss or self.batch.query_x is None)
         theta = self._theta
         with draws:
             if self._with_loss:
@@ -248,7 +243,7 @@ class Trial:
         every = [(name, i, x) for name, data in parts for i, x in enumerate((*data.inputs, *data.targets))]
         return {f"gradient of {name} data {i}": x for name, i, x in every if x.requires_grad}
 
-    # The plan's sweeps. -------------------------------------------------------------------------------------------------
+    # The plan's sweeps. ---------------------------------------------------------------------------------------------
 
     def compare(self, engine: Engine) -> list[Difference]:
         """How far the sweeps of `engine` are from plain autograd, in the order of computation."""
@@ -262,8 +257,9 @@ class Trial:
         found: dict[str, Tensor] = {}
         if self._adapts:
             one = self._inputs(1.0)
-            phi, _ = engine.adapt(one, self.support, context, keep=False)
-            found["inner gradient"] = engine.row(one) - phi
+            first = replace(engine, loop=replace(engine.loop, steps=1))
+            phi, _ = first.adapt(one, self.support, context, keep=False)
+            found["inner gradient"] = first.row(one) - phi
         if self._with_loss:
             tasks = engine.meta_step(at, self.support, self.query, context, keep=True)
             assert tasks.cotangents is not None
@@ -311,6 +307,10 @@ class Trial:
             far = {n: float(torch.nan_to_num(a - b, nan=math.inf).abs().square().sum()) for n, a, b in parts}
             where = f" (most in {max(far, key=far.__getitem__)!r})"
         return Difference(name, errors[t], where)
+
+
+def _kind(steps: int) -> Kind:
+    return Kind(steps, 0, None, "θ", ())
 
 
 def _visible(engine: Engine) -> int:

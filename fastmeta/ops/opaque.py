@@ -10,14 +10,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.func import jvp, vjp, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .base import Loss, MaybeTensors, Needs, Op, shared
+from .base import MaybeTensors, Needs, Op, shared
 
 Tensors: TypeAlias = tuple[Tensor, ...]
 Groups: TypeAlias = tuple[MaybeTensors, ...]
@@ -161,44 +161,6 @@ def _tangents_of(f: Callable[..., Tensors], primals: Tensors, tangents: Tensors)
     ys, pull, *_ = vjp(f, *primals)
     transpose = vjp(pull, tuple(map(torch.zeros_like, ys)))[1]
     return transpose(tangents)[0]
-
-
-class LossInputs(NamedTuple):
-    """What a forward sweep of a loss leaves: all inputs, and the losses [T]."""
-
-    inputs: Tensors
-    losses: Tensor
-
-
-@dataclass(frozen=True)
-class OpaqueLoss(Loss[LossInputs, MaybeTensors]):
-    """A loss as an opaque op of one output."""
-
-    op: Opaque
-
-    @property
-    def name(self) -> str:
-        return self.op.name
-
-    def prepare(self, *inputs: Tensor) -> LossInputs:
-        losses, saved = self.op.forward(*inputs)
-        return LossInputs(saved, losses)
-
-    def value(self, saved: LossInputs) -> Tensor:
-        return saved.losses
-
-    def backward(self, saved: LossInputs, dy: Tensor | None, needs: Needs) -> MaybeTensors:
-        inputs, losses = saved
-        return self.op.backward(inputs, torch.ones_like(losses) if dy is None else dy, needs)
-
-    def forward_dot(self, saved: LossInputs, inputs_dot: MaybeTensors) -> tuple[None, MaybeTensors]:
-        return None, self.op.tangents(saved.inputs, inputs_dot)
-
-    def backward_dot(
-        self, saved: LossInputs, saved_dot: MaybeTensors, dy: Tensor | None, dy_dot: Tensor | None, needs: Needs
-    ) -> MaybeTensors:
-        inputs, losses = saved
-        return self.op.backward_dot(inputs, saved_dot, torch.ones_like(losses) if dy is None else dy, dy_dot, needs)
 
 
 def seed_of(key: int, layer: int) -> int:

@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from fastmeta.internals import FakeTensorMode, pytree
 from fastmeta.ops.base import Op
@@ -17,36 +17,20 @@ from fastmeta.ops.opaque import Opaque
 from fastmeta.ops.shape import Reshape
 
 from .fuse import group
-from .layout import Layout
 from .lowering import RULES, NotKnown, Rule, Slot
 from .plan import LossPlan, Node, Plan
-from .trace import Call, Trace, Untraceable, Value, needed, replay
-
-
-class ProgramSource(NamedTuple):
-    """A user's module and the names of its tensors: what of a `Program` a plan is built from."""
-
-    module: nn.Module
-    layout: Layout  # of the fast weights
-    shared: Layout  # of the trainable parameters that all tasks share
-    constant_names: tuple[str, ...]  # of frozen parameters and buffers
+from .trace import Call, Trace, Untraceable, Value, needed
 
 
 class Builder:
     """A plan under construction; what the rules of lowering/ are given as `to`.
 
     Args:
-        program: what the plan is of.
-        given: values of the inputs.
-        named: values of parameters and buffers.
+        device: where the plan runs.
         rows: batch norm takes its statistics from the first so many samples; None: from all.
-        wanted: which inputs get a gradient.
     """
 
-    def __init__(
-        self, program: ProgramSource, given: Sequence[Value], named: dict[str, Value], rows: int | None,
-        wanted: Sequence[bool],
-    ) -> None:  # fmt: skip
+    def __init__(self, device: torch.device, rows: int | None = None) -> None:
         self.rows = rows
         self.nodes: list[Node] = []
         self.count = 0
@@ -58,17 +42,13 @@ class Builder:
         self.label = ""
         self._fixed = False  # is what is being emitted without a gradient, whatever it is made of
         self._layers = 0
-        self.wanted = tuple(wanted)
-        self.inputs = [self._slot(v.like, v.gradient) for v in given]
-        self._keys = self._slot(torch.empty((), dtype=torch.int64, device=program.layout.device), False)
-        self.params = [self._slot(named[n].like, True, True) for n in program.layout.names]
-        self.shared = [self._slot(named[n].like, True) for n in program.shared.names]
-        self.constants = [self._slot(named[n].like, False) for n in program.constant_names]
-        names = (*program.layout.names, *program.shared.names, *program.constant_names)
-        for value, slot in zip(given, self.inputs, strict=True):
-            self.slots[id(value)] = slot
-        for name, slot in zip(names, (*self.params, *self.shared, *self.constants), strict=True):
-            self.slots[id(named[name])] = slot
+        self._keys = self._slot(torch.empty((), dtype=torch.int64, device=device), False)
+
+    def give(self, value: Value, *, moving: bool = False) -> Slot:
+        """The slot of a value that the plan is handed."""
+        if id(value) not in self.slots:
+            self.slots[id(value)] = self._slot(value.like, value.gradient, moving)
+        return self.slots[id(value)]
 
     def _slot(self, like: Tensor, active: bool, moving: bool = False) -> Slot:
         self.active.append(active)
@@ -121,18 +101,15 @@ class Builder:
             y, _ = op.forward(*one)
             return y[0]
 
-    def lower(self, trace: Trace) -> Plan:
-        """The plan of a trace.
+    def lower(self, calls: Sequence[Call], wanted: Sequence[Value]) -> list[Slot]:
+        """Adds what `wanted` values need of some calls, and gives the values' slots.
 
         Raises:
             Untraceable: a call reads what no op has made.
         """
-        outputs = [v for v in trace.outputs if v is not None]
-        for call in needed(trace.calls, [*outputs, *trace.reads]):
+        for call in needed(calls, wanted):
             self._lower(call)
-        slots = [self._of(v) for v in outputs]
-        hidden = [self._of(v) for v in trace.reads]
-        return self._finish(trace, slots, hidden)
+        return [self._of(v) for v in wanted]
 
     def _of(self, leaf: Any) -> Any:
         """The slot of a value; anything else as it is."""
@@ -208,40 +185,81 @@ class Builder:
         rest = iter(outs)
         return [None if v is None else next(rest) for v in call.made]  # pyright: ignore[reportReturnType]
 
-    def _finish(self, trace: Trace, outputs: list[Slot], hidden: list[Slot]) -> Plan:
-        slots = [*outputs, *hidden]
-        nodes = group(self.nodes, {s.index for s in slots})
-        kept = (*slots, *self.params, *self.shared, *self.constants)
-        pinned = {s.index for s in kept} | set(self.stored)
+    def plan(
+        self, given: Given, outputs: Sequence[Slot], structure: Structure, *, hidden: int = 0,
+        loss: LossPlan | None = None,
+    ) -> Plan:  # fmt: skip
+        """The plan of what was added, from slots that it is given to `outputs`, the last of which are `hidden`."""
+        nodes = group(self.nodes, {s.index for s in outputs})
+        pinned = {s.index for s in (*outputs, *given.params, *given.shared, *given.constants)} | set(self.stored)
         return Plan(
             nodes=_with_last_use(nodes, pinned),
             slots=self.count,
-            input_slots=[s.index for s in self.inputs],
+            input_slots=[s.index for s in given.inputs],
             keys_slot=self._keys.index,
-            param_slots=[s.index for s in self.params],
-            shared_slots=[s.index for s in self.shared],
-            constant_slots=[s.index for s in self.constants],
-            output_slots=[s.index for s in slots],
-            output_spec=trace.output_spec,
-            output_given=tuple(v is not None for v in trace.outputs),
-            output_active=tuple(self.active[s.index] for s in slots),
-            output_moving=tuple(self.moving[s.index] for s in slots),
-            hidden=len(hidden),
-            input_wanted=self.wanted,
-            input_shapes=[s.shape for s in self.inputs],
-            output_shapes=[s.shape for s in outputs],
+            param_slots=[s.index for s in given.params],
+            shared_slots=[s.index for s in given.shared],
+            constant_slots=[s.index for s in given.constants],
+            output_slots=[s.index for s in outputs],
+            output_spec=structure.spec,
+            output_given=structure.given,
+            output_active=tuple(self.active[s.index] for s in outputs),
+            output_moving=tuple(self.moving[s.index] for s in outputs),
+            hidden=hidden,
+            input_wanted=tuple(self.active[s.index] for s in given.inputs),
+            input_shapes=[s.shape for s in given.inputs],
+            output_shapes=[s.shape for s in outputs[: len(outputs) - hidden]],
             stored=self.stored,
             bytes_per_task=sum(self.sizes),
-            loss=None if trace.loss is None else _loss_plan(trace),
+            loss=loss,
         )
 
 
-def _loss_plan(trace: Trace) -> LossPlan:
-    """The loss of a trace as a function of one task's outputs, what else it reads, and targets."""
-    calls, loss = trace.loss_calls, trace.loss
+class Given(NamedTuple):
+    """The slots that a plan is handed."""
+
+    inputs: Sequence[Slot]
+    params: Sequence[Slot]
+    shared: Sequence[Slot] = ()
+    constants: Sequence[Slot] = ()
+
+
+class Structure(NamedTuple):
+    """What the module returns: a tree whose leaves are tensors where `given` says so, or None."""
+
+    spec: pytree.TreeSpec
+    given: tuple[bool, ...]
+
+
+def loss_plan(trace: Trace, whole: Builder) -> LossPlan:
+    """The loss of a trace behind the module's plan, which `whole` has built, as a plan of its own.
+
+    Its parameters are what moves with the fast weights.
+    """
+    loss = trace.loss
     assert loss is not None
-    order = [id(v) for v in (*trace.loss_inputs, *trace.reads, *trace.targets) if v is not None]
-    return LossPlan(lambda *tensors: replay(calls, dict(zip(order, tensors, strict=True)), loss))
+    builder = Builder(whole.slots[id(loss_output(trace))].like.device)
+    behind = zip(trace.outputs, trace.loss_inputs, strict=True)
+    pairs = [(v, seen) for v, seen in behind if v is not None and seen is not None] + [(v, v) for v in trace.reads]
+    slots: list[Slot] = []
+    for v, seen in pairs:
+        at = whole.slots[id(v)].index
+        assert seen.gradient == whole.active[at]
+        slots.append(builder.give(seen, moving=whole.moving[at]))
+    slots += [builder.give(v) for v in trace.targets]
+    places = list(dict.fromkeys(slots))  # one that is handed twice is one
+    moves = [builder.moving[s.index] for s in places]
+    given = Given(
+        [s for s, m in zip(places, moves, strict=True) if not m], [s for s, m in zip(places, moves, strict=True) if m]
+    )
+    out = builder.lower(trace.loss_calls, [loss])
+    structure = Structure(pytree.tree_structure(0), (True,))
+    return LossPlan(builder.plan(given, out, structure), tuple(places.index(s) for s in slots), tuple(moves))
+
+
+def loss_output(trace: Trace) -> Value:
+    """Some value of a trace's outputs."""
+    return next(v for v in trace.outputs if v is not None)
 
 
 def _with_last_use(nodes: list[Node], pinned: set[int]) -> list[Node]:

@@ -6,7 +6,7 @@ output. A value that is used twice simply receives two cotangents, so branches (
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -69,9 +69,15 @@ class Gradients(NamedTuple):
 
 
 class LossPlan(NamedTuple):
-    """A loss that was run behind the module: a function of one task's outputs, hidden ones, and targets."""
+    """A loss that was run behind the module, as a plan whose parameters are what moves with the fast weights.
 
-    run: Callable[..., Tensor]
+    Its arguments are the module's outputs, the hidden ones among them, then targets. Each is one of the plan's places,
+    its inputs and parameters together, of which `moves` says which are parameters.
+    """
+
+    plan: Plan
+    place_of: tuple[int, ...]  # of each argument
+    moves: tuple[bool, ...]  # of each place
 
 
 @dataclass

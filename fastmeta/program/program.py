@@ -24,7 +24,7 @@ from fastmeta.internals import (
 )
 from fastmeta.stateless import State, written_out_weight_norm
 
-from .builder import Builder, ProgramSource
+from .builder import Builder, Given, Structure, loss_plan
 from .layout import Layout
 from .lowering import RULES
 from .plan import Plan
@@ -73,7 +73,6 @@ class Program:
         self._fast = None if not self.shared.names else [i for i, name in enumerate(names) if adapts(name)]
         trainable = set(names)
         self.constant_names = tuple(name for name in self._named() if name not in trainable)
-        self._source = ProgramSource(module, self.layout, self.shared, self.constant_names)
 
     def _named(self) -> dict[str, Tensor]:
         """Parameters and buffers, tied ones under their first name."""
@@ -116,6 +115,7 @@ class Program:
             raise Untraceable("its parameters have several dtypes, or complex ones")
         leaves = leaves_of(inputs)
         wanted = tuple(wanted) or (False,) * len(leaves)
+        fast = set(self.layout.names)
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         with mode, torch.enable_grad(), quiet_fake_tensors():
             one_task = _one_task(inputs, wanted)
@@ -124,7 +124,17 @@ class Program:
             given = [recorder.give(x) for x in leaves_of(one_task)]
             named = {n: recorder.give_parameter(x) if x.requires_grad else recorder.give(x) for n, x in state.items()}
             trace = self._run(recorder, one_task, state, loss)
-        return Builder(self._source, given, named, rows, wanted).lower(trace)
+        builder = Builder(self.layout.device, rows)
+        slots = {name: builder.give(value, moving=name in fast) for name, value in named.items()}
+        handed = Given(
+            [builder.give(v) for v in given], self.layout.take(slots), self.shared.take(slots),
+            [slots[name] for name in self.constant_names],
+        )  # fmt: skip
+        returned = [v for v in trace.outputs if v is not None]
+        outputs = builder.lower(trace.calls, [*returned, *trace.reads])
+        structure = Structure(trace.output_spec, tuple(v is not None for v in trace.outputs))
+        behind = None if trace.loss is None else loss_plan(trace, builder)
+        return builder.plan(handed, outputs, structure, hidden=len(trace.reads), loss=behind)
 
     def _run(self, recorder: Recorder, one_task: Tree, state: dict[str, Tensor], loss: LossRun | None) -> Trace:
         """The module, and the loss behind it, under `recorder`."""

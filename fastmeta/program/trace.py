@@ -92,23 +92,3 @@ def needed(calls: Sequence[Call], wanted: Sequence[Value | None]) -> list[Call]:
             alive.update(id(v) for v in call.values())
             kept.append(call)
     return kept[::-1]
-
-
-def replay(calls: Sequence[Call], values: dict[int, Tensor], wanted: Value) -> Tensor:
-    """The calls once more, with tensors for the values that they start from (by id); gives the tensor of `wanted`."""
-    known = dict(values)
-
-    def tensor(leaf: Any) -> Any:
-        if not isinstance(leaf, Value):
-            return leaf
-        found = known.get(id(leaf), leaf.stored)
-        assert found is not None, "a call reads what was made before it"
-        return found
-
-    for call in calls:
-        leaves, spec = pytree.tree_flatten((call.args, call.kwargs))
-        made = call.run([tensor(leaf) for leaf in leaves], spec)
-        for value, x in zip(call.made, made, strict=True):
-            if value is not None:
-                known[id(value)] = x
-    return tensor(wanted)

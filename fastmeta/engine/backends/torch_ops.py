@@ -19,7 +19,7 @@ from fastmeta.engine.loop import Trajectory
 from fastmeta.engine.meta_step import Engine, MetaGradient, MetaInputs, TaskResults, over_tasks
 from fastmeta.engine.objective import Context, Data
 from fastmeta.ops.dropout import task_keys
-from fastmeta.ops.opaque import Opaque, OpaqueLoss
+from fastmeta.ops.opaque import Opaque
 from fastmeta.optim.base import State
 
 from .base import Adapted, Planned, Pullback
@@ -159,10 +159,7 @@ def _slices_at_once(engine: Engine, tasks: int, *, compiled: bool) -> int:
 
 def _is_opaque(engine: Engine) -> bool:
     """Whether torch.func runs any part of it."""
-    parts = (engine.loop.objective, engine.outer)
-    return any(isinstance(node.op, Opaque) for part in parts for node in part.plan.nodes) or any(
-        isinstance(part.loss, OpaqueLoss) for part in parts
-    )
+    return any(isinstance(node.op, Opaque) for plan in engine.plans for node in plan.nodes)
 
 
 def _untracked(function: Callable[..., Any], *args: Any) -> Any:
