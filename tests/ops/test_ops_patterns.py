@@ -31,7 +31,7 @@ from fastmeta.ops.loss_term import LossTerm
 from fastmeta.ops.matmul import Matmul
 from fastmeta.ops.mse import MSE
 from fastmeta.ops.norm import batch_norm, layer_norm
-from fastmeta.ops.opaque import Opaque, OpaqueLoss
+from fastmeta.ops.opaque import Opaque
 from fastmeta.ops.pool import AvgPool2d, MaxPool2d
 from fastmeta.ops.rearrange import CumulativeSum, Expand, Flip, Pad, Repeat, Roll, Triangle
 from fastmeta.ops.shape import Concatenate, Permute, Reduce, Reshape, Select
@@ -90,10 +90,6 @@ def mixed(x, w, b):
 
 def smooth_cross_entropy(x, y):
     return F.cross_entropy(x, y, label_smoothing=0.1)
-
-
-def soft_cross_entropy(x, y):
-    return F.cross_entropy(x, y.softmax(-1))
 
 
 # name: () -> op, the same function of one task, inputs
@@ -212,11 +208,6 @@ CASES = {
     "loss term": lambda: (LossTerm(MSE()), F.mse_loss, randn(T, N, C), randn(T, N, C)),
     "mse": lambda: (MSE(), F.mse_loss, randn(T, N, C), randn(T, N, C)),
     "opaque": lambda: (Opaque(mixed, "mixed"), mixed, randn(T, N, C), randn(T, C, 4), randn(T, 4)),
-    "opaque loss": lambda: (
-        OpaqueLoss(Opaque(lambda x, y: (soft_cross_entropy(x, y),), "soft")),
-        soft_cross_entropy,
-        *(randn(T, N, C), randn(T, N, C)),
-    ),
 }
 
 

@@ -405,7 +405,7 @@ def test_explain_says_op_by_op_how_a_model_runs():
     assert any("linear" in line and "own sweeps" in line for line in after)
     assert any("softmax" in line and "own sweeps" in line for line in after)
     assert "  loss: CrossEntropy, own sweeps" in after
-    assert "  loss: nll_loss, opaque through torch.func" in after
+    assert "  loss: nll_loss, opaque through torch.func: nll_loss_nd" in after
     assert "memory: recompute" in after
     assert not any("the plan is made for" in line for line in after)
 
