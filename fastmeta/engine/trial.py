@@ -23,7 +23,7 @@ from .batch import TaskBatch, Tree
 from .draws import SameDraws, stepping
 from .meta_step import Engine, MetaInputs
 from .objective import Context, Data
-from .options import Kind, Options
+from .options import Kind, Loss, Options
 from .planning import make_engine
 
 Quantities = dict[str, list[Tensor]]  # each task's own
@@ -86,6 +86,7 @@ class Trial:
         self._keys = task_keys(1, batch.tasks, program.layout.device)
         self._rate = _STEP
         self._truth: Quantities = {}
+        self._lost: set[int] = set()  # tasks that meta-steps leave out, as their support loss is not finite
 
     @property
     def tolerance(self) -> float:
@@ -104,6 +105,8 @@ class Trial:
             if self.batch.query_x is not None:
                 sets.append((self.batch.query_samples, self._samples.query_samples, "query"))
             parts.append(" and ".join(f"{some} of {every} {name}" for some, every, name in sets) + " samples")
+        if self._lost:
+            parts.append(f"{len(self._lost)} of them without a finite support loss and left out")
         if self.left_out:
             parts.append("without dropout")
         return ", ".join(parts)
@@ -169,13 +172,17 @@ class Trial:
     def _adapts(self) -> bool:
         return self.steps > 0 and (self._with_loss or self.batch.query_x is None)
 
-    def _loop(self, t: int, steps: int, *, by_step: bool = True) -> tuple[OneByOne, AbstractContextManager[object]]:
+    def _loop(
+        self, t: int, steps: int, *, by_step: bool = True, losses: list[Tensor] | None = None
+    ) -> tuple[OneByOne, AbstractContextManager[object]]:
         """The plain loop, and the random numbers of task `t` for it."""
         options = self.options
         mode: AbstractContextManager[object] = nullcontext()
         if self._random:
             mode = draws = SameDraws(self._keys[t : t + 1], by_step=by_step, without=self.left_out)
             options = replace(options, inner_loss=stepping(options.inner_loss, draws))
+        if losses is not None:
+            options = replace(options, inner_loss=_noted(options.inner_loss, losses))
         return OneByOne(self.program.module, self.program, options, self.batch, _kind(steps)), mode
 
     def _of(self, t: int) -> tuple[Data, Data, Context]:
@@ -183,10 +190,13 @@ class Trial:
         return self.support.take(one, 0), self.query.take(one, 0), self._context().take(one)
 
     def _inner_gradient(self, t: int) -> Tensor:
-        loop, draws = self._loop(t, 1)
+        losses: list[Tensor] = []
+        loop, draws = self._loop(t, 1, losses=losses)
         support, _, context = self._of(t)
         with draws, torch.no_grad():
             phi = loop.adapt(self._inputs(1.0), support, context, keep=False).phi[0]
+        if not all(bool(torch.isfinite(loss)) for loss in losses):
+            self._lost.add(t)
         return self.layout.row(self._theta).detach() - phi
 
     def _length(self, gradients: Sequence[Tensor]) -> float:
@@ -297,7 +307,7 @@ class Trial:
         return found
 
     def _difference(self, name: str, fast: Tensor, true: Sequence[Tensor]) -> Difference:
-        errors = [_relative(a, b) for a, b in zip(fast, true, strict=True)]
+        errors = [0.0 if t in self._lost else _relative(a, b) for t, (a, b) in enumerate(zip(fast, true, strict=True))]
         t = max(range(len(errors)), key=errors.__getitem__)
         where = ""
         if name in ("inner gradient", "meta-gradient") and errors[t] > self.tolerance:
@@ -307,6 +317,15 @@ class Trial:
             far = {n: float(torch.nan_to_num(a - b, nan=math.inf).abs().square().sum()) for n, a, b in parts}
             where = f" (most in {max(far, key=far.__getitem__)!r})"
         return Difference(name, errors[t], where)
+
+
+def _noted(loss: Loss, values: list[Tensor]) -> Loss:
+    def run(outputs: Tree, targets: Tree) -> Tensor:
+        value = loss(outputs, targets)
+        values.append(value.detach())
+        return value
+
+    return run
 
 
 def _kind(steps: int) -> Kind:

@@ -379,6 +379,16 @@ def test_tasks_that_are_not_finite_are_left_out():
     assert "off plain autograd" in proof_of(learner)
 
 
+def test_a_task_without_labels_is_no_fault_of_a_plan():
+    batch = classification(2, tasks=3)
+    batch.support_y[0] = -100
+    learner = learner_of(model=nn.Linear(2, 3).double(), inner_loss=F.cross_entropy)
+    with pytest.warns(RuntimeWarning, match="non-finite"):
+        out = learner(*batch)
+    assert out.finite.tolist() == [False, True, True]
+    assert "1 of them without a finite support loss" in proof_of(learner)
+
+
 def test_what_the_loop_raises_reaches_the_user():
     def refused(out, y):
         return F.multi_margin_loss(out, y)  # PyTorch has no second derivative of it
