@@ -109,10 +109,13 @@ class ConvBlock(Op[Block, BlockDot]):
         z = _last(self.conv.product(x, w))
         # two passes: as exact as Welford's recurrence, whose divisions cost ten times as much here
         mean = _sum(z) / _count(z)
-        var = _sum((z - mean).square()) / _count(z)
-        r = (var + self.eps).rsqrt()
-        winner, picked = pool(z, gamma.sign()) if self.pool else (None, z)
-        xh = (picked - mean) * r
+        centred = z - mean
+        r = (_sum(centred.square()) / _count(z) + self.eps).rsqrt()
+        winner = None
+        if self.pool:
+            winner, picked = pool(z, gamma.sign())
+            centred = picked - mean
+        xh = centred * r
         pre = torch.addcmul(beta, xh, gamma)
         return _second(self.activation.value(pre)), Block(x, w, z, mean, r, gamma, winner, xh, pre)
 
@@ -122,12 +125,12 @@ class ConvBlock(Op[Block, BlockDot]):
 
     def _dz(self, saved: Block, flow: Flow) -> Tensor:
         scale, count = saved.gamma * saved.r, _count(saved.z)
-        c1 = -scale * saved.r * flow.d_gamma / count
+        c1 = -scale * flow.d_gamma / count
         c0 = -scale * flow.d_beta / count
-        return self._spread(saved, scale * flow.g) + torch.addcmul(c0, c1, saved.z - saved.mean)
-
-    def _spread(self, saved: Block, g: Tensor) -> Tensor:
-        return g if saved.winner is None else scatter(g, saved.winner, saved.z)
+        if saved.winner is None:
+            return torch.addcmul(torch.addcmul(c0, scale, flow.g), c1, saved.xh)
+        spread = scatter(scale * flow.g, saved.winner, saved.z)
+        return spread + torch.addcmul(c0, c1 * saved.r, saved.z - saved.mean)
 
     def backward(self, saved: Block, dy: Tensor, needs: Needs) -> MaybeTensors:
         flow = self._flow(saved, dy)
@@ -151,8 +154,11 @@ class ConvBlock(Op[Block, BlockDot]):
         drift = slope = xh_dot = pre_dot = None
         if z_dot is not None:
             drift = _sum(z_dot) / _count(z_dot)
-            slope = _sum((saved.z - saved.mean) * z_dot) * saved.r / _count(z_dot)
-            picked_dot = z_dot if saved.winner is None else gather(z_dot, saved.winner)
+            if saved.winner is None:
+                slope, picked_dot = _sum(saved.xh * z_dot) / _count(z_dot), z_dot
+            else:
+                slope = _sum((saved.z - saved.mean) * z_dot) * saved.r / _count(z_dot)
+                picked_dot = gather(z_dot, saved.winner)
             xh_dot = saved.r * (picked_dot - drift - saved.xh * slope)
             pre_dot = saved.gamma * xh_dot
         if gamma_dot is not None:
@@ -198,14 +204,18 @@ class ConvBlock(Op[Block, BlockDot]):
             scale_dot = scale_dot - saved.gamma * r.square() * dot.slope  # r_dot = −r² m(x̂ z_dot)
         constant = -(scale_dot * flow.d_beta + scale * flow_dot.d_beta) / count
         along = -(scale_dot * flow.d_gamma + scale * flow_dot.d_gamma) / count  # times x̂
-        dz_dot = self._spread(saved, scale_dot * flow.g + scale * flow_dot.g)
+        moved = -scale * flow.d_gamma * r / count  # times z_dot − m(z_dot) − x̂ m(x̂ z_dot)
         if dot.z_dot is not None:
             assert dot.drift is not None
             assert dot.slope is not None
-            moved = -scale * flow.d_gamma * r / count  # times z_dot − m(z_dot) − x̂ m(x̂ z_dot)
-            along = along - moved * dot.slope
-            dz_dot = dz_dot + moved * (dot.z_dot - dot.drift)
-        return dz_dot + torch.addcmul(constant, along * r, saved.z - saved.mean)
+            along, constant = along - moved * dot.slope, constant - moved * dot.drift
+        if saved.winner is None:
+            line = torch.addcmul(torch.addcmul(constant, along, saved.xh), scale, flow_dot.g)
+            line = line if dot.z_dot is None else torch.addcmul(line, moved, dot.z_dot)
+            return torch.addcmul(line, scale_dot, flow.g)
+        line = torch.addcmul(constant, along * r, saved.z - saved.mean)
+        line = line if dot.z_dot is None else torch.addcmul(line, moved, dot.z_dot)
+        return scatter(scale_dot * flow.g + scale * flow_dot.g, saved.winner, saved.z) + line
 
 
 def _count(z: Tensor) -> int:
