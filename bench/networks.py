@@ -53,7 +53,7 @@ class Residual(nn.Module):
 
 
 def mobilenet(channels: int, *, ways: int) -> nn.Sequential:
-    """MobileNetV2 (Sandler et al. 2018) for small images: a stem, five inverted residuals, a last convolution, a head."""
+    """MobileNetV2 (Sandler et al. 2018) for small images: a stem, five inverted residuals, a wide end."""
     blocks = [_stage(3, channels, kernel=3, stride=2)]
     inputs = channels
     for factor, outputs, stride in ((1, channels, 1), (6, channels, 1), (6, 2 * channels, 2), (6, 2 * channels, 1),

@@ -28,6 +28,8 @@ class Conv2d(Bilinear):
 
     def product(self, x: Tensor, w: Tensor) -> Tensor:
         tasks, samples = x.shape[:2]
+        if self._pointwise(x, w):
+            return self._of_pixels(_pixel_product(self._pixels(x), w.flatten(2).mT), x)
         if tasks == 1 or shared(w):
             y = self._conv(x.flatten(0, 1), w[0], self.groups)
             return y.unflatten(0, (tasks, samples))
@@ -40,6 +42,10 @@ class Conv2d(Bilinear):
         self, dy: Tensor, x: Tensor, w: Tensor, need_x: bool, need_w: bool
     ) -> tuple[Tensor | None, Tensor | None]:
         tasks = x.shape[0]
+        if self._pointwise(x, w):
+            rows = _rows(dy)
+            dx = self._spread(_pixel_product(rows, w.flatten(2)), x) if need_x else None
+            return dx, torch.bmm(rows.mT, self._pixels(x)).view(w.shape) if need_w else None
         if tasks == 1 or dy.device.type == "cpu":
             parts = [self._conv_backward(dy[t], x[t], w[t], self.groups, need_x, need_w) for t in range(tasks)]
             return stack_tasks([dx for dx, _ in parts]), stack_tasks([dw for _, dw in parts])
@@ -48,6 +54,30 @@ class Conv2d(Bilinear):
             None if dx is None else unfold(dx, tasks),
             None if dw is None else dw.unflatten(0, (tasks, -1)),
         )
+
+    # 1 × 1 filters on a CPU: of few images PyTorch runs its slowest convolution, and a product of matrices takes all
+    # tasks at once (10 images of 16×16, 16 → 96 channels: 0.26 ms for 0.31 forward, 0.06 for 0.51 backward)
+
+    def _pointwise(self, x: Tensor, w: Tensor) -> bool:
+        return w.shape[3:] == (1, 1) and self.padding == (0, 0) and self.groups == 1 and x.device.type == "cpu"
+
+    def _pixels(self, x: Tensor) -> Tensor:
+        """Those that 1 × 1 filters see, [T, pixels, C]."""
+        return _rows(x if self.stride == (1, 1) else x[..., :: self.stride[0], :: self.stride[1]])
+
+    def _of_pixels(self, y: Tensor, x: Tensor) -> Tensor:
+        """[T, pixels, O] as outputs for x."""
+        height, width = (-(-n // step) for n, step in zip(x.shape[3:], self.stride, strict=True))
+        return y.view(*x.shape[:2], height, width, y.shape[2]).permute(0, 1, 4, 2, 3)
+
+    def _spread(self, d: Tensor, x: Tensor) -> Tensor:
+        """The transpose of `_pixels`."""
+        small = self._of_pixels(d, x)
+        if self.stride == (1, 1):
+            return small
+        dx = x.new_zeros(x.shape)
+        dx[..., :: self.stride[0], :: self.stride[1]] = small
+        return dx
 
     def bias_like(self, b: Tensor, x: Tensor) -> Tensor:
         return b[:, None, :, None, None]
@@ -83,6 +113,16 @@ class Conv2d(Bilinear):
         """
         alone = w.shape[2:] == (1, 1) and self.padding == (0, 0) and self.stride != (1, 1) and x.device.type == "cpu"
         return (self._strided(x), (1, 1)) if alone else (x, self.stride)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """[T, N, C, H, W] as [T, pixels, C]."""
+    return x.permute(0, 1, 3, 4, 2).reshape(x.shape[0], -1, x.shape[2])
+
+
+def _pixel_product(x: Tensor, w: Tensor) -> Tensor:
+    """x [T, pixels, k] times w [T, k, n]; filters that all tasks share are read once."""
+    return x.matmul(w[0]) if shared(w) else torch.bmm(x, w)
 
 
 def _dense(x: Tensor) -> Tensor:

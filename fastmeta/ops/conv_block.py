@@ -25,6 +25,8 @@ from .base import MaybeTensors, Needs, Op, total
 from .conv2d import Conv2d
 from .window import gather, pool, scatter
 
+_aten = torch.ops.aten
+
 # Inside the block channels come last, [T, N, H, W, C], as the convolutions on a CPU have them in memory: compiled
 # code lays out what it makes in the order of the dimensions, and another order would transpose at every step.
 
@@ -43,6 +45,11 @@ def _second(x: Tensor) -> Tensor:
     return x.permute(0, 1, 4, 2, 3)
 
 
+def _first(x: Tensor) -> Tensor:
+    """One task's [N, H, W, C] as [N, C, H, W]; the kernels of batch norm take no other strides."""
+    return x.contiguous().permute(0, 3, 1, 2)
+
+
 class Block(NamedTuple):
     """What a forward sweep leaves. Wide tensors have the size of the convolution's output, others of the pool's."""
 
@@ -53,8 +60,12 @@ class Block(NamedTuple):
     r: Tensor
     gamma: Tensor
     winner: Tensor | None  # which of its window's four elements the pool took
-    xh: Tensor
+    xh: Tensor | None  # None: the dual sweeps make it
     pre: Tensor  # before the activation
+
+    def with_xh(self) -> Block:
+        """With x̂."""
+        return self if self.xh is not None else self._replace(xh=(self.z - self.mean) * self.r)
 
 
 class BlockDot(NamedTuple):
@@ -66,6 +77,7 @@ class BlockDot(NamedTuple):
     drift: Tensor | None  # m(z_dot)
     slope: Tensor | None  # m(x̂ z_dot)
     gamma_dot: Tensor | None
+    xh: Tensor | None
     xh_dot: Tensor | None
     pre_dot: Tensor
 
@@ -105,31 +117,74 @@ class ConvBlock(Op[Block, BlockDot]):
         assert w is not None
         assert gamma is not None
         assert beta is not None
-        gamma, beta = self._wide(gamma), self._wide(beta)
         z = _last(self.conv.product(x, w))
+        if self._by_pytorch(z):
+            pre, mean, r = self._batch_norm(z, gamma, beta)
+            return _second(self.activation.value(pre)), Block(x, w, z, mean, r, self._wide(gamma), None, None, pre)
+        gamma, beta = self._wide(gamma), self._wide(beta)
         # two passes: as exact as Welford's recurrence, whose divisions cost ten times as much here
         mean = _sum(z) / _count(z)
-        var = _sum((z - mean).square()) / _count(z)
-        r = (var + self.eps).rsqrt()
-        winner, picked = pool(z, gamma.sign()) if self.pool else (None, z)
-        xh = (picked - mean) * r
+        centred = z - mean
+        r = (_sum(centred.square()) / _count(z) + self.eps).rsqrt()
+        winner = None
+        if self.pool:
+            winner, picked = pool(z, gamma.sign())
+            centred = picked - mean
+        xh = centred * r
         pre = torch.addcmul(beta, xh, gamma)
         return _second(self.activation.value(pre)), Block(x, w, z, mean, r, gamma, winner, xh, pre)
 
+    def _by_pytorch(self, z: Tensor) -> bool:
+        """Whether PyTorch's own batch norm, two passes over z for seven, does without a pool's shortcuts."""
+        return not self.pool and z.device.type == "cpu" and not torch.compiler.is_compiling()
+
+    def _batch_norm(self, z: Tensor, gamma: Tensor, beta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """γ x̂ + β, mean and r."""
+        found = [
+            _aten.native_batch_norm(
+                _first(z[t]), gamma[t].contiguous(), beta[t].contiguous(), None, None, True, 0.0, self.eps
+            )
+            for t in range(z.shape[0])
+        ]
+        pre, mean, r = (
+            parts[0].unsqueeze(0) if len(parts) == 1 else torch.stack(parts) for parts in zip(*found, strict=True)
+        )
+        return _last(pre), self._wide(mean), self._wide(r)
+
+    def _batch_norm_backward(self, saved: Block, g: Tensor) -> tuple[Tensor, Flow]:
+        """dz [T, N, C, H, W], and what flows."""
+        gamma, mean, r = (p.flatten(1).contiguous() for p in (saved.gamma, saved.mean, saved.r))
+        found = [
+            _aten.native_batch_norm_backward(
+                _first(g[t]), _first(saved.z[t]), gamma[t], None, None, mean[t], r[t], True, self.eps, [True] * 3
+            )
+            for t in range(g.shape[0])
+        ]
+        dz, dg, db = (
+            parts[0].unsqueeze(0) if len(parts) == 1 else torch.stack(parts) for parts in zip(*found, strict=True)
+        )
+        return dz, Flow(g, self._wide(db), self._wide(dg))
+
     def _flow(self, saved: Block, dy: Tensor) -> Flow:
+        assert saved.xh is not None
         g = self.activation.times_slope(saved.pre, _last(dy))
         return Flow(g, _sum(g), _sum(g * saved.xh))
 
     def _dz(self, saved: Block, flow: Flow) -> Tensor:
         scale, count = saved.gamma * saved.r, _count(saved.z)
-        c1 = -scale * saved.r * flow.d_gamma / count
+        c1 = -scale * flow.d_gamma / count
         c0 = -scale * flow.d_beta / count
-        return self._spread(saved, scale * flow.g) + torch.addcmul(c0, c1, saved.z - saved.mean)
-
-    def _spread(self, saved: Block, g: Tensor) -> Tensor:
-        return g if saved.winner is None else scatter(g, saved.winner, saved.z)
+        if saved.winner is None:
+            assert saved.xh is not None
+            return torch.addcmul(torch.addcmul(c0, scale, flow.g), c1, saved.xh)
+        spread = scatter(scale * flow.g, saved.winner, saved.z)
+        return spread + torch.addcmul(c0, c1 * saved.r, saved.z - saved.mean)
 
     def backward(self, saved: Block, dy: Tensor, needs: Needs) -> MaybeTensors:
+        if saved.xh is None:
+            dz, flow = self._batch_norm_backward(saved, self.activation.times_slope(saved.pre, _last(dy)))
+            dx, dw = self.conv.product_backward(dz, saved.x, saved.w, needs[0], needs[1])
+            return self._join(dx, dw, flow, needs)
         flow = self._flow(saved, dy)
         dx = dw = None
         if needs[0] or needs[1]:
@@ -143,6 +198,8 @@ class ConvBlock(Op[Block, BlockDot]):
 
     def forward_dot(self, saved: Block, inputs_dot: MaybeTensors) -> tuple[Tensor, BlockDot]:
         x_dot, w_dot, gamma_dot, beta_dot = self._split(inputs_dot)
+        saved = saved.with_xh()
+        assert saved.xh is not None
         gamma_dot, beta_dot = (None if d is None else self._wide(d) for d in (gamma_dot, beta_dot))
         z_dot = total(
             None if x_dot is None else _last(self.conv.product(x_dot, saved.w)),
@@ -151,8 +208,11 @@ class ConvBlock(Op[Block, BlockDot]):
         drift = slope = xh_dot = pre_dot = None
         if z_dot is not None:
             drift = _sum(z_dot) / _count(z_dot)
-            slope = _sum((saved.z - saved.mean) * z_dot) * saved.r / _count(z_dot)
-            picked_dot = z_dot if saved.winner is None else gather(z_dot, saved.winner)
+            if saved.winner is None:
+                slope, picked_dot = _sum(saved.xh * z_dot) / _count(z_dot), z_dot
+            else:
+                slope = _sum((saved.z - saved.mean) * z_dot) * saved.r / _count(z_dot)
+                picked_dot = gather(z_dot, saved.winner)
             xh_dot = saved.r * (picked_dot - drift - saved.xh * slope)
             pre_dot = saved.gamma * xh_dot
         if gamma_dot is not None:
@@ -162,14 +222,16 @@ class ConvBlock(Op[Block, BlockDot]):
         if pre_dot is None:  # only the convolution's bias moves, which the mean takes away
             pre_dot = torch.zeros_like(saved.pre)
         y_dot = self.activation.times_slope(saved.pre, pre_dot)
-        return _second(y_dot), BlockDot(x_dot, w_dot, z_dot, drift, slope, gamma_dot, xh_dot, pre_dot)
+        return _second(y_dot), BlockDot(x_dot, w_dot, z_dot, drift, slope, gamma_dot, saved.xh, xh_dot, pre_dot)
 
     def backward_dot(self, saved: Block, saved_dot: BlockDot, dy: Tensor, dy_dot: Tensor, needs: Needs) -> MaybeTensors:
+        saved = saved._replace(xh=saved_dot.xh)
         flow = self._flow(saved, dy)
         g_dot = self.activation.times_slope(saved.pre, _last(dy_dot))
         if self.activation.curved:
             bend = self.activation.times_curvature(saved.pre, saved_dot.pre_dot * _last(dy))
             g_dot = g_dot if bend is None else g_dot + bend
+        assert saved.xh is not None
         terms = g_dot * saved.xh
         if saved_dot.xh_dot is not None:
             terms = terms + flow.g * saved_dot.xh_dot
@@ -198,14 +260,19 @@ class ConvBlock(Op[Block, BlockDot]):
             scale_dot = scale_dot - saved.gamma * r.square() * dot.slope  # r_dot = −r² m(x̂ z_dot)
         constant = -(scale_dot * flow.d_beta + scale * flow_dot.d_beta) / count
         along = -(scale_dot * flow.d_gamma + scale * flow_dot.d_gamma) / count  # times x̂
-        dz_dot = self._spread(saved, scale_dot * flow.g + scale * flow_dot.g)
+        moved = -scale * flow.d_gamma * r / count  # times z_dot − m(z_dot) − x̂ m(x̂ z_dot)
         if dot.z_dot is not None:
             assert dot.drift is not None
             assert dot.slope is not None
-            moved = -scale * flow.d_gamma * r / count  # times z_dot − m(z_dot) − x̂ m(x̂ z_dot)
-            along = along - moved * dot.slope
-            dz_dot = dz_dot + moved * (dot.z_dot - dot.drift)
-        return dz_dot + torch.addcmul(constant, along * r, saved.z - saved.mean)
+            along, constant = along - moved * dot.slope, constant - moved * dot.drift
+        if saved.winner is None:
+            assert saved.xh is not None
+            line = torch.addcmul(torch.addcmul(constant, along, saved.xh), scale, flow_dot.g)
+            line = line if dot.z_dot is None else torch.addcmul(line, moved, dot.z_dot)
+            return torch.addcmul(line, scale_dot, flow.g)
+        line = torch.addcmul(constant, along * r, saved.z - saved.mean)
+        line = line if dot.z_dot is None else torch.addcmul(line, moved, dot.z_dot)
+        return scatter(scale_dot * flow.g + scale * flow_dot.g, saved.winner, saved.z) + line
 
 
 def _count(z: Tensor) -> int:

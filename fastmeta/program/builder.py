@@ -160,7 +160,7 @@ class Builder:
 
     def _opaque(self, call: Call, inputs: list[Slot], why: str) -> list[Slot]:
         """A node of a call as an opaque op; the slots of what it makes, with None where that is no tensor."""
-        leaves, spec = pytree.tree_flatten((call.args, call.kwargs))
+        leaves = call.flat[0]
         where = [i for i, leaf in enumerate(leaves) if isinstance(leaf, Value)]
         given = [None if isinstance(leaf, Value) else leaf for leaf in leaves]
         made = [v for v in call.made if v is not None]
@@ -169,7 +169,7 @@ class Builder:
             filled = list(given)
             for i, x in zip(where, tensors, strict=True):
                 filled[i] = x
-            return tuple(x for x, v in zip(call.run(filled, spec), call.made, strict=True) if v is not None)
+            return tuple(x for x, v in zip(call.run(filled), call.made, strict=True) if v is not None)
 
         name = getattr(call.function, "__name__", call.label)
         layer, smooth = self.next_layer() if call.random else 0, tuple(v.gradient for v in made)

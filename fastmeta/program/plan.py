@@ -113,6 +113,17 @@ class Plan:
         """Whether nothing but fast weights gets a gradient, so that both kinds of sweeps are the same."""
         return all(node.needs == node.moves for node in self.nodes) and not self.shared_slots
 
+    @cached_property
+    def _common(self) -> list[bool]:
+        """Which nodes all tasks have in common: positions, masks and what else is made of constants alone."""
+        known = {*self.constant_slots, *self.stored}
+        common: list[bool] = []
+        for node in self.nodes:
+            common.append(bool(node.inputs) and known.issuperset(node.inputs))  # keys are each task's own
+            if common[-1]:
+                known.update(node.outputs)
+        return common
+
     @property
     def random(self) -> bool:
         return any(self.keys_slot in node.inputs for node in self.nodes)
@@ -160,8 +171,12 @@ class Plan:
         for slot, value in self.stored.items():
             env[slot] = value.expand(tasks, *value.shape)
         tape: Tape = []
-        for node in self.nodes:
-            y, saved = node.op.forward(*[env[i] for i in node.inputs])
+        for node, common in zip(self.nodes, self._common, strict=True):
+            if common:
+                y, saved = node.op.forward(*[env[i][:1] for i in node.inputs])
+                y = y.expand(tasks, *y.shape[1:]) if isinstance(y, Tensor) else _for_tasks(y, tasks)
+            else:
+                y, saved = node.op.forward(*[env[i] for i in node.inputs])
             tape.append(saved if keep and node.active else None)
             node.put(env, y)
             for slot in node.last_use:
@@ -251,6 +266,10 @@ class Plan:
         for slot, need, value in zip(node.inputs, needs, d_inputs, strict=True):
             if need:
                 d[slot] = total(d[slot], value)
+
+
+def _for_tasks(values: Sequence[Tensor], tasks: int) -> tuple[Tensor, ...]:
+    return tuple(y.expand(tasks, *y.shape[1:]) for y in values)
 
 
 def seeded_in_python(*plans: Plan) -> list[str]:

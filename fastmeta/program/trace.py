@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from operator import is_
 from typing import Any
 
 from torch import Tensor
@@ -51,15 +53,32 @@ class Call:
         """Those that it reads."""
         return [x for x in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(x, Value)]
 
-    def run(self, filled: Sequence[Any], spec: pytree.TreeSpec) -> list[Any]:
+    @cached_property
+    def flat(self) -> tuple[list[Any], pytree.TreeSpec]:
+        """The arguments' leaves and their structure, looked at once: taking trees apart costs more than a small op."""
+        return pytree.tree_flatten((self.args, self.kwargs))
+
+    @cached_property
+    def _plain(self) -> bool:
+        """Whether the leaves are the arguments themselves."""
+        leaves, args = self.flat[0], self.args
+        return not self.kwargs and len(leaves) == len(args) and all(map(is_, leaves, args))
+
+    @cached_property
+    def _smooth(self) -> bool:
+        """Whether it reads anything with a gradient."""
+        return any(v.gradient for v in self.values())
+
+    def run(self, filled: Sequence[Any]) -> list[Any]:
         """The function on other leaves, which it leaves as they were; what it makes, in the order of `made`."""
         filled = list(filled)
         for i in self.written:
             filled[i] = filled[i].clone()
-        args, kwargs = pytree.tree_unflatten(filled, spec)
-        out = pytree.tree_leaves(self.function(*args, **kwargs))
+        args, kwargs = (filled, {}) if self._plain else pytree.tree_unflatten(filled, self.flat[1])
+        result = self.function(*args, **kwargs)
+        out = [result] if isinstance(result, Tensor) else pytree.tree_leaves(result)
         made = [*out, *(filled[i] for i in self.written)]
-        if not any(v.gradient for v in self.values()):
+        if not self._smooth:
             return made
         # what autograd keeps no graph of has no tangent either; forward mode alone would not know
         return [x.detach() if v is not None and not v.gradient else x for x, v in zip(made, self.made, strict=True)]
