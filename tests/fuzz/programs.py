@@ -63,6 +63,11 @@ class Program:
     def flag(self, bit: int) -> bool:
         return bool(self.options >> bit & 1)
 
+    @property
+    def queried(self) -> bool:
+        """Whether learners are called by the user, whose own loss then follows: it can read no fast weights."""
+        return self.flag(10) and self.flag(11) and "net." not in self._loss("", self.loss if self.outer is None else self.outer)
+
     def loop(self) -> Loop:
         order = ORDERS[self.order % len(ORDERS)]
         uneven = self.kind == "uneven"
