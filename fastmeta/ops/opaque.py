@@ -101,17 +101,23 @@ class Opaque(Op[Tensors, MaybeTensors]):
         ds = self._mapped(lambda xs, dys: self._pullback(xs, dys, needs), (saved, dys))
         return _at_needed(ds, needs)
 
-    @staticmethod
-    def tangents(inputs: Tensors, inputs_dot: MaybeTensors) -> MaybeTensors:
-        """Zeros in full for None: some of PyTorch's formulas (mse_loss) write into the symbolic zero they are given."""
-        return tuple(
+    def _full(self, sweep: Callable[[MaybeTensors], Tensors], inputs: Tensors, inputs_dot: MaybeTensors) -> Tensors:
+        """A sweep of the inputs' tangents, with zeros in full for None: some of PyTorch's formulas (mse_loss) write
+        into the symbolic zero that they are given. Others (soft_margin_loss) refuse a tangent of what has no derivative."""
+        full = tuple(
             torch.zeros_like(x) if d is None and (x.is_floating_point() or x.is_complex()) else d
             for x, d in zip(inputs, inputs_dot, strict=True)
         )
+        try:
+            return sweep(full)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            if all(f is d for f, d in zip(full, inputs_dot, strict=True)):
+                raise
+            return sweep(inputs_dot)
 
     def forward_dot(self, saved: Tensors, inputs_dot: MaybeTensors) -> tuple[Any, MaybeTensors]:
-        inputs_dot = self.tangents(saved, inputs_dot)
-
         def one(xs: Tensors, dots: MaybeTensors) -> Tensors:
             moving = tuple(d is not None for d in dots)
 
@@ -123,7 +129,7 @@ class Opaque(Op[Tensors, MaybeTensors]):
             primals = tuple(x for x, m in zip(xs, moving, strict=True) if m)
             return _tangents_of(of, primals, tuple(d for d in dots if d is not None))
 
-        dots = self._mapped(one, (saved, inputs_dot))
+        dots = self._full(lambda full: self._mapped(one, (saved, full)), saved, inputs_dot)
         ys_dot: MaybeTensors = dots if self.smooth is None else _at_needed(dots, self.smooth)
         return (ys_dot[0] if len(ys_dot) == 1 else ys_dot), inputs_dot
 
@@ -146,7 +152,7 @@ class Opaque(Op[Tensors, MaybeTensors]):
             primals = tuple(v for v, m in zip(values, moving, strict=True) if m)
             return _tangents_of(of, primals, tuple(t for t in tangents if t is not None))  # pyright: ignore[reportArgumentType]
 
-        ds = self._mapped(one, (saved, saved_dot, dys, dys_dot))
+        ds = self._full(lambda full: self._mapped(one, (saved, full, dys, dys_dot)), saved, saved_dot)
         return _at_needed(ds, needs)
 
 
@@ -193,7 +199,7 @@ class OpaqueLoss(Loss[LossInputs, MaybeTensors]):
         return self.op.backward(inputs, torch.ones_like(losses) if dy is None else dy, needs)
 
     def forward_dot(self, saved: LossInputs, inputs_dot: MaybeTensors) -> tuple[None, MaybeTensors]:
-        return None, self.op.tangents(saved.inputs, inputs_dot)
+        return None, inputs_dot
 
     def backward_dot(
         self, saved: LossInputs, saved_dot: MaybeTensors, dy: Tensor | None, dy_dot: Tensor | None, needs: Needs

@@ -151,7 +151,9 @@ class Program:
 
         def targets(n: int) -> torch.Tensor:
             if self.labels:
-                return torch.randint(3, (TASKS, n), generator=generator)
+                labels = torch.randint(3, (TASKS, n), generator=generator)
+                labels[:, 0] = 0  # a task all of whose labels are ignored is left out
+                return labels
             return normal(n, 3)
 
         support, query = 4, 3 if self.flag(6) else 4
