@@ -101,13 +101,17 @@ class Opaque(Op[Tensors, MaybeTensors]):
         ds = self._mapped(lambda xs, dys: self._pullback(xs, dys, needs), (saved, dys))
         return _at_needed(ds, needs)
 
-    def _full(self, sweep: Callable[[MaybeTensors], Tensors], inputs: Tensors, inputs_dot: MaybeTensors) -> Tensors:
-        """A sweep of the inputs' tangents, with zeros in full for None: some of PyTorch's formulas (mse_loss) write
-        into the symbolic zero that they are given. Others (soft_margin_loss) refuse a tangent of what has no derivative."""
-        full = tuple(
+    @staticmethod
+    def tangents(inputs: Tensors, inputs_dot: MaybeTensors) -> MaybeTensors:
+        """Zeros in full for None: some of PyTorch's formulas (mse_loss) write into the symbolic zero they are given."""
+        return tuple(
             torch.zeros_like(x) if d is None and (x.is_floating_point() or x.is_complex()) else d
             for x, d in zip(inputs, inputs_dot, strict=True)
         )
+
+    def _full(self, sweep: Callable[[MaybeTensors], Tensors], inputs: Tensors, inputs_dot: MaybeTensors) -> Tensors:
+        """A sweep on full tangents; without those that PyTorch refuses, of what has no derivative (soft_margin_loss)."""
+        full = self.tangents(inputs, inputs_dot)
         try:
             return sweep(full)
         except torch.OutOfMemoryError:
@@ -199,7 +203,7 @@ class OpaqueLoss(Loss[LossInputs, MaybeTensors]):
         return self.op.backward(inputs, torch.ones_like(losses) if dy is None else dy, needs)
 
     def forward_dot(self, saved: LossInputs, inputs_dot: MaybeTensors) -> tuple[None, MaybeTensors]:
-        return None, inputs_dot
+        return None, self.op.tangents(saved.inputs, inputs_dot)
 
     def backward_dot(
         self, saved: LossInputs, saved_dot: MaybeTensors, dy: Tensor | None, dy_dot: Tensor | None, needs: Needs
