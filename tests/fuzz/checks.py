@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
-from plain_loop import PlainLoop, Rule, Truth
+from loop_truth import PlainLoop, Rule, Truth
 from programs import Built, Program
 from torch import nn
 from torch.utils import _pytree as pytree

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from blocks import GROUPS, Block
 from helper_code import HELPERS
 from losses import LABELS, NUMBERS
-from plain_loop import Loop, MakeLoss, Rule
+from loop_truth import Loop, MakeLoss, Rule
 from torch import nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from helper_functions import Reverse, Scaled, Straight
-from plain_loop import Loop, PlainLoop, Rule
+from loop_truth import Loop, PlainLoop, Rule
 from torch import nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
