@@ -126,7 +126,9 @@ def _run(program: Program, built: Built, proof: str) -> tuple[nn.Module, Truth, 
         return net, _adapt_then_query(learner, program, built), _rung(learner)
     out = learner(*built.data)
     out.loss.backward()
-    outputs = [pytree.tree_map_only(torch.Tensor, lambda x, t=t: x[t], out.outputs) for t in range(len(out.task_losses))]
+    outputs = [
+        pytree.tree_map_only(torch.Tensor, lambda x, t=t: x[t], out.outputs) for t in range(len(out.task_losses))
+    ]
     return net, Truth(out.task_losses.detach(), outputs, _grads(net), _extra(built)), _rung(learner)
 
 
@@ -144,7 +146,9 @@ def _adapt_then_query(learner: Any, program: Program, built: Built) -> Truth:
 
 def _grads(net: nn.Module) -> dict[str, torch.Tensor]:
     return {
-        n: torch.zeros_like(p) if p.grad is None else p.grad.clone() for n, p in net.named_parameters() if p.requires_grad
+        n: torch.zeros_like(p) if p.grad is None else p.grad.clone()
+        for n, p in net.named_parameters()
+        if p.requires_grad
     }
 
 
@@ -196,7 +200,10 @@ def _errors(got: Truth, truth: Truth) -> dict[str, float]:
     def apart(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
         if [x.shape for x in a] != [x.shape for x in b]:
             return float("inf")
-        a, b = [torch.cat([torch.view_as_real(x).flatten() if x.is_complex() else x.double().flatten() for x in xs]) for xs in (a, b)]
+        a, b = [
+            torch.cat([torch.view_as_real(x).flatten() if x.is_complex() else x.double().flatten() for x in xs])
+            for xs in (a, b)
+        ]
         return float((a - b).norm() / b.norm().clamp_min(1e-6)) if len(a) else 0.0
 
     leaves = [[x for x in pytree.tree_leaves(y) if isinstance(x, torch.Tensor)] for y in (got.outputs, truth.outputs)]

@@ -66,7 +66,11 @@ class Program:
     @property
     def queried(self) -> bool:
         """Whether learners are called by the user, whose own loss then follows: it can read no fast weights."""
-        return self.flag(10) and self.flag(11) and "net." not in self._loss("", self.loss if self.outer is None else self.outer)
+        return (
+            self.flag(10)
+            and self.flag(11)
+            and "net." not in self._loss("", self.loss if self.outer is None else self.outer)
+        )
 
     def loop(self) -> Loop:
         order = ORDERS[self.order % len(ORDERS)]
@@ -79,13 +83,21 @@ class Program:
 
     def source(self) -> str:
         """The network's class and its losses, as Python."""
-        init = ["super().__init__()", "self.kl = torch.zeros(())", "self.head = nn.Linear(4, 3)", "self.table = nn.Embedding(6, 4)"]
+        init = [
+            "super().__init__()",
+            "self.kl = torch.zeros(())",
+            "self.head = nn.Linear(4, 3)",
+            "self.table = nn.Embedding(6, 4)",
+        ]
         if not self.kind.startswith("ids"):
             init.pop()
         forward = ["self.kl = torch.zeros(())", "h = x * 1.0" if self.kind != "ids alone" else "h = self.table(x)"]
         if self.kind != "rows":
             forward += ["if b is not None: h = h + b.cos()", "if scale is not None: h = h * scale"]
-            forward += ["if points is not None: h = h + self.head(points).mean(0)[0]", "if ids is not None: h = h + self.table(ids)"]
+            forward += [
+                "if points is not None: h = h + self.head(points).mean(0)[0]",
+                "if ids is not None: h = h + self.table(ids)",
+            ]
         for i, block in enumerate(self.parts()):
             init += _numbered(block.init, i)
             forward += [f"# {block.name}", *_numbered(block.forward, i)]

@@ -76,7 +76,9 @@ class PlainLoop:
         losses, outputs = [], []
         with sdpa_kernel(SDPBackend.MATH):
             for t in range(tasks):
-                loss, out, grads, more = self._task(*(_pick(tree, t) for tree in (support_x, support_y, query_x, query_y)))
+                loss, out, grads, more = self._task(
+                    *(_pick(tree, t) for tree in (support_x, support_y, query_x, query_y))
+                )
                 losses.append(loss)
                 outputs.append(out)
                 for n, g in grads.items():
