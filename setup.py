@@ -20,7 +20,7 @@ def read_version() -> str:
 TRAIN = ["tqdm", "matplotlib", "pillow", "scikit-learn"]
 BENCH = ["jax", "higher", "torchopt", "pytest-benchmark", "matplotlib"]
 # Formatter, linter and type checker are pinned: another version of them is another verdict on the same code.
-DEV = ["pytest>=8", "pytest-xdist>=3.7", "ruff==0.17.6", "pyright==1.1.414", "setuptools>=77"]
+DEV = ["pytest>=8", "hypothesis>=6.100", "pytest-xdist>=3.7", "ruff==0.17.6", "pyright==1.1.414", "setuptools>=77"]
 
 setup(
     name="fastmeta",

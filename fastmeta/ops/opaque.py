@@ -108,9 +108,19 @@ class Opaque(Op[Tensors, MaybeTensors]):
             for x, d in zip(inputs, inputs_dot, strict=True)
         )
 
-    def forward_dot(self, saved: Tensors, inputs_dot: MaybeTensors) -> tuple[Any, MaybeTensors]:
-        inputs_dot = self.tangents(saved, inputs_dot)
+    def _full(self, sweep: Callable[[MaybeTensors], Tensors], inputs: Tensors, inputs_dot: MaybeTensors) -> Tensors:
+        """A sweep on full tangents; without those that PyTorch refuses, of what has no derivative (soft_margin_loss)."""
+        full = self.tangents(inputs, inputs_dot)
+        try:
+            return sweep(full)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            if all(f is d for f, d in zip(full, inputs_dot, strict=True)):
+                raise
+            return sweep(inputs_dot)
 
+    def forward_dot(self, saved: Tensors, inputs_dot: MaybeTensors) -> tuple[Any, MaybeTensors]:
         def one(xs: Tensors, dots: MaybeTensors) -> Tensors:
             moving = tuple(d is not None for d in dots)
 
@@ -122,7 +132,7 @@ class Opaque(Op[Tensors, MaybeTensors]):
             primals = tuple(x for x, m in zip(xs, moving, strict=True) if m)
             return _tangents_of(of, primals, tuple(d for d in dots if d is not None))
 
-        dots = self._mapped(one, (saved, inputs_dot))
+        dots = self._full(lambda full: self._mapped(one, (saved, full)), saved, inputs_dot)
         ys_dot: MaybeTensors = dots if self.smooth is None else _at_needed(dots, self.smooth)
         return (ys_dot[0] if len(ys_dot) == 1 else ys_dot), inputs_dot
 
@@ -145,7 +155,7 @@ class Opaque(Op[Tensors, MaybeTensors]):
             primals = tuple(v for v, m in zip(values, moving, strict=True) if m)
             return _tangents_of(of, primals, tuple(t for t in tangents if t is not None))  # pyright: ignore[reportArgumentType]
 
-        ds = self._mapped(one, (saved, saved_dot, dys, dys_dot))
+        ds = self._full(lambda full: self._mapped(one, (saved, full, dys, dys_dot)), saved, saved_dot)
         return _at_needed(ds, needs)
 
 

@@ -228,6 +228,8 @@ class Recorder(TorchFunctionMode):
             raise Untraceable(f"{label} writes into a tensor that is no buffer of the module's")
         if any(storage_of(x) in self._parameters for x in written):
             raise Untraceable(f"{label} writes into a parameter")
+        if not torch.is_grad_enabled() and any(x.requires_grad for x in written):
+            raise Untraceable(f"{label} writes under no_grad into a tensor that has a gradient, which stays as it was")
 
     def record(self, function: Callable[..., Tensor], args: tuple[Any, ...], like: Tensor, *, gradient: bool) -> Value:
         """Notes a call of our own, whose result looks like `like`."""

@@ -95,8 +95,14 @@ class Storages:
         return found
 
     def wrote(self, tensor: Tensor, value: Value) -> None:
-        """A call wrote into a tensor, which is `value` now."""
+        """A call wrote into a tensor, which is `value` now.
+
+        Raises:
+            Untraceable: it wrote behind autograd's back, through a detached view of a tensor that has a gradient.
+        """
         memory = self._memories[storage_of(tensor)]
+        if not tensor.requires_grad and any(view.requires_grad for view in memory.views.values()):
+            raise Untraceable("it writes through a detached view into a tensor whose gradient stays as it was")
         if _covers(tensor):
             memory.row = value
         elif len(memory.views) > 1:

@@ -20,7 +20,7 @@ NUMBERS = [
     "(out - y).norm()", "(out - y).norm(dim=1).mean()", "torch.quantile((out - y).square(), 0.5)", "torch.maximum(0.3 * (y - out), -0.7 * (y - out)).mean()",
     "torch.linalg.solve(out.T @ out + torch.eye(3), out.T @ y).square().mean()", "torch.cdist(out, y).mean()", "-torch.distributions.Normal(out, 1.5).log_prob(y).mean()",
     "-torch.distributions.MultivariateNormal(out.mean(0), torch.eye(3)).log_prob(y).mean()", "F.poisson_nll_loss(out * 0.3, y.exp())", "F.soft_margin_loss(out, y.sign())",
-    "F.mse_loss(out, y) + F.mse_loss(net(torch.ones(2, 4)), torch.zeros(2, 3))", "out.square().mean()", "(out[y > 0] - y[y > 0]).square().sum() / out.numel()",
+    "F.mse_loss(out, y) + net.head(torch.ones(2, 4)).square().mean()", "out.square().mean()", "(out[y > 0] - y[y > 0]).square().sum() / out.numel()",
     "in_place_loss(out, y)", "F.triplet_margin_loss(out, y, y.flip(0))", "F.mse_loss(out, y, weight=torch.ones(3)) if False else F.mse_loss(out[:, :2], y[:, :2])",
 ]  # fmt: skip
 LABELS = [

@@ -63,6 +63,15 @@ class Program:
     def flag(self, bit: int) -> bool:
         return bool(self.options >> bit & 1)
 
+    @property
+    def queried(self) -> bool:
+        """Whether learners are called by the user, whose own loss then follows: it can read no fast weights."""
+        return (
+            self.flag(10)
+            and self.flag(11)
+            and "net." not in self._loss("", self.loss if self.outer is None else self.outer)
+        )
+
     def loop(self) -> Loop:
         order = ORDERS[self.order % len(ORDERS)]
         uneven = self.kind == "uneven"
@@ -154,7 +163,9 @@ class Program:
 
         def targets(n: int) -> torch.Tensor:
             if self.labels:
-                return torch.randint(3, (TASKS, n), generator=generator)
+                labels = torch.randint(3, (TASKS, n), generator=generator)
+                labels[:, 0] = 0  # a task all of whose labels are ignored is left out
+                return labels
             return normal(n, 3)
 
         support, query = 4, 3 if self.flag(6) else 4
