@@ -125,10 +125,10 @@ class Program:
             named = {n: recorder.give_parameter(x) if x.requires_grad else recorder.give(x) for n, x in state.items()}
             trace = self._run(recorder, one_task, state, loss)
         builder = Builder(self.layout.device, rows)
-        slots = {name: builder.give(value, moving=name in fast) for name, value in named.items()}
+        slots = {n: builder.give(value, moving=n in fast) for n, value in named.items()}
         handed = Given(
-            [builder.give(v) for v in given], self.layout.take(slots), self.shared.take(slots),
-            [slots[name] for name in self.constant_names],
+            [builder.give(v) for v in given], [slots[n] for n in self.layout.names], [slots[n] for n in self.shared.names],
+            [slots[n] for n in self.constant_names],
         )  # fmt: skip
         returned = [v for v in trace.outputs if v is not None]
         outputs = builder.lower(trace.calls, [*returned, *trace.reads])

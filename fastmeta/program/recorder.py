@@ -45,7 +45,7 @@ _REFUSED: dict[Any, str] = {
     _T.data.__set__: "replaces the data of a tensor",
     _T.grad.__get__: "reads .grad",
     _T.set_: "replaces the storage of a tensor",
-    torch._make_dual: "computes derivatives in forward mode",  # pyright: ignore[reportAttributeAccessIssue]
+    torch._make_dual: "computes derivatives in forward mode",  # pyright: ignore[reportPrivateImportUsage]
 }
 _READS_DATA: dict[Any, Callable[[Tensor], Any]] = {
     _T.item: lambda x: x.item(), _T.tolist: lambda x: x.tolist(), _T.__bool__: bool, _T.__int__: int,

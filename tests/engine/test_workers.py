@@ -99,6 +99,7 @@ def test_little_work_stays_on_one_thread():
 @pytest.mark.parametrize("kind, limit", [("conv", "_EAGER_CONVOLUTION_SLICE_BYTES"), ("mlp", "_EAGER_SLICE_BYTES")])
 def test_slices_hold_so_many_bytes_one_after_another(kind, limit, monkeypatch):
     monkeypatch.setattr(backends, limit, 0)
+    monkeypatch.setattr(backends, "_EAGER_NODE_BYTES", 0)
     if kind == "conv":
         make, batch = partial(conv, fastmeta.MAML), classification(1, 4, 4, tasks=7)
     else:
