@@ -253,7 +253,7 @@ class Recorder(TorchFunctionMode):
             else:
                 real = [x.stored if isinstance(x, Value) else x for x in leaves]
             for i in places:
-                real[i] = real[i].clone()
+                real[i] = real[i].clone()  # pyright: ignore[reportOptionalMemberAccess]  # what is written is a tensor
             args, kwargs = pytree.tree_unflatten(real, spec)
             out = pytree.tree_leaves(func(*args, **kwargs))
         return [*(x if isinstance(x, Tensor) else None for x in out), *(real[i] for i in places)]
