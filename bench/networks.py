@@ -97,7 +97,7 @@ def gpt2(width: int, *, words: int, length: int, attention: str) -> nn.Module:
     package = importlib.import_module("transformers")
     config = package.GPT2Config(
         n_embd=width, n_layer=2, n_head=4, vocab_size=words, n_positions=length, resid_pdrop=0.0, embd_pdrop=0.0,
-        attn_pdrop=0.0, use_cache=False, attn_implementation=attention,
+        attn_pdrop=0.0, use_cache=False, attn_implementation=attention, bos_token_id=None, eos_token_id=None,
     )  # fmt: skip
     return package.GPT2LMHeadModel(config)
 
