@@ -19,6 +19,7 @@ def read_version() -> str:
 
 TRAIN = ["tqdm", "matplotlib", "pillow", "scikit-learn"]
 BENCH = ["jax", "higher", "torchopt", "pytest-benchmark", "matplotlib"]
+HUB = ["transformers", "peft"]  # networks of other libraries that benchmarks and tests run
 # Formatter, linter and type checker are pinned: another version of them is another verdict on the same code.
 DEV = ["pytest>=8", "hypothesis>=6.100", "pytest-xdist>=3.7", "ruff==0.17.6", "pyright==1.1.414", "setuptools>=77"]
 
@@ -36,7 +37,7 @@ setup(
     packages=[*find_packages(include=["fastmeta", "fastmeta.*"]), "fastmeta.kernels"],
     package_data={"fastmeta": ["py.typed"]},
     install_requires=["torch>=2.11", 'triton>=3.6.0; sys_platform == "linux"', "numpy"],
-    extras_require={"train": TRAIN, "bench": BENCH, "dev": DEV},
+    extras_require={"train": TRAIN, "bench": BENCH, "hub": HUB, "dev": DEV},
     entry_points={"console_scripts": ["fastmeta = fastmeta.train.cli:main"]},
     classifiers=[
         "Development Status :: 3 - Alpha",

@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; user errors print one line and give status 2."""
     options = parse(arguments)
     commands = {
-        "run": run, "scaling": scaling, "train": train, "before-after": before_after, "report": report,
+        "run": run, "scaling": scaling, "train": train, "before-after": before_after, "loop": loop, "report": report,
         "predict": predict, "kernels": kernels, "gpu": gpu,
     }  # fmt: skip
     try:
@@ -152,6 +152,22 @@ def before_after(options: argparse.Namespace) -> int:
     )  # fmt: skip
     _show(result)
     return 0 if all(row["status"] == "ok" for row in result["before after"]) else 1
+
+
+def loop(options: argparse.Namespace) -> int:
+    """Real networks beside the plain loop."""
+    environment.limit_threads(options.threads)
+    environment.choose_device(options.device)
+    from . import loop as plain
+    from .loop_models import CASES
+
+    result = plain.run(
+        models=known("model", options.model or CASES, CASES), algorithms=options.algorithm, steps=options.steps,
+        rounds=options.rounds, budget_s=options.budget, device=options.device, threads=options.threads,
+        out=options.out,
+    )  # fmt: skip
+    _show(result)
+    return 0 if all(row["status"] in ("ok", "skipped") for row in result["loop"]) else 1
 
 
 def _prepare(options: argparse.Namespace) -> None:

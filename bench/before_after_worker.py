@@ -61,7 +61,10 @@ class Worker:
         self.step()
         self.wait()
         first = time.perf_counter() - start
-        torch.save(torch.cat([p.grad.flatten().cpu().double() for p in case["model"].parameters()]), gradient)
+        torch.save(
+            torch.cat([p.grad.flatten().cpu().double() for p in case["model"].parameters() if p.grad is not None]),
+            gradient,
+        )
         return {"first call s": first, "s": min(block_seconds(self.step, 1, self.wait) for _ in range(2))}
 
     def time(self, *, calls: int) -> dict[str, Any]:

@@ -22,6 +22,10 @@ def _sample(workload: Workload, tasks: int, generator: torch.Generator) -> Episo
         return Sinusoid(shots=workload.support, queries=workload.query).sample(tasks, generator)
     halves = []
     for count in (workload.support, workload.query):
+        if workload.words:
+            x = torch.randint(workload.words, (tasks, count, *workload.sample_shape), generator=generator)
+            halves += [x, torch.randint(workload.outputs, (tasks, count), generator=generator)]
+            continue
         x = torch.randn(tasks, count, *workload.sample_shape, generator=generator)
         if workload.loss == "mse":  # colours in [-1, 1] at places in [-1, 1]
             x = torch.rand(x.shape, generator=generator) * 2 - 1

@@ -36,20 +36,21 @@ from .workloads import Workload
 
 
 def forward_flop(workload: Workload) -> list[int]:
-    """F of each layer with weights, in order, for one sample."""
+    """F of each layer with trainable weights, in order, for one sample."""
     counts: list[int] = []
 
     def count(layer: nn.Module, _: Any, output: Tensor) -> None:
-        outputs_per_weight = output.numel() // output.shape[1]  # a convolution's weights serve every pixel
+        channels = output.shape[1 if isinstance(layer, nn.Conv2d) else -1]
+        outputs_per_weight = output.numel() // channels  # a convolution's weights serve every pixel
         weights = sum(p.numel() for name, p in layer.named_parameters() if name == "weight")
         counts.append(2 * weights * outputs_per_weight)
 
     model = workload.model()
     for layer in model.modules():
-        if isinstance(layer, nn.Linear | nn.Conv2d):
+        if isinstance(layer, nn.Linear | nn.Conv2d) and layer.weight.requires_grad:
             layer.register_forward_hook(count)
     with torch.no_grad():
-        model(torch.zeros(1, *workload.sample_shape))
+        model(torch.zeros(1, *workload.sample_shape, dtype=torch.int64 if workload.words else torch.float32))
     return counts
 
 
@@ -67,8 +68,8 @@ def meta_step_bytes(workload: Workload, algorithm: str) -> int:
     """Bytes that one meta-step reads and writes at least; values of four bytes."""
     target = 8 if workload.loss == "cross_entropy" else 4 * workload.outputs
     samples = workload.support + (0 if algorithm == "reptile" else workload.query)
-    data = workload.tasks * samples * (4 * prod(workload.sample_shape) + target)
-    return data + 2 * 4 * sum(p.numel() for p in workload.model().parameters())
+    data = workload.tasks * samples * ((8 if workload.words else 4) * prod(workload.sample_shape) + target)
+    return data + 4 * sum(p.numel() * (2 if p.requires_grad else 1) for p in workload.model().parameters())
 
 
 class FusedBytes(NamedTuple):

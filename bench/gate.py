@@ -84,7 +84,7 @@ def make_gate(workload: Workload, *, algorithm: str = "maml", device: str = "cpu
         rounded = gradient(workload, algorithm, device, torch.float32)
     gate = Gate(
         truth=truth,
-        names=tuple(name for name, _ in workload.model().named_parameters()),
+        names=tuple(name for name, p in workload.model().named_parameters() if p.requires_grad),
         rounding_error=relative(rounded, truth),
         gap=min(relative(other, truth) for name, other in truths.items() if name != algorithm),
     )
@@ -110,11 +110,12 @@ def gradient(workload: Workload, algorithm: str, device: str, dtype: torch.dtype
         support_y=support_y,
         first_order=algorithm != "maml",
     )
+    theta = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if algorithm == "reptile":
-        gradients = [(p - phi[name].mean(0)).detach() for name, p in model.named_parameters()]
+        gradients = [(p - phi[name].mean(0)).detach() for name, p in theta.items()]
     else:
         losses = reference.task_losses(loss, reference.apply(model, phi, query_x), query_y)
-        gradients = torch.autograd.grad(losses.mean(), list(model.parameters()))
+        gradients = torch.autograd.grad(losses.mean(), list(theta.values()))
     return torch.cat([g.flatten() for g in gradients]).double().cpu()
 
 

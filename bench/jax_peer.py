@@ -89,7 +89,11 @@ def _per_channel(value: Any) -> Any:
     return value.reshape([-1 if axis == "C" else 1 for axis in LAYOUT])
 
 
-def _model(module: nn.Sequential) -> Apply:
+def _model(module: nn.Module) -> Apply:
+    missing = sorted({type(layer).__name__ for layer in module.children() if type(layer) not in LAYERS})
+    if missing or not isinstance(module, nn.Sequential):
+        what = ", ".join(missing) or type(module).__name__
+        raise Unsupported(f"rebuilt in JAX are plain layers alone, and the network has {what}")
     layers = [LAYERS[type(layer)](name, layer) for name, layer in module.named_children()]
 
     def apply(p: Params, x: Any) -> Any:

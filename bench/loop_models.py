@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .networks import gpt2, with_lora
 from .workloads import WORKLOADS
 
 TASKS, SUPPORT, QUERY, LENGTH, CLASSES, WORDS = 4, 6, 6, 12, 3, 50
@@ -80,27 +81,6 @@ def _bert_network() -> nn.Module:
     return package.BertForSequenceClassification(config)
 
 
-def gpt2_network(width: int, words: int, length: int) -> nn.Module:
-    """Two layers of four heads, without dropout."""
-    package = _transformers()
-    config = package.GPT2Config(
-        n_embd=width, n_layer=2, n_head=4, vocab_size=words, n_positions=length, resid_pdrop=0.0, embd_pdrop=0.0,
-        attn_pdrop=0.0, use_cache=False,
-    )  # fmt: skip
-    return package.GPT2LMHeadModel(config)
-
-
-def with_lora(network: nn.Module, modules: list[str], kind: str) -> nn.Module:
-    """The network frozen, with trainable adapters of rank 4 (Hu et al. 2022) that already differ from zero."""
-    package = importlib.import_module("peft")
-    config = package.LoraConfig(r=4, lora_alpha=8, target_modules=modules, lora_dropout=0.0, task_type=kind)
-    adapted = package.get_peft_model(network, config)
-    for name, parameter in adapted.named_parameters():
-        if "lora_B" in name:  # zero at first, and then half of the gradients are too
-            nn.init.normal_(parameter, std=0.1)
-    return adapted
-
-
 def _bert() -> Case:
     return _classified(Logits(_bert_network(), "input_ids"), _sentences)
 
@@ -111,11 +91,13 @@ def _bert_lora() -> Case:
 
 
 def _gpt2() -> Case:
-    return _language(Logits(gpt2_network(32, WORDS, 16), "input_ids"))
+    return _language(Logits(gpt2(32, words=WORDS, length=16, attention="sdpa"), "input_ids"))
 
 
 def _gpt2_lora() -> Case:
-    return _language(Logits(with_lora(gpt2_network(32, WORDS, 16), ["c_attn"], "CAUSAL_LM"), "input_ids"))
+    return _language(
+        Logits(with_lora(gpt2(32, words=WORDS, length=16, attention="sdpa"), ["c_attn"], "CAUSAL_LM"), "input_ids")
+    )
 
 
 def _llama() -> Case:

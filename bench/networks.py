@@ -1,11 +1,13 @@
 """The networks and losses of the workloads, by the names that `workloads.py` gives them.
 
-All are `nn.Sequential`s of well-known layers, so that a peer outside PyTorch can read them layer by layer. Their
-convolutions have a bias, which torchbench's and learn2learn's have and `fastmeta.models.conv4` leaves out.
+All but the last two are `nn.Sequential`s of well-known layers, so that a peer outside PyTorch can read them layer by
+layer. Their convolutions have a bias, which torchbench's and learn2learn's have and `fastmeta.models.conv4` leaves out.
 """
 
 from __future__ import annotations
 
+import importlib
+import warnings
 from collections.abc import Callable
 
 import torch
@@ -79,19 +81,60 @@ def _stage(inputs: int, outputs: int, *, kernel: int, stride: int = 1, groups: i
     return nn.Sequential(convolution, norm, nn.ReLU6(inplace=True))
 
 
-NETWORKS: dict[str, Callable[[int], nn.Sequential]] = {
+class NextWord(nn.Module):
+    """Of a language model of `transformers`, the logits of the word behind a sentence: [N, length] → [N, words]."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.network(input_ids=x).logits[:, -1]
+
+
+def gpt2(width: int, *, words: int, length: int, attention: str) -> nn.Module:
+    """GPT-2 of `transformers`: two layers of four heads, without dropout; `attention` is "eager" or "sdpa"."""
+    package = importlib.import_module("transformers")
+    config = package.GPT2Config(
+        n_embd=width, n_layer=2, n_head=4, vocab_size=words, n_positions=length, resid_pdrop=0.0, embd_pdrop=0.0,
+        attn_pdrop=0.0, use_cache=False, attn_implementation=attention, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    return package.GPT2LMHeadModel(config)
+
+
+def with_lora(network: nn.Module, modules: list[str], kind: str) -> nn.Module:
+    """The network frozen, with trainable adapters of `peft` of rank 4 (Hu et al. 2022), none of them zero."""
+    package = importlib.import_module("peft")
+    options = {"fan_in_fan_out": True} if kind == "CAUSAL_LM" else {}  # GPT-2's weights are transposed
+    config = package.LoraConfig(r=4, lora_alpha=8, target_modules=modules, lora_dropout=0.0, task_type=kind, **options)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="`is_gradient_checkpointing`")  # peft asks, transformers renamed it
+        adapted = package.get_peft_model(network, config)
+    for name, parameter in adapted.named_parameters():
+        if "lora_B" in name:  # zero at first, and then half of the gradients are too
+            nn.init.normal_(parameter, std=0.1)
+    return adapted
+
+
+def lora_gpt2(width: int) -> nn.Module:
+    """Adapters on the attention of GPT-2, whose plain form every peer can differentiate twice."""
+    return NextWord(with_lora(gpt2(width, words=100, length=16, attention="eager"), ["c_attn"], "CAUSAL_LM"))
+
+
+NETWORKS: dict[str, Callable[[int], nn.Module]] = {
     "sinusoid-mlp": sinusoid_mlp,
     "conv4-omniglot-5": lambda channels: conv4(in_channels=1, channels=channels, image=28, ways=5),
     "conv4-omniglot-20": lambda channels: conv4(in_channels=1, channels=channels, image=28, ways=20),
     "conv4-mini": lambda channels: conv4(in_channels=3, channels=channels, image=84, ways=5),
     "conv3-torchbench": conv3,
-    "mobilenet": lambda channels: mobilenet(channels, ways=5),
     "siren": lambda width: siren(width=width),  # 2-width-width-width-3 with sin(30 x) (Sitzmann et al. 2020)
+    "mobilenet": lambda channels: mobilenet(channels, ways=5),
+    "lora-gpt2": lora_gpt2,
 }
 """Builds a network of a width (hidden units or filters) in float32, under the caller's random state."""
 
 
-def build(network: str, width: int, seed: int) -> nn.Sequential:
+def build(network: str, width: int, seed: int) -> nn.Module:
     """A network with the weights that `seed` gives; the caller's random state stays as it is."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

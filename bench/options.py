@@ -84,6 +84,17 @@ def _before_after(compare: argparse.ArgumentParser) -> None:
     compare.add_argument("--out", type=Path, help="result file, JSON")
 
 
+def _loop(loop: argparse.ArgumentParser) -> None:
+    loop.add_argument("--model", nargs="+", metavar="NAME", help="a wrong name prints all (default)")
+    loop.add_argument("--algorithm", nargs="+", choices=("maml", "fomaml"), default=["maml", "fomaml"])
+    loop.add_argument("--steps", nargs="+", type=int, default=[1, 2], metavar="K", help="default: 1 2")
+    loop.add_argument("--rounds", type=int, default=9, help="interleaved rounds (default: %(default)s)")
+    loop.add_argument("--budget", type=float, default=10, help="seconds of timing for each side (default: %(default)s)")
+    loop.add_argument("--device", choices=DEVICES, default="cpu", help="default: %(default)s")
+    loop.add_argument("--threads", type=int, default=1, help="of every library (default: %(default)s)")
+    loop.add_argument("--out", type=Path, help="result file, JSON")
+
+
 def _report(report: argparse.ArgumentParser) -> None:
     report.add_argument("files", nargs="+", type=Path)
     report.add_argument("--figures", type=Path, metavar="DIR", help="write PNG figures there")
@@ -146,6 +157,7 @@ COMMANDS = {
     "scaling": ("time and memory over tasks, inner steps and width", _scaling),
     "train": ("whole training steps, and the share of them outside the engine", _train),
     "before-after": ("time meta-steps of two checkouts of fastmeta in turn", _before_after),
+    "loop": ("time meta-steps of real networks beside the plain loop over tasks", _loop),
     "report": ("Markdown tables and figures of result files", _report),
     "predict": ("meta-steps on a GPU that is not there; takes minutes", _predict),
     "kernels": ("figures of the Triton kernels, without a GPU", _kernels),

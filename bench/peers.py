@@ -40,6 +40,7 @@ def autograd_loop(problem: Problem) -> MetaStep:
 def learn2learn(problem: Problem) -> MetaStep:
     """learn2learn's MAML module: clone, adapt, backward, task by task."""
     package = importlib.import_module("learn2learn")
+    _all_move(problem, "learn2learn")
     lr, steps = problem.workload.lr, problem.workload.steps
     maml = package.algorithms.MAML(problem.model, lr=lr, first_order=not problem.exact)
 
@@ -50,6 +51,12 @@ def learn2learn(problem: Problem) -> MetaStep:
         return Learner(_tensors(learner), learner)
 
     return loop_over_tasks(problem, adapt)
+
+
+def _all_move(problem: Problem, package: str) -> None:
+    """Raises Unsupported where something is frozen."""
+    if any(not p.requires_grad for p in problem.model.parameters()):
+        raise Unsupported(f"{package} moves every parameter of a module, and some of this one are frozen")
 
 
 def _tensors(module: nn.Module) -> list[Tensor]:
@@ -68,6 +75,7 @@ def _clone(module: nn.Module, replace: Callable[[Tensor], Tensor]) -> nn.Module:
 
 def learn2learn_idiom(problem: Problem) -> MetaStep:
     """What learn2learn's MAML does, where the package does not build: differentiable clones of the module."""
+    _all_move(problem, "learn2learn")
     lr, steps = problem.workload.lr, problem.workload.steps
 
     def adapt(sx: Tensor, sy: Tensor) -> Learner:
@@ -86,6 +94,7 @@ def learn2learn_idiom(problem: Problem) -> MetaStep:
 def higher(problem: Problem) -> MetaStep:
     """higher's `innerloop_ctx` with its differentiable SGD, task by task."""
     package = importlib.import_module("higher")
+    _all_move(problem, "higher")
     model, steps, tasks = problem.model, problem.workload.steps, problem.workload.tasks
     inner = torch.optim.SGD(model.parameters(), lr=problem.workload.lr)
     order = {"copy_initial_weights": False, "track_higher_grads": problem.exact}
@@ -118,6 +127,7 @@ def torchopt(problem: Problem) -> MetaStep:
     if not problem.exact:
         raise Unsupported("TorchOpt offers differentiable inner optimisers, neither first-order MAML nor Reptile")
     package = importlib.import_module("torchopt")
+    _all_move(problem, "TorchOpt")
     model, steps, tasks = problem.model, problem.workload.steps, problem.workload.tasks
     inner = package.MetaSGD(model, lr=problem.workload.lr)
 

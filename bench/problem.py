@@ -29,7 +29,7 @@ class Problem:
     """A workload with its model and data in memory; every peer gets its own model with the same weights."""
 
     workload: Workload
-    model: nn.Sequential
+    model: nn.Module
     batch: Episodes
     algorithm: str
     device: str
@@ -59,8 +59,8 @@ class Problem:
 
     @cached_property
     def parameters(self) -> dict[str, nn.Parameter]:
-        """θ by name, looked up once, as an optimiser does."""
-        return dict(self.model.named_parameters())
+        """θ, what is trainable, by name; looked up once, as an optimiser does."""
+        return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
     def zero_grad(self) -> None:
         for p in self.parameters.values():

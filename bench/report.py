@@ -13,6 +13,7 @@ import numpy as np
 
 from .before_after import table as before_after_table
 from .floors import floor_ms
+from .loop import table as loop_table
 from .names import ALGORITHMS
 from .predict import table as predictions_table
 from .records import Point, Row, load_all, points_of, rows_of
@@ -49,6 +50,8 @@ def section(result: Mapping[str, Any]) -> str:
         lines += end_to_end_table(result["end to end"])
     if "before after" in result:
         lines += before_after_table(result)
+    if "loop" in result:
+        lines += loop_table(result)
     return "\n".join(lines)
 
 

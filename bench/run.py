@@ -80,6 +80,14 @@ def run(
 def measure(workload: Workload, peers: Iterable[str], algorithm: str, settings: Settings) -> Iterator[Row]:
     """Rows of one workload, in the order of `peers`."""
     device, precision = settings.device, settings.precision
+    try:
+        workload.model()
+    except ModuleNotFoundError as missing:
+        sizes = {"T": workload.tasks, "N": workload.support, "M": workload.query, "K": workload.steps}
+        message = f"the network needs {missing.name}: pip install 'fastmeta[hub]'"
+        for peer in peers:
+            yield Row(workload.name, sizes, algorithm, peer, "not installed", message, device, precision)
+        return
     template = Row(
         workload=workload.name,
         sizes={"T": workload.tasks, "N": workload.support, "M": workload.query, "K": workload.steps},

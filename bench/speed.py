@@ -34,6 +34,8 @@ pytest.importorskip("pytest_benchmark", reason='needs pytest-benchmark: pip inst
 @pytest.mark.parametrize("name", [name for name in WORKLOADS if name not in ("sinusoid-1k", "sinusoid-10k")])
 def test_meta_step(benchmark: Callable[[Any], Any], name: str, algorithm: str, peer: str) -> None:
     """One meta-step of at most 2 tasks, 10 queries and 2 steps, after the gate."""
+    if name == "lora-gpt2":
+        pytest.importorskip("peft")
     workload = WORKLOADS[name].sized_for("cpu").small()
     gate = make_gate(workload, algorithm=algorithm)
     row, step = admit(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -51,6 +52,8 @@ def test_a_large_batch_repeats_a_small_one_and_has_its_mean():
 
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_every_workload_runs(name: str):
+    if name == "lora-gpt2":
+        pytest.importorskip("peft")
     workload = WORKLOADS[name].sized_for("cpu").small()
     support_x, support_y, query_x, _ = workload.batch()
     assert support_x.shape == (workload.tasks, workload.support, *workload.sample_shape)
@@ -116,6 +119,23 @@ def test_every_peer_gives_the_meta_gradient_or_says_why_not(algorithm: str):
         assert rows[name].samples_ms, name
         assert rows[name].peak_mib is not None, name
         assert 0 < (rows[name].error or 0) < 1e-5, name
+
+
+def test_adapters_are_for_peers_that_leave_the_rest_as_it_is():
+    peers = ["autograd loop", "learn2learn idiom", "fastmeta eager"]
+    workload = WORKLOADS["lora-gpt2"].sized_for("cpu").small()
+    loop, clones, ours = measure(workload, peers, "maml", QUICK)
+    if loop.status == "not installed":
+        pytest.skip(loop.message)
+    assert (loop.status, ours.status, clones.status) == ("ok", "ok", "unsupported"), (loop.message, ours.message)
+    assert clones.message.startswith("learn2learn moves every parameter")
+
+
+def test_a_network_of_a_package_that_is_missing_is_a_row(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    (found,) = measure(WORKLOADS["lora-gpt2"].small(), ["autograd loop"], "maml", QUICK)
+    assert found.status == "not installed"
+    assert "pip install 'fastmeta[hub]'" in found.message
 
 
 def test_kernels_are_a_row_that_says_why_they_wait():

@@ -38,6 +38,7 @@ class Workload:
             pool's winner, correct float32 gradients differ by up to 3 % in one step and 20 % in five (on seed 1 of
             mini-5w1s two candidates of a pool lie 4e-7 apart), so the batch is one that keeps a margin: of seeds 1 to
             8 the one whose gradient is least moved by noise in the weights' last bits (`python -m bench.margin`).
+        words: inputs are words of a vocabulary of so many; 0: they are numbers.
         on_cpu: what two cores take instead: some of tasks, support, query.
     """
 
@@ -54,6 +55,7 @@ class Workload:
     outputs: int
     distinct: int = 100
     data_seed: int = 1
+    words: int = 0
     on_cpu: tuple[tuple[str, int], ...] = ()
 
     def sized_for(self, device: str) -> Workload:
@@ -72,14 +74,18 @@ class Workload:
         repeats = self.tasks > self.distinct and self.tasks % self.distinct == 0
         return replace(self, tasks=self.distinct) if repeats else self
 
-    def model(self, seed: int = 0) -> nn.Sequential:
-        """The model with the weights that `seed` gives; the caller's random state stays as it is."""
+    def model(self, seed: int = 0) -> nn.Module:
+        """The model with the weights that `seed` gives; the caller's random state stays as it is.
+
+        Raises:
+            ModuleNotFoundError: the network is of a package that is not installed.
+        """
         from .networks import build
 
         return build(self.network, self.width, seed)
 
     def batch(self, seed: int | None = None) -> Episodes:
-        """A meta-batch: float32 inputs [T, N or M, *sample_shape]; float32 targets or int64 labels."""
+        """A meta-batch: inputs [T, N or M, *sample_shape], float32 or int64 words; float32 targets or int64 labels."""
         from .data import batch
 
         return batch(self, self.data_seed if seed is None else seed)
@@ -137,6 +143,11 @@ WORKLOADS = {
         Workload(
             "mobilenet", "mobilenet", (3, 32, 32), "cross_entropy", tasks=16, support=10, query=15, steps=2, lr=0.05,
             width=16, outputs=5, distinct=4, on_cpu=(("tasks", 4), ("query", 10)),
+        ),
+        # Hu et al. 2022: the next word, with adapters alone moving; needs the extra `hub`
+        Workload(
+            "lora-gpt2", "lora-gpt2", (16,), "cross_entropy", tasks=16, support=10, query=10, steps=2, lr=0.05,
+            width=64, outputs=100, distinct=4, words=100, on_cpu=(("tasks", 4),),
         ),
     )
 }  # fmt: skip
