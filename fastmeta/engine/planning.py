@@ -12,6 +12,7 @@ from fastmeta.program.losses import check_targets_of, loss_op, run_of
 from fastmeta.program.plan import Plan, seeded_in_python
 from fastmeta.program.program import Program, leaves_of
 from fastmeta.program.trace import Untraceable
+from fastmeta.reference import task_outputs
 
 from .adjoint import Displacement, Identity, Unrolled
 from .backends.base import Backend
@@ -21,7 +22,7 @@ from .backends.torch_ops import TorchBackend
 from .batch import TaskBatch, Tree
 from .loop import InnerLoop
 from .meta_step import Engine
-from .objective import Objective
+from .objective import Context, Data, Objective
 from .options import Kind, Options
 from .prior import Proximal
 
@@ -88,7 +89,45 @@ def make_engine(program: Program, options: Options, batch: TaskBatch, kind: Kind
         inner, options.rule, kind.steps, options.inner_batch_size, options.memory == "recompute",
         options.inner_clip_norm, options.prior, kind.first,
     )  # fmt: skip
-    return Engine(loop, outer, options.adjoint, kind.asked, kind.meta_wanted)
+    engine = Engine(loop, outer, options.adjoint, kind.asked, kind.meta_wanted)
+    if outer.skip and not engine.random:
+        _check_apart(engine, program, batch)
+    return engine
+
+
+@torch.no_grad()
+def _check_apart(engine: Engine, program: Program, batch: TaskBatch) -> None:
+    """Support samples run in front of query samples for the sake of batch norm: nothing else may see them.
+
+    Told by the outputs of the first task, beside those of the module on its query set alone.
+
+    Raises:
+        Untraceable: they differ.
+    """
+    named = {name: p.detach() for name, p in program.module.named_parameters()}
+    first = TaskBatch(
+        *(pytree.tree_map_only(Tensor, lambda x: x[:1].detach(), tree) for tree in (batch.support_x, None)),
+        *(pytree.tree_map_only(Tensor, lambda x: x[:1].detach(), tree) for tree in (batch.query_x, None)),
+    )
+    keys = torch.zeros(1, dtype=torch.int64, device=program.layout.device)
+    context = Context(tuple(program.shared.take(named)), program.constants(), keys)
+    phi = program.layout.row(tuple(program.layout.take(named))).unsqueeze(0)
+    ys = engine.outputs(phi, Data(leaves_of(first.support_x), ()), leaves_of(first.query_x), context)
+    one = {name: p.unsqueeze(0) for name, p in named.items()}
+    (true,) = task_outputs(program.module, one, first.query_x, support_x=first.support_x)
+    for y, want in zip(ys, leaves_of(true), strict=False):
+        y, want = (torch.nan_to_num(x, 0.0, 0.0, 0.0) for x in (y[0], want))
+        if y.shape != want.shape or not torch.allclose(y, want, **_close(want.dtype, float(want.abs().max()))):
+            raise Untraceable(
+                'with bn_statistics="support" its forward mixes samples by something else than a batch norm, and '
+                "queries would see the support set"
+            )
+
+
+def _close(dtype: torch.dtype, largest: float) -> dict[str, float]:
+    """Tolerances within which two right forwards agree."""
+    eps = torch.finfo(dtype).eps ** 0.5 if dtype.is_floating_point or dtype.is_complex else 0.0
+    return {"rtol": 10 * eps, "atol": 10 * eps * largest}
 
 
 def _inner_objective(program: Program, options: Options, batch: TaskBatch, steps: int) -> Objective:

@@ -211,7 +211,7 @@ PYTHON = [
         ("h = maybe(h, None)", "", False),
         ("h = maybe(h, h.cos())", "", False),
         ("h = many(h, h.sin(), scale=2.0)", "", False),
-        ("h = h if isinstance(h, torch.Tensor) and type(h) is torch.Tensor else h * 0", "", False),
+        ("h = h if isinstance(h, torch.Tensor) and not isinstance(h, nn.Parameter) else h * 0", "", False),
         ("h = h * 2 if self.flag@ else h", "self.flag@ = True", False),
         ("h = h * self.scale@['a'] + self.scale@['b'][0]", "self.scale@ = {'a': 0.5, 'b': [0.1, 0.2]}", False),
         ("if h.mean() > 0:\n    h = h.sin()\nelse:\n    h = h.cos()", "", True),
