@@ -38,8 +38,12 @@ LAYERS: dict[str, tuple[str, ...]] = {
         *("fastmeta.engine", "fastmeta.engine.planning", "fastmeta.engine.trial"),
         *("fastmeta.program", "fastmeta.ops", "fastmeta.optim"),
     ),
-    "fastmeta.engine.session": (
+    "fastmeta.engine.ladder": (
         *("fastmeta.engine", "fastmeta.engine.backends", "fastmeta.engine.planning", "fastmeta.engine.proof"),
+        "fastmeta.program",
+    ),
+    "fastmeta.engine.session": (
+        *("fastmeta.engine", "fastmeta.engine.backends", "fastmeta.engine.ladder"),
         *("fastmeta.program", "fastmeta.optim"),
     ),
     "fastmeta.engine.explain": (
@@ -47,6 +51,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         *("fastmeta.program", "fastmeta.ops"),
     ),
     "fastmeta.algorithms": (
+        "fastmeta.engine.ladder",
         *("fastmeta.engine", "fastmeta.engine.session", "fastmeta.engine.explain", "fastmeta.optim"),
     ),
     "fastmeta": ("fastmeta.algorithms", "fastmeta.optim"),

@@ -14,11 +14,12 @@ from fastmeta.engine.batch import TaskBatch, Tree
 from fastmeta.engine.boundary import outside_of_compile
 from fastmeta.engine.checks import check_module
 from fastmeta.engine.explain import explain
+from fastmeta.engine.ladder import check_batch_of
 from fastmeta.engine.notices import warn_user
 from fastmeta.engine.objective import Data
 from fastmeta.engine.options import Loss, Options
 from fastmeta.engine.prior import Prior
-from fastmeta.engine.session import Call, PlanCache, Session, check_batch_of
+from fastmeta.engine.session import Call, PlanCache, Session
 from fastmeta.optim.base import InnerRule, State
 from fastmeta.optim.rates import Rates
 from fastmeta.optim.sgd import SGD

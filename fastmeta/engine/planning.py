@@ -18,6 +18,7 @@ from .adjoint import Displacement, Identity, Unrolled
 from .backends.base import Backend
 from .backends.choose import choose
 from .backends.one_by_one import OneByOne
+from .backends.pays import loop_pays
 from .backends.torch_ops import TorchBackend
 from .batch import TaskBatch, Tree
 from .loop import InnerLoop
@@ -48,7 +49,19 @@ def make_backend(program: Program, options: Options, batch: TaskBatch, kind: Kin
             f'precision="bfloat16" needs Triton kernels, and this runs on the torch backend ({choice.why}). Use '
             'precision="float32" or "tf32"'
         )
+    if options.backend == "auto" and (why := _loop_pays(engine, options, batch.tasks)):
+        return task_by_task(program, options, batch, kind, why)
     return TorchBackend(engine, batch.tasks, chunk=options.task_chunk, compiled=options.compile)
+
+
+def _loop_pays(engine: Engine, options: Options, tasks: int) -> str:
+    """Why the plain loop, which holds all tasks in memory, is the faster way; empty where it is not, or no way."""
+    fits = options.memory == "save" and options.task_chunk is None and not options.compile
+    can = isinstance(options.adjoint, Unrolled | Identity | Displacement) and (
+        options.prior is None or isinstance(options.prior, Proximal)
+    )
+    on_cpu = engine.outer.layout.device.type == "cpu"
+    return loop_pays(engine, tasks) if fits and can and on_cpu else ""
 
 
 def task_by_task(program: Program, options: Options, batch: TaskBatch, kind: Kind, why: str) -> OneByOne:
@@ -115,19 +128,19 @@ def _check_apart(engine: Engine, program: Program, batch: TaskBatch) -> None:
     ys = engine.outputs(phi, Data(leaves_of(first.support_x), ()), leaves_of(first.query_x), context)
     one = {name: p.unsqueeze(0) for name, p in named.items()}
     (true,) = task_outputs(program.module, one, first.query_x, support_x=first.support_x)
-    for y, want in zip(ys, leaves_of(true), strict=False):
-        y, want = (torch.nan_to_num(x, 0.0, 0.0, 0.0) for x in (y[0], want))
-        if y.shape != want.shape or not torch.allclose(y, want, **_close(want.dtype, float(want.abs().max()))):
+    for got, true_y in zip(ys, leaves_of(true), strict=False):
+        y, want = (torch.nan_to_num(x, 0.0, 0.0, 0.0) for x in (got[0], true_y))
+        if not _agree(y, want):
             raise Untraceable(
                 'with bn_statistics="support" its forward mixes samples by something else than a batch norm, and '
                 "queries would see the support set"
             )
 
 
-def _close(dtype: torch.dtype, largest: float) -> dict[str, float]:
-    """Tolerances within which two right forwards agree."""
-    eps = torch.finfo(dtype).eps ** 0.5 if dtype.is_floating_point or dtype.is_complex else 0.0
-    return {"rtol": 10 * eps, "atol": 10 * eps * largest}
+def _agree(y: Tensor, want: Tensor) -> bool:
+    """Whether these are the outputs of two right forwards."""
+    eps = torch.finfo(want.dtype).eps ** 0.5 if want.dtype.is_floating_point or want.dtype.is_complex else 0.0
+    return y.shape == want.shape and torch.allclose(y, want, rtol=10 * eps, atol=10 * eps * float(want.abs().max()))
 
 
 def _inner_objective(program: Program, options: Options, batch: TaskBatch, steps: int) -> Objective:

@@ -26,13 +26,12 @@ from .backends.one_by_one import OneByOne
 from .batch import TaskBatch, Tree, finite_tasks
 from .boundary import in_turn
 from .call import check_layout, check_row, checked_start, checked_weights, signature, trainable_alone
-from .checks import check_batch, check_trainable, warn_running_statistics
+from .checks import check_trainable, warn_running_statistics
+from .ladder import Ladder
 from .meta_step import MetaGradient, MetaInputs, only_finite
 from .notices import warn_user
 from .objective import Context, Data
 from .options import Kind, Options
-from .planning import make_backend, task_by_task
-from .proof import Verdict, prove
 from .recent import Recent
 from .watch import ModuleState, Watch
 
@@ -219,8 +218,8 @@ class PlanCache:
     def __init__(self) -> None:
         self._programs: Recent[Hashable, Program] = Recent()
         self._backends: Recent[Hashable, Backend] = Recent()
-        self._verdicts: Recent[Hashable, Verdict] = Recent()
         self._warned: set[str] = set()
+        self._ladder = Ladder(self._warn_once)
         self._compiled: Recent[Hashable, list[int]] = (
             Recent()
         )  # how many states of module and losses a call was compiled for
@@ -360,67 +359,13 @@ class PlanCache:
             return latest[3]
 
         def make() -> Backend:
-            if with_loss or batch.query_x is None:  # the parts of any other were checked when they came
-                check_batch_of(batch, module, options, query_required=with_loss)
-            if options.backend == "reference":
-                return OneByOne(module, program, options, batch, kind)
-            if options.compile:
+            if options.compile and options.backend != "reference":
                 self._count_compiled((options.key, kind, with_loss, key[-1]))
-            made = make_backend(program, options, batch, kind, with_loss=with_loss)
-            if isinstance(made, Planned) and options.proof == "first":
-                made = self._proved(made, program, options, batch, kind, losses, with_loss=with_loss)
-            if isinstance(made, OneByOne):
-                self._warn_of_idle_options(options, made.why)
-            return made
+            return self._ladder.backend(program, module, options, batch, kind, losses, with_loss=with_loss)
 
         backend = self._backends.get((program, options.key, key), make)
         self._latest = (program, options, key, backend)
         return backend
-
-    def _proved(
-        self, made: Planned, program: Program, options: Options, batch: TaskBatch, kind: Kind, losses: Hashable,
-        *, with_loss: bool,
-    ) -> Backend:  # fmt: skip
-        """A new backend, or the plain loop where its plans do not compute what PyTorch does."""
-        support = Data(leaves_of(batch.support_x), leaves_of(batch.support_y))
-        query = Data(leaves_of(batch.query_x), leaves_of(batch.query_y)) if with_loss else None
-        made.check_labels(support, query)
-        # what a plan depends on: not the number of tasks, nor what the loop around it does
-        key = (
-            program, losses, options.inner_batch_size, options.bn_statistics,
-            options.adjoint, min(kind.steps, 1), with_loss, signature(batch, tasks=min(batch.tasks, 2)),
-        )  # fmt: skip
-        verdict = self._verdicts.get(
-            key, lambda: prove(made.engine, program, options, batch, kind, with_loss=with_loss)
-        )
-        if not verdict.failure:
-            made.proof = verdict.line
-            return made  # pyright: ignore[reportReturnType]  # the two classes of planned backends are
-        if verdict.differs:
-            self._warn_once(
-                f"fastmeta's sweeps of this model are not used, because they are wrong: {verdict.failure}. Please "
-                "report it. Tasks run one by one under plain autograd: results are right, at the speed of a plain loop"
-            )
-        return task_by_task(program, options, batch, kind, verdict.failure)
-
-    def _warn_of_idle_options(self, options: Options, why: str) -> None:
-        """Options that the plain loop has no use for."""
-        for name in ("compile", "cuda_graph"):
-            if getattr(options, name):
-                self._warn_once(
-                    f"{name}=True does nothing here: the model runs task by task under plain autograd, as {why}"
-                )
-
-
-def check_batch_of(batch: TaskBatch, module: nn.Module, options: Options, *, query_required: bool) -> None:
-    """`check_batch` with a learner's options."""
-    if batch.query_x is not None and batch.query_x is batch.support_x:
-        # a support set that serves as the query set too: first in its own name
-        check_batch_of(TaskBatch(batch.support_x, batch.support_y), module, options, query_required=False)
-    check_batch(
-        batch, module=module, inner_loss=options.inner_loss, outer_loss=options.outer_loss,
-        inner_batch_size=options.inner_batch_size, query_required=query_required, bn_statistics=options.bn_statistics,
-    )  # fmt: skip
 
 
 def _form_of(start: tuple[Tensor, ...] | Tensor) -> str:

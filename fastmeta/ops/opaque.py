@@ -109,7 +109,7 @@ class Opaque(Op[Tensors, MaybeTensors]):
         )
 
     def _full(self, sweep: Callable[[MaybeTensors], Tensors], inputs: Tensors, inputs_dot: MaybeTensors) -> Tensors:
-        """A sweep on full tangents; without those that PyTorch refuses, of what has no derivative (soft_margin_loss)."""
+        """A sweep on full tangents; without those that PyTorch refuses, as soft_margin_loss does."""
         full = self.tangents(inputs, inputs_dot)
         try:
             return sweep(full)

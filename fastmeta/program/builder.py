@@ -36,6 +36,7 @@ class Builder:
         self.count = 0
         self.active: list[bool] = []  # of every slot: does it depend on something that gets a gradient
         self.moving: list[bool] = []  # and on a fast weight
+        self.shapes: list[torch.Size] = []
         self.sizes: list[int] = []
         self.stored: dict[int, Tensor] = {}
         self.slots: dict[int, Slot] = {}  # of values, by id
@@ -53,6 +54,7 @@ class Builder:
     def _slot(self, like: Tensor, active: bool, moving: bool = False) -> Slot:
         self.active.append(active)
         self.moving.append(moving)
+        self.shapes.append(like.shape)
         self.sizes.append(like.numel() * like.element_size())
         self.count += 1
         return Slot(self.count - 1, like)
@@ -209,6 +211,7 @@ class Builder:
             input_wanted=tuple(self.active[s.index] for s in given.inputs),
             input_shapes=[s.shape for s in given.inputs],
             output_shapes=[s.shape for s in outputs[: len(outputs) - hidden]],
+            slot_shapes=self.shapes,
             stored=self.stored,
             bytes_per_task=sum(self.sizes),
             loss=loss,

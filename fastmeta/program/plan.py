@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from fastmeta.internals import pytree
@@ -104,6 +105,7 @@ class Plan:
     input_wanted: tuple[bool, ...]  # which inputs get a gradient
     input_shapes: list[tuple[int, ...]]  # per task
     output_shapes: list[tuple[int, ...]]  # per task, without the hidden ones
+    slot_shapes: list[torch.Size]  # of one task's values
     stored: dict[int, Tensor] = field(default_factory=dict)  # constants made by the module's own code, such as arange
     bytes_per_task: int = 0  # of all values, an estimate for slicing the tasks
     loss: LossPlan | None = None  # where one was run behind the module

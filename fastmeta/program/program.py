@@ -126,10 +126,8 @@ class Program:
             trace = self._run(recorder, one_task, state, loss)
         builder = Builder(self.layout.device, rows)
         slots = {n: builder.give(value, moving=n in fast) for n, value in named.items()}
-        handed = Given(
-            [builder.give(v) for v in given], [slots[n] for n in self.layout.names], [slots[n] for n in self.shared.names],
-            [slots[n] for n in self.constant_names],
-        )  # fmt: skip
+        names = (self.layout.names, self.shared.names, self.constant_names)
+        handed = Given([builder.give(v) for v in given], *([slots[n] for n in some] for some in names))
         returned = [v for v in trace.outputs if v is not None]
         outputs = builder.lower(trace.calls, [*returned, *trace.reads])
         structure = Structure(trace.output_spec, tuple(v is not None for v in trace.outputs))

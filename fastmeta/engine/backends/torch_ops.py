@@ -35,7 +35,7 @@ _COMPILED_SLICE_BYTES = 2**20
 _EAGER_SLICE_BYTES = 2**21
 # A convolution has a fixed cost as well: Conv4-16, 16 tasks: 255 ms in slices of 8 (42 MiB), 271 of 4, 344 of 2.
 _EAGER_CONVOLUTION_SLICE_BYTES = 20 * 2**20
-# And so has a deep plan of small values: GPT-2 of two layers, 130 nodes, 4 tasks of 1.5 MiB: see `python -m bench loop`.
+# And so has a deep plan of small values: GPT-2 of two layers, 130 nodes, 4 tasks of 1.5 MiB: `python -m bench loop`.
 _EAGER_NODE_BYTES = 2**18
 
 # Bytes of one pass's values from which on a CPU's threads take slices of their own; with less, waking a thread takes
