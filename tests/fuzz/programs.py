@@ -72,6 +72,11 @@ class Program:
             and "net." not in self._loss("", self.loss if self.outer is None else self.outer)
         )
 
+    @property
+    def statistics(self) -> str:
+        """What batch norms of the query pass normalise by; the plain loop has but the batch."""
+        return "support" if self.flag(12) and self.flag(13) and self.flag(14) and not self.queried else "batch"
+
     def loop(self) -> Loop:
         order = ORDERS[self.order % len(ORDERS)]
         uneven = self.kind == "uneven"

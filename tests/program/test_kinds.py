@@ -282,7 +282,9 @@ KINDS: dict[str, Kind] = {
         lambda net, h: h, LOOP, loss=lambda net: lambda out, y: F.mse_loss(Straight.apply(out), y)
     ),
     "a branch in the loss": Kind(
-        lambda net, h: h, LOOP, loss=lambda net: lambda out, y: F.l1_loss(out, y) if out.mean() > 0 else F.mse_loss(out, y)
+        lambda net, h: h,
+        LOOP,
+        loss=lambda net: lambda out, y: F.l1_loss(out, y) if out.mean() > 0 else F.mse_loss(out, y),
     ),
 }  # fmt: skip
 
