@@ -335,7 +335,7 @@ SHAPES = [
         ("h = h.topk(2, 1)[0].repeat(1, 2)", False), ("h = h + h.max(1, keepdim=True).values", False), ("h = h + h.amax(1, True)", False),
         ("h = h + h.min(1, keepdim=True)[0]", False), ("h = h + h.median(1, keepdim=True).values", False), ("h = h + h.kthvalue(2, 1, True)[0]", False),
         ("h = h.index_select(1, torch.tensor([3, 1, 1, 0]))", False), ("h = torch.take_along_dim(h, torch.zeros(len(h), 4).long(), 1)", False),
-        ("h = torch.zeros_like(h).scatter(1, torch.zeros(len(h), 4).long(), h)", False), ("h = torch.zeros_like(h).scatter_add(1, torch.ones(len(h), 4).long(), h)", False),
+        ("h = torch.zeros_like(h).scatter(1, torch.tensor([[2, 0, 3, 1]]).expand(len(h), 4), h)", False), ("h = torch.zeros_like(h).scatter_add(1, torch.ones(len(h), 4).long(), h)", False),
         ("h = torch.einsum('ni,nj->nij', h, h).sum(2)", False), ("h = torch.bmm(h.view(-1, 2, 2), h.view(-1, 2, 2)).flatten(1)", False),
         ("h = torch.einsum('nij,nkj->nik', h.view(-1, 2, 2), h.view(-1, 2, 2)).flatten(1)", False), ("h = h.view(-1, 2, 2) @ h.view(-1, 2, 2)\nh = h.flatten(1)", False),
         ("h = torch.baddbmm(h.view(-1, 2, 2), h.view(-1, 2, 2), h.view(-1, 2, 2)).flatten(1)", False), ("h = torch.addmm(h, h, torch.eye(4))", False),

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from blocks import GROUPS, Block
 from helper_code import HELPERS
-from losses import LABELS, NUMBERS
 from loop_truth import Loop, MakeLoss, Rule
+from losses import LABELS, NUMBERS
 from torch import nn
 from torch.func import functional_call
 from torch.utils.checkpoint import checkpoint
@@ -72,12 +72,17 @@ class Program:
             and "net." not in self._loss("", self.loss if self.outer is None else self.outer)
         )
 
+    @property
+    def statistics(self) -> str:
+        """What batch norms of the query pass normalise by; the plain loop has but the batch."""
+        return "support" if self.flag(12) and self.flag(13) and self.flag(14) and not self.queried else "batch"
+
     def loop(self) -> Loop:
         order = ORDERS[self.order % len(ORDERS)]
         uneven = self.kind == "uneven"
         return Loop(
-            order, self.steps, RULES[self.rule % len(RULES)], 2 if self.flag(0) and self.flag(1) and not uneven else None,
-            0.5 if self.flag(2) and self.flag(3) else None,
+            order, self.steps, RULES[self.rule % len(RULES)],
+            2 if self.flag(0) and self.flag(1) and not uneven else None, 0.5 if self.flag(2) and self.flag(3) else None,
             "head" if self.flag(4) and self.flag(5) and order != "reptile" else "",
         )  # fmt: skip
 
@@ -103,25 +108,27 @@ class Program:
             forward += [f"# {block.name}", *_numbered(block.forward, i)]
         forward += ["out = self.head(h)"]
         forward += {
-            "tensor": ["return out"], "dict": ["return {'out': out, 'none': None, 'h': h}"], "tuple": ["return out, h.detach()"],
+            "tensor": ["return out"], "dict": ["return {'out': out, 'none': None, 'h': h}"],
+            "tuple": ["return out, h.detach()"],
         }[self.returns]  # fmt: skip
         lines = [
             "class Net(nn.Module):", "    def __init__(self):", *textwrap.indent("\n".join(init), " " * 8).splitlines(),
             "    def forward(self, x, b=None, *, scale=None, points=None, ids=None):",
             *textwrap.indent("\n".join(forward), " " * 8).splitlines(),
-            self._loss("make_inner", self.loss), self._loss("make_outer", self.loss if self.outer is None else self.outer),
+            self._loss("make_inner", self.loss),
+            self._loss("make_outer", self.loss if self.outer is None else self.outer),
         ]  # fmt: skip
         return "\n".join(lines)
 
     def _loss(self, name: str, index: int) -> str:
         losses = LABELS if self.labels else NUMBERS
         code = losses[index % len(losses)]
-        whole = "out" not in code.replace("without", "") or code.startswith("nn.")
+        whole = re.search(r"\bout\b", code) is None  # a loss itself, not an expression
         if whole and self.returns == "tensor":
             return f"def {name}(net):\n    return {code}"
         pick = {"tensor": "", "dict": "        out = out['out']\n", "tuple": "        out = out[0]\n"}[self.returns]
         if whole:
-            code = f"{code}(out, y)" if not code.startswith("F.") else f"{code}(out, y)"
+            code = f"{code}(out, y)"
         return f"def {name}(net):\n    def loss(out, y):\n{pick}        return {code}\n    return loss"
 
     def build(self) -> Built:
