@@ -88,9 +88,10 @@ def fused_bytes(workload: Workload, precision: str = "float32") -> FusedBytes:
     """
     convolved: list[int] = []
     pooled: list[int] = []
-    x = torch.zeros(1, *workload.sample_shape)
+    x, model = torch.zeros(1, *workload.sample_shape), workload.model()
+    assert isinstance(model, nn.Sequential), "blocks of layers, one behind another"
     with torch.no_grad():
-        for layer in workload.model():
+        for layer in model:
             x = layer(x)
             if isinstance(layer, nn.Conv2d):
                 convolved.append(x.numel())

@@ -130,7 +130,7 @@ def _resnet() -> Case:
 
 def _mobilenet() -> Case:
     workload = WORKLOADS["mobilenet"].sized_for("cpu")
-    return Case(workload.model(), F.cross_entropy, tuple(workload.batch()), workload.lr)
+    return Case(workload.model(), F.cross_entropy, workload.batch(), workload.lr)
 
 
 class _TwoWays(nn.Module):

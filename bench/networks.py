@@ -56,7 +56,7 @@ class Residual(nn.Module):
 
 def mobilenet(channels: int, *, ways: int) -> nn.Sequential:
     """MobileNetV2 (Sandler et al. 2018) for small images: a stem, five inverted residuals, a wide end."""
-    blocks = [_stage(3, channels, kernel=3, stride=2)]
+    blocks: list[nn.Module] = [_stage(3, channels, kernel=3, stride=2)]
     inputs = channels
     for factor, outputs, stride in ((1, channels, 1), (6, channels, 1), (6, 2 * channels, 2), (6, 2 * channels, 1),
                                     (6, 4 * channels, 2)):  # fmt: skip

@@ -51,7 +51,8 @@ def _product(a: Tensor, b: Tensor, plus: Tensor | None) -> Tensor:
 
 def _narrowed(a: Tensor, b: Tensor, plus: Tensor | None, shape: Shape) -> Tensor:
     """plus + a b summed over what a factor of `shape` was repeated along."""
-    batch = torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
+    same = a.shape[:-2] == b.shape[:-2]  # PyTorch's broadcast_shapes costs more than a small product
+    batch = a.shape[:-2] if same else torch.broadcast_shapes(a.shape[:-2], b.shape[:-2])
     if (*batch, a.shape[-2], b.shape[-1]) == tuple(shape):
         return _product(a, b, plus)
     d = unbroadcast(_product(a, b, None), tuple(shape))
