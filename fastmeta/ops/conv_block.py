@@ -261,17 +261,18 @@ class ConvBlock(Op[Block, BlockDot]):
         constant = -(scale_dot * flow.d_beta + scale * flow_dot.d_beta) / count
         along = -(scale_dot * flow.d_gamma + scale * flow_dot.d_gamma) / count  # times x̂
         moved = -scale * flow.d_gamma * r / count  # times z_dot − m(z_dot) − x̂ m(x̂ z_dot)
+        away = None  # z_dot − m(z_dot)
         if dot.z_dot is not None:
             assert dot.drift is not None
             assert dot.slope is not None
-            along, constant = along - moved * dot.slope, constant - moved * dot.drift
+            away, along = dot.z_dot - dot.drift, along - moved * dot.slope
         if saved.winner is None:
             assert saved.xh is not None
             line = torch.addcmul(torch.addcmul(constant, along, saved.xh), scale, flow_dot.g)
-            line = line if dot.z_dot is None else torch.addcmul(line, moved, dot.z_dot)
+            line = line if away is None else torch.addcmul(line, moved, away)
             return torch.addcmul(line, scale_dot, flow.g)
         line = torch.addcmul(constant, along * r, saved.z - saved.mean)
-        line = line if dot.z_dot is None else torch.addcmul(line, moved, dot.z_dot)
+        line = line if away is None else torch.addcmul(line, moved, away)
         return scatter(scale_dot * flow.g + scale * flow_dot.g, saved.winner, saved.z) + line
 
 

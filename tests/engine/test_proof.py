@@ -18,7 +18,7 @@ from torch import nn
 
 import fastmeta
 from fastmeta.engine import proof as proof_module
-from fastmeta.engine import session as session_module
+from fastmeta.engine import ladder as ladder_module
 from fastmeta.engine.adjoint import Implicit
 from fastmeta.ops.activation import Activation
 from fastmeta.ops.dropout import Dropout
@@ -146,7 +146,7 @@ def test_a_sweep_that_raises_is_not_used(monkeypatch):
 
 
 def test_proof_off_looks_at_nothing(monkeypatch):
-    monkeypatch.setattr(session_module, "prove", None)
+    monkeypatch.setattr(ladder_module, "prove", None)
     learner = learner_of(proof="off")
     gradients(learner, regression())
     assert proof_of(learner) == "proof: off"
@@ -308,8 +308,8 @@ def test_other_random_numbers_are_those_of_the_plan():
 
 def test_a_plan_is_proved_once(monkeypatch):
     calls = []
-    right = session_module.prove
-    monkeypatch.setattr(session_module, "prove", lambda *a, **k: calls.append(1) or right(*a, **k))
+    right = ladder_module.prove
+    monkeypatch.setattr(ladder_module, "prove", lambda *a, **k: calls.append(1) or right(*a, **k))
     learner, batch = learner_of(), regression(tasks=4)
     for _ in range(2):
         gradients(learner, batch)

@@ -115,7 +115,7 @@ def test_slices_hold_so_many_bytes_one_after_another(kind, limit, monkeypatch):
 @pytest.mark.usefixtures("small_slices_count")
 def test_opaque_ops_are_called_by_one_thread_at_a_time():
     model = nn.Sequential(nn.Linear(2, 3), nn.Hardshrink(), nn.Linear(3, 1)).double()
-    learner = fastmeta.MAML(model, inner_loss=F.mse_loss)
+    learner = fastmeta.MAML(model, inner_loss=F.mse_loss, backend="torch")
     learner(*regression(tasks=6))
     backend = learner._plans.latest
     assert backend is not None

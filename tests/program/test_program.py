@@ -415,9 +415,13 @@ def test_explain_says_what_is_opaque_why_a_module_runs_task_by_task_and_what_is_
         def forward(self, x):
             return torch.fft.rfft(super().forward(x)).abs()
 
-    learner = fastmeta.MAML(nn.Sequential(Other(4, 5), nn.Linear(3, 3)).double())
-    learner(*classification(4))
+    model, batch = nn.Sequential(Other(4, 5), nn.Linear(3, 3)).double(), classification(4)
+    learner = fastmeta.MAML(model, backend="torch")
+    learner(*batch)
     assert "opaque through torch.func: no op of its own" in learner.explain()
+    learner = fastmeta.MAML(model)
+    learner(*batch)
+    assert "would run through torch.func, slower than a loop over 3 task(s)" in learner.explain()
 
     class Hooked(nn.Linear):
         def forward(self, x):
