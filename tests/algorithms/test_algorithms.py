@@ -193,8 +193,8 @@ def shuffled(batch, seed):
 def test_float32_errs_no_more_than_autograd_does(algorithm, rule, make, data):
     """‖fast − truth‖ ≤ 2 ‖autograd in float32 − truth‖ + a rounding of the value itself; smooth activations.
 
-    Autograd's error is the largest over orders of the samples, which change roundings and nothing else: of a single
-    order it may be small by luck, and is on some processors.
+    Both errors are means over orders of the samples, which change roundings and nothing else: of a single order either
+    may be small or large by luck.
     """
     model, batch = make(), data()
     loss = F.mse_loss if batch.support_y.is_floating_point() else F.cross_entropy
@@ -203,16 +203,20 @@ def test_float32_errs_no_more_than_autograd_does(algorithm, rule, make, data):
     batch = Batch(*(x.double() if x.is_floating_point() else x for x in rounded))
     options = {"inner_loss": loss, "inner_optimizer": RULES[rule].make()}
     truth = step(learner_of(algorithm, model, backend="reference", **options), batch)
-    orders = [rounded, *(shuffled(rounded, seed) for seed in range(9))]
-    plain = [step(learner_of(algorithm, narrow, backend="reference", **options), order) for order in orders]
-    fast = step(learner_of(algorithm, narrow, **options), rounded)
+    orders = [rounded, *(shuffled(rounded, seed) for seed in range(7))]
+    plain, fast = (
+        [step(learner_of(algorithm, narrow, backend=backend, **options), order) for order in orders]
+        for backend in ("reference", "torch")
+    )
     largest = max(g.norm() for g in truth.grads.values())
     for name, want in truth.grads.items():
         atol = torch.finfo(torch.float32).eps * max(want.norm(), 1e-1 * largest)
-        error, *allowed = ((x.grads[name].double() - want).norm() for x in (fast, *plain))
-        assert error <= 2 * max(allowed) + atol, name
-        assert fast.grads[name].dtype == torch.float32
-    assert relative(fast.losses, truth.losses) < 1e-5
+        error, allowed = (
+            torch.stack([(x.grads[name].double() - want).norm() for x in steps]).mean() for steps in (fast, plain)
+        )
+        assert error <= 2 * allowed + atol, name
+        assert fast[0].grads[name].dtype == torch.float32
+    assert relative(fast[0].losses, truth.losses) < 1e-5
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

@@ -253,8 +253,9 @@ def test_float32_modules_are_proved_in_float64():
 def test_a_float32_constant_is_proved_in_float32():
     weight = torch.tensor([0.3, 1.0, 2.0])
     learner = learner_of(
-        model=nn.Linear(2, 3), inner_loss=lambda out, y: F.cross_entropy(out, y, weight=weight), inner_steps=1
-    )
+        model=nn.Linear(2, 3), inner_loss=lambda out, y: F.cross_entropy(out, y, weight=weight), inner_steps=1,
+        backend="torch",
+    )  # fmt: skip
     gradients(learner, classification(2, dtype=torch.float32))
     assert "float32" in proof_of(learner)
     assert relative_errors(learner) < 1e-4
@@ -395,7 +396,7 @@ def test_what_the_loop_raises_reaches_the_user():
 
     batch = classification(2)
     with pytest.raises(RuntimeError) as error:
-        learner_of(model=nn.Linear(2, 3).double(), inner_loss=refused, inner_steps=1)(*batch)
+        learner_of(model=nn.Linear(2, 3).double(), inner_loss=refused, inner_steps=1, backend="torch")(*batch)
     assert any("that loop raised" in note for note in error.value.__notes__)
     assert gradients(learner_of(fastmeta.FOMAML, nn.Linear(2, 3).double(), inner_loss=refused), batch)
 
