@@ -308,7 +308,12 @@ def test_as_a_plain_loop_has_it(name, order):
     kind, net = KINDS[name], make(name)
     truth = PlainLoop(functools.partial(make, name), kind.loss, kind.loss, Loop(order, 2, Rule(lr=0.1)))(*data())
     learner = LEARNERS[order](
-        net, inner_loss=kind.loss(net), inner_optimizer=fastmeta.SGD(lr=0.1), inner_steps=2, proof="off", backend="torch"
+        net,
+        inner_loss=kind.loss(net),
+        inner_optimizer=fastmeta.SGD(lr=0.1),
+        inner_steps=2,
+        proof="off",
+        backend="torch",
     )
     before = held_by(net)
     with warnings.catch_warnings():
