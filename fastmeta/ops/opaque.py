@@ -110,7 +110,7 @@ class Opaque(Op[Tensors, MaybeTensors]):
         )
 
     def _full(self, sweep: Callable[[MaybeTensors], Tensors], inputs: Tensors, inputs_dot: MaybeTensors) -> Tensors:
-        """A sweep on full tangents, or without those that PyTorch refuses, of what has no derivative (`y.sign()`)."""
+        """A sweep on full tangents; without those that PyTorch refuses, of what has no derivative (soft_margin_loss)."""
         full = self.tangents(inputs, inputs_dot)
         try:
             return sweep(full)
