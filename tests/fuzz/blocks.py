@@ -268,7 +268,6 @@ PYTHON = [
         ("assert h.dim() == 2 and h.size(-1) == 4 and h.dtype == torch.float64\nh = h.sin()", "", False),
         ("h = h.clone() if h.requires_grad else h.sin()", "", False),
         ("h = h.sin() if h.grad_fn is not None else h.cos()", "", False),
-        ("h = copy.copy(h) * 1.5", "", False),
         ("h = h.type(torch.float64).to('cpu').to(torch.float64)", "", False),
         ("h = h + (h > 0) + (h < 1).double()", "", False),
         ("h = h.numpy(force=True).sum() * 0.1 + h", "", True),
