@@ -102,3 +102,19 @@ def test_group_norm(groups, shape, affine):
 def test_norms_read_no_fresh_memory():
     test_batch_norm_with_the_statistics_of_the_first_rows((), 4, True)
     test_group_norm(3, (N, 6, 5), True)
+
+
+def test_statistics_on_other_devices_are_those_of_a_cpu(monkeypatch):
+    """The form for GPUs, here on a CPU."""
+
+    class Elsewhere(torch.Tensor):
+        """A tensor that claims another device."""
+
+    x = randn(T, N, 3, 4, 5)
+    for rows in (None, 2):
+        op = batch_norm(4, 3, EPS, affine=False, fixed=False, rows=rows)
+        here = op.forward(x)[0]
+        with monkeypatch.context() as patch:
+            patch.setattr(Elsewhere, "device", torch.device("meta"), raising=False)
+            there = op.forward(x.as_subclass(Elsewhere))[0]
+        torch.testing.assert_close(there.as_subclass(torch.Tensor), here, rtol=1e-12, atol=1e-12)

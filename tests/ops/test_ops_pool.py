@@ -165,6 +165,13 @@ def test_conv_block_with_bias_and_other_convolutions(conv, pool):
     check_op(op, chain(op, torch.tanh), *block_inputs(op))
 
 
+def test_conv_block_without_pytorchs_batch_norm(monkeypatch):
+    """The form for GPUs and for compiled code."""
+    monkeypatch.setattr(ConvBlock, "_by_pytorch", lambda self, z: False)
+    op = ConvBlock(SAME, EPS, Activation("sin"), False, biased=True)
+    check_op(op, chain(op, torch.sin), *block_inputs(op))
+
+
 def test_conv_block_of_one_channel_images():
     op = ConvBlock(SAME, EPS, Activation("relu"), True, biased=True)
     check_op(op, chain(op, F.relu), *block_inputs(op, channels=1, image=(21, 21)))
