@@ -41,6 +41,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 # one odd shape and one golden case; of compiled code one convolution and one golden case. A row without a test fails.
 _NOT_COMPILED = ("*-eager", "*-recompute", "*-chunked", "*-reference")
 SLOW: dict[str, tuple[str, ...]] = {
+    "tests/engine/test_compiled.py::test_captured_tensors_through_the_compiler": (),
     "tests/kernels/test_kernels_conv_block.py::test_options": ("maml", "adam"),
     "tests/kernels/test_kernels_conv_block.py::test_shapes": ("stride 2, odd sides",),
     "tests/kernels/test_kernels_conv_block.py::test_golden": (),

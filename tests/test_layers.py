@@ -29,7 +29,9 @@ LAYERS: dict[str, tuple[str, ...]] = {
         *("fastmeta.engine", "fastmeta.program", "fastmeta.ops", "fastmeta.optim"),
         *("fastmeta.kernels", "fastmeta.reference", "fastmeta.stateless"),
     ),
-    "fastmeta.engine.planning": ("fastmeta.engine", "fastmeta.engine.backends", "fastmeta.program"),
+    "fastmeta.engine.planning": (
+        *("fastmeta.engine", "fastmeta.engine.backends", "fastmeta.program", "fastmeta.reference"),
+    ),
     "fastmeta.engine.trial": (
         *("fastmeta.engine", "fastmeta.engine.backends", "fastmeta.engine.planning"),
         *("fastmeta.program", "fastmeta.ops", "fastmeta.internals"),
