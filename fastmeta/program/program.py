@@ -30,7 +30,7 @@ from .lowering import RULES
 from .plan import Plan
 from .recorder import Recorder, hooked, reason_of
 from .targets import check_per_task_loss
-from .trace import Trace, Untraceable, needed
+from .trace import Trace, Untraceable, Value, needed, same_calls
 from .tree import Tree, call_with
 
 _REPLACED: dict[Any, Callable[..., Any]] = {weight_norm_op: written_out_weight_norm}
@@ -54,6 +54,16 @@ class LossRun(NamedTuple):
     targets: Tree  # [T, N, ...]
     wanted: Sequence[bool]  # which of them get a gradient
     skip: int = 0
+
+
+class _Start(NamedTuple):
+    """What a run without data starts from."""
+
+    recorder: Recorder
+    one_task: Tree
+    state: dict[str, Tensor]  # parameters and buffers
+    given: list[Value]  # of the inputs
+    named: dict[str, Value]  # of the state
 
 
 class Program:
@@ -118,45 +128,65 @@ class Program:
         fast = set(self.layout.names)
         mode = FakeTensorMode(allow_non_fake_inputs=True)
         with mode, torch.enable_grad(), quiet_fake_tensors():
-            one_task = _one_task(inputs, wanted)
-            state = {name: _fake(t, t.shape, t.requires_grad) for name, t in self._named().items()}
-            recorder = Recorder(self.module, RULES, _REPLACED)
-            given = [recorder.give(x) for x in leaves_of(one_task)]
-            named = {n: recorder.give_parameter(x) if x.requires_grad else recorder.give(x) for n, x in state.items()}
-            trace = self._run(recorder, one_task, state, loss)
+            start = self._start(inputs, wanted)
+            trace = self._run(start, lambda: self._start(inputs, wanted), loss)
         builder = Builder(self.layout.device, rows)
-        slots = {n: builder.give(value, moving=n in fast) for n, value in named.items()}
+        slots = {n: builder.give(value, moving=n in fast) for n, value in start.named.items()}
         names = (self.layout.names, self.shared.names, self.constant_names)
-        handed = Given([builder.give(v) for v in given], *([slots[n] for n in some] for some in names))
+        handed = Given([builder.give(v) for v in start.given], *([slots[n] for n in some] for some in names))
         returned = [v for v in trace.outputs if v is not None]
         outputs = builder.lower(trace.calls, [*returned, *trace.reads])
         structure = Structure(trace.output_spec, tuple(v is not None for v in trace.outputs))
         behind = None if trace.loss is None else loss_plan(trace, builder)
         return builder.plan(handed, outputs, structure, hidden=len(trace.reads), loss=behind)
 
-    def _run(self, recorder: Recorder, one_task: Tree, state: dict[str, Tensor], loss: LossRun | None) -> Trace:
-        """The module, and the loss behind it, under `recorder`."""
-        args, kwargs = call_with(one_task)
+    def _start(self, inputs: Tree, wanted: Sequence[bool]) -> _Start:
+        """New tensors without data for a run, in a FakeTensorMode."""
+        one_task = _one_task(inputs, wanted)
+        state = {name: _fake(t, t.shape, t.requires_grad) for name, t in self._named().items()}
+        recorder = Recorder(self.module, RULES, _REPLACED)
+        given = [recorder.give(x) for x in leaves_of(one_task)]
+        named = {n: recorder.give_parameter(x) if x.requires_grad else recorder.give(x) for n, x in state.items()}
+        return _Start(recorder, one_task, state, given, named)
+
+    def _forward(self, start: _Start) -> Any:
+        """What the module returns on a run's tensors."""
+        args, kwargs = call_with(start.one_task)
+        with _user_code(), start.recorder:
+            return self.module(*args, **kwargs)
+
+    def _run(self, start: _Start, again: Callable[[], _Start], loss: LossRun | None) -> Trace:
+        """The module, and the loss behind it. `again` makes what another run starts from."""
+        recorder = start.recorder
         modules = [self.module, *([loss.loss] if loss is not None and isinstance(loss.loss, nn.Module) else [])]
         held = State(list(dict.fromkeys(m for root in modules for m in root.modules())))
         try:
             with (
                 checkpointing_off(),
                 sdpa_kernel(SDPBackend.MATH),
-                reparametrized(self.module, state, tie_weights=True),
+                reparametrized(self.module, start.state, tie_weights=True),
             ):
-                with _user_code(), recorder:
-                    out = self.module(*args, **kwargs)
-                leaves, spec = pytree.tree_flatten(out)
+                leaves, spec = pytree.tree_flatten(self._forward(start))
                 _check_outputs(leaves)
                 trace = Trace(recorder.calls, [None if y is None else recorder.value(y) for y in leaves], spec)
                 if loss is not None:
                     _run_loss(recorder, trace, leaves, loss)
             if name := held.history():
-                raise Untraceable(f"its forward changes the attribute {name!r}, which a later one may read")
+                self._check_history(name, trace, again())
         finally:
             held.restore()
         return trace
+
+    def _check_history(self, name: str, trace: Trace, start: _Start) -> None:
+        """A forward that has changed an attribute, a counter perhaps, does the same when it runs again."""
+        with checkpointing_off(), reparametrized(self.module, start.state, tie_weights=True):
+            self._forward(start)
+        if not same_calls(trace.calls, start.recorder.calls):
+            raise ValueError(
+                f"model's forward changes its attribute {name!r} and computes something else the next time it runs, so "
+                "that a meta-gradient would depend on how often it ran before. Set the attribute between meta-steps, "
+                "outside of forward, or pass what it holds as an input"
+            )
 
 
 def _run_loss(recorder: Recorder, trace: Trace, outputs: list[Tensor | None], run: LossRun) -> None:

@@ -11,6 +11,7 @@ from functools import cached_property
 from operator import is_
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastmeta.internals import pytree
@@ -111,3 +112,24 @@ def needed(calls: Sequence[Call], wanted: Sequence[Value | None]) -> list[Call]:
             alive.update(id(v) for v in call.values())
             kept.append(call)
     return kept[::-1]
+
+
+def same_calls(some: Sequence[Call], others: Sequence[Call]) -> bool:
+    """Whether two runs have called the same functions with the same numbers, whatever tensors without data hold."""
+
+    def alike(a: Any, b: Any) -> bool:
+        if not isinstance(a, Value) or not isinstance(b, Value):
+            try:
+                return a is b or (type(a) is type(b) and bool(a == b))
+            except Exception:  # what has no equality is another one
+                return False
+        data = a.stored, b.stored
+        if data[0] is None or data[1] is None or data[0] is data[1]:
+            return data[0] is data[1]
+        return data[0].shape == data[1].shape and bool(torch.equal(data[0], data[1]))
+
+    def same(a: Call, b: Call) -> bool:
+        (leaves, spec), (other_leaves, other_spec) = a.flat, b.flat
+        return a.function == b.function and spec == other_spec and all(map(alike, leaves, other_leaves))
+
+    return len(some) == len(others) and all(map(same, some, others))

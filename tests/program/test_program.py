@@ -440,3 +440,24 @@ def test_explain_says_what_is_opaque_why_a_module_runs_task_by_task_and_what_is_
     reference = fastmeta.MAML(model, backend="reference").explain()
     assert "backend: reference (asked for)" in reference
     assert "one task at a time" in reference
+
+
+class Counting(nn.Linear):
+    """Counts its forwards, and perhaps warms up."""
+
+    def __init__(self, steps):
+        super().__init__(2, 1)
+        self.calls, self.steps = 0, steps
+
+    def forward(self, x):
+        self.calls += 1
+        return super().forward(x) * min(1.0, self.calls / self.steps)
+
+
+def test_a_counter_in_forward_is_harmless_where_nothing_depends_on_it():
+    model, batch = Counting(1).double(), regression()
+    learner = assert_agrees_with_reference(model, batch)
+    assert model.calls == 0
+    assert "own sweeps" in learner.explain()
+    with pytest.raises(ValueError, match="changes its attribute 'calls' and computes something else"):
+        fastmeta.MAML(Counting(10).double(), inner_loss=F.mse_loss)(*batch)
