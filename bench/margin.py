@@ -25,7 +25,7 @@ class Perturbed(Workload):
 
     draw: int = 0
 
-    def model(self, seed: int = 0) -> nn.Sequential:
+    def model(self, seed: int = 0) -> nn.Module:
         """In float64."""
         model = super().model(seed).double()
         generator = torch.Generator().manual_seed(self.draw)

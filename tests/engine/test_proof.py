@@ -17,8 +17,8 @@ from meta_steps import classification, regression, relative
 from torch import nn
 
 import fastmeta
-from fastmeta.engine import proof as proof_module
 from fastmeta.engine import ladder as ladder_module
+from fastmeta.engine import proof as proof_module
 from fastmeta.engine.adjoint import Implicit
 from fastmeta.ops.activation import Activation
 from fastmeta.ops.dropout import Dropout

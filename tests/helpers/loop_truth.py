@@ -1,8 +1,8 @@
 """What a user would write without fastmeta: a loop over tasks with torch.autograd. It shares no code with fastmeta.
 
 Every call of the network runs a fresh copy of it that holds the fast weights, and the loss is made for that copy, so
-that whatever a forward leaves in an attribute or writes into a buffer, and whatever a loss reads of the network, is that
-of this very call.
+that whatever a forward leaves in an attribute or writes into a buffer, and whatever a loss reads of the network, is
+that of this very call.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ class PlainLoop:
                 outputs.append(out)
                 for n, g in grads.items():
                     total[n] += g / tasks
-                for e, g in zip(extra, more, strict=True):
-                    e += g / tasks
+                for sum_of_tasks, g in zip(extra, more, strict=True):
+                    sum_of_tasks.add_(g / tasks)
         return Truth(torch.stack(losses), outputs, total, extra)
 
     def _task(self, sx: Any, sy: Any, qx: Any, qy: Any) -> tuple[Any, Any, dict[str, torch.Tensor], list[torch.Tensor]]:

@@ -132,8 +132,8 @@ def keeps_divergence(net, h):
 
 
 def counts(net, h):
-    net.calls += 1
-    return h * net.calls
+    net.calls += 1  # which nothing else depends on
+    return h.sin()
 
 
 def generalised_batch_norm(net, h):
@@ -237,7 +237,7 @@ KINDS: dict[str, Kind] = {
     "an attribute for the loss": Kind(
         keeps_divergence, OWN, lambda: {"kl": 0.0}, lambda net: lambda out, y: F.mse_loss(out, y) + net.kl
     ),
-    "a counter": Kind(counts, LOOP, lambda: {"calls": 0}),
+    "a counter": Kind(counts, OWN, lambda: {"calls": 0}),
     # linear algebra and kinks
     "solve": Kind(lambda net, h: torch.linalg.solve(squares(h), h.view(-1, 2, 2)).flatten(1), OPAQUE),
     "inv": Kind(lambda net, h: torch.linalg.inv(squares(h)).flatten(1), OPAQUE),

@@ -24,14 +24,13 @@ def _sum_of_product(plus: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return plus + torch.bmm(a, b)
 
 
-def _plus_product(plus: Tensor, a: Tensor, b: Tensor, *, value: float = 1.0) -> Tensor:
-    if abs(value) == 1:
-        return plus + a * b if value == 1 else plus - a * b
-    return plus + a * b * value
+def _minus_product(plus: Tensor, a: Tensor, b: Tensor, *, value: float = 1.0) -> Tensor:
+    """φ − α g without the factor of −1 that addcmul has; any other is one instruction as it is."""
+    return plus - a * b if value == -1 else NotImplemented
 
 
 # The compiler fuses a sum with what follows, but not the one inside a product: 25 sinusoids take 1.0 ms for 1.3.
-_DECOMPOSED = {torch.ops.aten.baddbmm.default: _sum_of_product, torch.ops.aten.addcmul.default: _plus_product}
+_DECOMPOSED = {torch.ops.aten.baddbmm.default: _sum_of_product, torch.ops.aten.addcmul.default: _minus_product}
 
 
 _PARTS = {
