@@ -15,10 +15,12 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch.utils.checkpoint
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
+from torch._compile import _disable_dynamo as not_compiled
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch._subclasses.fake_tensor import unset_fake_temporarily as without_fake_tensors
 from torch.autograd.function import BackwardCFunction as CustomFunctionNode
+from torch.fx.experimental.proxy_tensor import get_proxy_mode, make_fx
 from torch.nn.utils.parametrizations import _WeightNorm as WeightNormParametrization
 from torch.nn.utils.stateless import _reparametrize_module as reparametrized
 from torch.nn.utils.weight_norm import WeightNorm as WeightNormHook
@@ -31,18 +33,46 @@ from torch.utils._python_dispatch import TorchDispatchMode
 # CustomFunctionNode: what a user's autograd.Function leaves in the graph.
 # reparametrized: what functional_call puts tensors into a module with, as a context that a loss can stand in too.
 # TorchDispatchMode: sees every operator below autograd, which tells whether a call draws random numbers.
+# not_compiled: what torch.compile does not look into; torch.compiler.disable would import the compiler at once.
+# make_fx, get_proxy_mode: a function's operators as a flat graph, and whether one is being made.
 # WeightNormParametrization, WeightNormHook: who calls torch._weight_norm, whose second derivative is wrong.
 
 __all__ = [
     "CALL_OF_MODULES", "CustomFunctionNode", "FakeTensor", "FakeTensorMode", "TorchDispatchMode", "WeightNormHook",
-    "WeightNormParametrization", "checkpointing_off", "no_torch_function_checks", "pytree", "quiet_fake_tensors",
-    "reparametrized", "storage_of", "weight_norm_op", "without_fake_tensors",
+    "WeightNormParametrization", "assert_on_device", "checkpointing_off", "copy_all", "get_proxy_mode", "inductor",
+    "make_dual", "make_fx", "no_torch_function_checks", "not_compiled", "pytree", "quiet_fake_tensors",
+    "reparametrized", "storage_of", "weight_norm_op", "without_fake_tensors", "writes_to",
 ]  # fmt: skip
 
 CALL_OF_MODULES = nn.Module._call_impl.__code__
 """The frame in which a module's `forward` runs, with the module as `self`."""
 
 _CHECKS = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+
+
+make_dual = torch._make_dual  # pyright: ignore[reportPrivateImportUsage]  # forward mode begins
+
+
+def writes_to(tensor: Tensor) -> int:
+    """How often a tensor's memory was written in place."""
+    return tensor._version
+
+
+def assert_on_device(condition: Tensor, message: str) -> None:
+    """A check that no host waits for."""
+    torch.ops.aten._assert_async.msg(condition, message)
+
+
+def copy_all(into: list[Tensor], data: list[Tensor]) -> None:
+    """Many tensors in one launch."""
+    torch._foreach_copy_(into, data)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def inductor(graph: fx.GraphModule, inputs: list[Any], options: dict[str, Any]) -> Callable[..., Any]:
+    """The compiled code of a graph."""
+    from torch._inductor.compile_fx import compile_fx  # the compiler's own imports take seconds
+
+    return compile_fx(graph, inputs, config_patches=options)  # pyright: ignore[reportReturnType]
 
 
 def storage_of(tensor: Tensor) -> int:

@@ -11,12 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.overrides import TorchFunctionMode
-from torch.utils import _pytree as pytree
 
 from fastmeta.engine.batch import Tree
 from fastmeta.engine.boundary import outside_of_compile
 from fastmeta.engine.checks import check_query
 from fastmeta.engine.session import Session
+from fastmeta.internals import pytree
 from fastmeta.optim.base import State
 
 _BATCH_NORM = inspect.signature(F.batch_norm)

@@ -7,7 +7,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
+
+from fastmeta.internals import pytree
 
 Tree = Any  # a tensor, or a tuple or dict of tensors
 

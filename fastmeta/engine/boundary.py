@@ -8,7 +8,8 @@ from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 import torch
-from torch._compile import _disable_dynamo  # as torch.optim does: torch.compiler.disable would import the compiler now
+
+from fastmeta.internals import not_compiled
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -30,7 +31,7 @@ def in_turn(function: Callable[P, R]) -> Callable[P, R]:
 
 def outside_of_compile(function: Callable[P, R]) -> Callable[P, R]:
     """`function`, which a `torch.compile` of whatever calls it does not look into: its graph breaks here."""
-    outside = _disable_dynamo(function)
+    outside = not_compiled(function)
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from fastmeta.internals import pytree
 from fastmeta.program.layout import Layout
 
 from .batch import TaskBatch, Tree

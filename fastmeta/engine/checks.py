@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
-from torch.utils import _pytree as pytree
 
+from fastmeta.internals import pytree
 from fastmeta.program.messages import dtype_of, shape_of
 
 from .batch import TaskBatch, Tree

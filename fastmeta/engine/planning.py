@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
+from fastmeta.internals import pytree
 from fastmeta.program.losses import check_targets_of, loss_op, run_of
 from fastmeta.program.plan import Plan, seeded_in_python
 from fastmeta.program.program import Program, leaves_of

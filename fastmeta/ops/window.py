@@ -10,7 +10,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.fx.experimental.proxy_tensor import get_proxy_mode
+
+from fastmeta.internals import get_proxy_mode
 
 _aten = torch.ops.aten
 _WINDOW = ((2, 2), (2, 2))  # kernel, stride

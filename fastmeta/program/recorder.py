@@ -20,10 +20,12 @@ from fastmeta.internals import (
     CustomFunctionNode,
     FakeTensor,
     TorchDispatchMode,
+    make_dual,
     no_torch_function_checks,
     pytree,
     storage_of,
     without_fake_tensors,
+    writes_to,
 )
 
 from .messages import first_line
@@ -45,7 +47,7 @@ _REFUSED: dict[Any, str] = {
     _T.data.__set__: "replaces the data of a tensor",
     _T.grad.__get__: "reads .grad",
     _T.set_: "replaces the storage of a tensor",
-    torch._make_dual: "computes derivatives in forward mode",  # pyright: ignore[reportPrivateImportUsage]
+    make_dual: "computes derivatives in forward mode",
 }
 _READS_DATA: dict[Any, Callable[[Tensor], Any]] = {
     _T.item: lambda x: x.item(), _T.tolist: lambda x: x.tolist(), _T.__bool__: bool, _T.__int__: int,
@@ -159,10 +161,10 @@ class Recorder(TorchFunctionMode):
         if func in _READS_DATA and tensors:
             return self._data(func, tensors[0], args, kwargs)
         read = [self.value(x) if isinstance(x, Tensor) else x for x in leaves]  # now: the call may write into them
-        before = [x._version for x in tensors]
+        before = [writes_to(x) for x in tensors]
         with Draws() as draws:
             out = func(*args, **kwargs)
-        written = [x for x, version in zip(tensors, before, strict=True) if x._version != version]
+        written = [x for x, version in zip(tensors, before, strict=True) if writes_to(x) != version]
         out_leaves = pytree.tree_leaves(out)
         made = [x for x in out_leaves if isinstance(x, Tensor)]
         if not written and all(id(x) in self._values or any(x is y for y in tensors) for x in made):

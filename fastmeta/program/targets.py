@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastmeta.internals import assert_on_device
+
 from .messages import dtype_of, shape_of
 
 
@@ -41,7 +43,7 @@ def check_labels(name: str, labels: Tensor, classes: int, *, ignore_index: int =
     if labels.device.type != "cpu":
         legal = ((labels >= 0) & (labels < classes)) | (labels == ignore_index)
         message = f"{name}: a label lies outside [0, {classes})"
-        torch.ops.aten._assert_async.msg(legal.all(), message)
+        assert_on_device(legal.all(), message)
         return
     low, high = _bounds(labels)
     if low < 0 or high >= classes:  # rarely: only now look for ignored ones

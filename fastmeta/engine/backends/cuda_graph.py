@@ -17,6 +17,7 @@ from torch import Tensor
 from fastmeta.engine.adjoint import Cotangents
 from fastmeta.engine.meta_step import Engine, MetaGradient, MetaInputs, TaskResults, over_tasks
 from fastmeta.engine.objective import Context, Data
+from fastmeta.internals import copy_all
 from fastmeta.program.messages import first_line
 from fastmeta.program.plan import seeded_in_python
 
@@ -178,7 +179,7 @@ class MetaStepGraphs:
         if not self._buffers:
             with torch.inference_mode(False):  # a tensor made in it could not be written outside of it
                 self._buffers = [torch.empty_like(x) for x in data]
-        torch._foreach_copy_(self._buffers, data)  # pyright: ignore[reportPrivateImportUsage]  # one launch, not four
+        copy_all(self._buffers, data)  # one launch, not four
         rest = iter(self._buffers)
         support, query = _like(support, rest), _like(query, rest)
         held = MetaInputs(
