@@ -152,7 +152,7 @@ class Program:
     def _forward(self, start: _Start) -> Any:
         """What the module returns on a run's tensors."""
         args, kwargs = call_with(start.one_task)
-        with _user_code(), start.recorder:
+        with _user_code(start.recorder), start.recorder:
             return self.module(*args, **kwargs)
 
     def _run(self, start: _Start, again: Callable[[], _Start], loss: LossRun | None) -> Trace:
@@ -202,7 +202,7 @@ def _run_loss(recorder: Recorder, trace: Trace, outputs: list[Tensor | None], ru
         ]
         outputs, trace.loss_inputs = rest, [None if y is None else recorder.give(y) for y in rest]
     trace.calls = list(recorder.calls)
-    with _user_code(), recorder:
+    with _user_code(recorder), recorder:
         value = run.loss(pytree.tree_unflatten(outputs, trace.output_spec), targets)
     check_per_task_loss(run.name, value)
     trace.loss = recorder.value(value)
@@ -218,14 +218,14 @@ def _run_loss(recorder: Recorder, trace: Trace, outputs: list[Tensor | None], ru
 
 
 @contextmanager
-def _user_code() -> Iterator[None]:
+def _user_code(recorder: Recorder) -> Iterator[None]:
     """Whatever a run without data meets sends the program to a run with data, whose errors are the user's own."""
     try:
         yield
     except Untraceable:
         raise
     except Exception as error:
-        raise Untraceable(reason_of(error)) from error
+        raise Untraceable(reason_of(error, recorder.failed)) from error
 
 
 def _check_outputs(leaves: Sequence[Any]) -> None:

@@ -99,6 +99,7 @@ class Recorder(TorchFunctionMode):
         self._tensors: list[Tensor] = []  # an id means a tensor for as long as that lives
         self._storages = Storages(self)
         self._parameters: set[int] = set()  # the memories of trainable ones
+        self.failed = ""  # the call that raised last
         self._inside: list[Any] = []  # Python functions that are being looked into
 
     def give_parameter(self, tensor: Tensor) -> Value:
@@ -162,8 +163,12 @@ class Recorder(TorchFunctionMode):
             return self._data(func, tensors[0], args, kwargs)
         read = [self.value(x) if isinstance(x, Tensor) else x for x in leaves]  # now: the call may write into them
         before = [writes_to(x) for x in tensors]
-        with Draws() as draws:
-            out = func(*args, **kwargs)
+        try:
+            with Draws() as draws:
+                out = func(*args, **kwargs)
+        except Exception:
+            self.failed = self._label(func)
+            raise
         written = [x for x, version in zip(tensors, before, strict=True) if writes_to(x) != version]
         out_leaves = pytree.tree_leaves(out)
         made = [x for x in out_leaves if isinstance(x, Tensor)]
@@ -282,12 +287,12 @@ def _empty_like(x: Tensor) -> Tensor:
     return torch.empty_strided(x.shape, x.stride(), dtype=x.dtype, device=x.device)
 
 
-def reason_of(error: BaseException) -> str:
-    """Why a run on tensors without data ended, in words for explain()."""
+def reason_of(error: BaseException, call: str) -> str:
+    """Why a run on tensors without data ended, perhaps in a call, in words for explain()."""
     name = type(error).__name__
     if name in ("DataDependentOutputException", "DynamicOutputShapeException", "GuardOnDataDependentSymNode"):
         return f"what it does depends on the data ({str(error).removeprefix('aten.')})"
-    return f"it does not run on tensors without data: {first_line(error)}"
+    return f"it does not run on tensors without data: {f'{call}: ' if call else ''}{first_line(error)}"
 
 
 def hooked(module: nn.Module) -> str:

@@ -461,3 +461,11 @@ def test_a_counter_in_forward_is_harmless_where_nothing_depends_on_it():
     assert "own sweeps" in learner.explain()
     with pytest.raises(ValueError, match="changes its attribute 'calls' and computes something else"):
         fastmeta.MAML(Counting(10).double(), inner_loss=F.mse_loss)(*batch)
+
+
+def test_an_error_of_the_model_says_which_module_it_is_and_what_was_tried():
+    model = nn.Sequential(nn.Linear(2, 4), nn.Tanh(), nn.Linear(5, 1)).double()
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as error:
+        fastmeta.MAML(model, inner_loss=F.mse_loss)(*regression())
+    (note,) = error.value.__notes__
+    assert "task by task under plain autograd, because: it does not run on tensors without data: 2: " in note

@@ -6,8 +6,9 @@ the rest. Results carry their graph, so that they can be differentiated again.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,27 @@ from fastmeta.reference import Learner, Outer, Variant, run_tasks, task_outputs
 from fastmeta.stateless import stacked
 
 from .base import Adapted, Pullback
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _explained(method: Callable[Concatenate[OneByOne, P], R]) -> Callable[Concatenate[OneByOne, P], R]:
+    """`method`, whose errors say why a program ran here that was meant for other backends."""
+
+    @functools.wraps(method)
+    def call(self: OneByOne, *args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return method(self, *args, **kwargs)
+        except Exception as error:
+            if self.why and hasattr(error, "add_note"):
+                error.add_note(
+                    f"fastmeta ran the model and losses task by task under plain autograd, because: {self.why}. A "
+                    "plain loop over the tasks raises this error as well: mend it there"
+                )
+            raise
+
+    return call
 
 
 class OneByOne:
@@ -69,6 +91,7 @@ class OneByOne:
         """Outputs in the structure that the module returned last."""
         return pytree.tree_unflatten(list(outputs), self._output_spec)
 
+    @_explained
     def meta_step(self, at: MetaInputs, support: Data, query: Data, context: Context, *, keep: bool) -> MetaGradient:
         """Losses [T] with their graph, outputs, and which tasks stayed finite."""
         weights = [0.0] * self._kind.steps + [1.0] if at.weights is None else at.weights.tolist()
@@ -126,6 +149,7 @@ class OneByOne:
         rest = iter(leaves)
         return pytree.tree_map(lambda leaf: None if leaf is None else next(rest), tree)
 
+    @_explained
     def adapt(self, at: MetaInputs, support: Data, context: Context, *, keep: bool) -> Adapted:
         """φ_K of every task with its graph."""
         learners, layout = self._run(at, support, None), self._layout
@@ -137,6 +161,7 @@ class OneByOne:
                 phi = phi + _zero(at, context)
         return Adapted(phi, _state_rows(layout, [learner.state for learner in learners]), _recorded)
 
+    @_explained
     def outputs(
         self, phi: Tensor, support: Data, inputs: tuple[Tensor, ...], context: Context
     ) -> tuple[list[Tensor], Pullback]:
