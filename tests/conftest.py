@@ -41,6 +41,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 # one odd shape and one golden case; of compiled code one convolution and one golden case. A row without a test fails.
 _NOT_COMPILED = ("*-eager", "*-recompute", "*-chunked", "*-reference")
 SLOW: dict[str, tuple[str, ...]] = {
+    "tests/train/test_cli_unlabelled.py::test_ssl_text": (),
+    "tests/train/test_cli_unlabelled.py::test_ssl_series": ("forecast-lstm",),
     "tests/engine/test_compiled.py::test_captured_tensors_through_the_compiler": (),
     "tests/kernels/test_kernels_conv_block.py::test_options": ("maml", "adam"),
     "tests/kernels/test_kernels_conv_block.py::test_shapes": ("stride 2, odd sides",),

@@ -19,13 +19,10 @@ from torch import nn
 import fastmeta
 from fastmeta.engine import ladder as ladder_module
 from fastmeta.engine import proof as proof_module
-from fastmeta.engine.adjoint import Implicit
 from fastmeta.ops.activation import Activation
 from fastmeta.ops.dropout import Dropout
 from fastmeta.ops.linear import Linear
 from fastmeta.ops.mse import MSE
-from fastmeta.program.program import Program
-from fastmeta.program.trace import Untraceable
 
 pytestmark = pytest.mark.proof
 
@@ -451,44 +448,3 @@ def fastmeta_conv4():
             nn.MaxPool2d(2),
         ]
     return nn.Sequential(*blocks, nn.Flatten(), nn.Linear(64, 5))
-
-
-# The last rung. -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def untraceable(monkeypatch):
-    def plan(*_, **__):
-        raise Untraceable("it calls torch.autograd.grad")
-
-    monkeypatch.setattr(Program, "plan", plan)
-
-
-@pytest.mark.usefixtures("untraceable")
-def test_what_cannot_be_traced_runs_task_by_task():
-    learner = learner_of()
-    text = as_reference(learner, regression())
-    assert "task by task under plain autograd: it calls torch.autograd.grad" in text
-    learners = learner.adapt(*regression()[:2])
-    assert learners(regression().query_x).shape == (3, 5, 1)
-
-
-@pytest.mark.usefixtures("untraceable")
-def test_options_that_the_last_rung_does_not_have():
-    batch = regression()
-    with pytest.raises(RuntimeError, match=r'backend="triton".*\(it calls torch.autograd.grad\)'):
-        learner_of(backend="triton")(*batch)
-    with pytest.raises(ValueError, match=r"precision='bfloat16' needs a program.*it calls torch.autograd.grad"):
-        learner_of(precision="bfloat16")(*batch)
-
-    class Implicitly(fastmeta.MAML):
-        adjoint = Implicit(strength=1.0)
-
-    with pytest.raises(ValueError, match=r"adjoint=.*needs a program.*it calls torch.autograd.grad"):
-        learner_of(Implicitly)(*batch)
-    for name in ("compile", "cuda_graph"):
-        learner = learner_of(**{name: True})
-        with pytest.warns(UserWarning, match=f"{name}=True does nothing here.*it calls torch.autograd.grad"):
-            learner(*batch)
-        for tasks in (2, 3):  # warnings are errors: nothing is said twice
-            learner(*(x[:tasks] for x in batch))
