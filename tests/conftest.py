@@ -42,7 +42,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 _NOT_COMPILED = ("*-eager", "*-recompute", "*-chunked", "*-reference")
 SLOW: dict[str, tuple[str, ...]] = {
     "tests/train/test_cli_unlabelled.py::test_ssl_text": (),
-    "tests/train/test_cli_unlabelled.py::test_ssl_series": ("forecast-lstm",),
+    "tests/train/test_cli_unlabelled.py::test_ssl_series": ("forecast-mlp",),
     "tests/engine/test_compiled.py::test_captured_tensors_through_the_compiler": (),
     "tests/kernels/test_kernels_conv_block.py::test_options": ("maml", "adam"),
     "tests/kernels/test_kernels_conv_block.py::test_shapes": ("stride 2, odd sides",),
