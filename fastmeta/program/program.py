@@ -127,7 +127,9 @@ class Program:
         wanted = tuple(wanted) or (False,) * len(leaves)
         fast = set(self.layout.names)
         mode = FakeTensorMode(allow_non_fake_inputs=True)
-        with mode, torch.enable_grad(), quiet_fake_tensors():
+        # an autocast around the call is none of the module's: precision is the learner's
+        no_autocast = torch.autocast(self.layout.device.type, enabled=False)
+        with no_autocast, mode, torch.enable_grad(), quiet_fake_tensors():
             start = self._start(inputs, wanted)
             trace = self._run(start, lambda: self._start(inputs, wanted), loss)
         builder = Builder(self.layout.device, rows)

@@ -128,3 +128,13 @@ def test_an_error_of_the_model_says_which_module_it_is_and_what_was_tried():
         fastmeta.MAML(model, inner_loss=F.mse_loss)(*regression())
     (note,) = error.value.__notes__
     assert "task by task under plain autograd, because: it does not run on tensors without data: 2: " in note
+
+
+def test_an_autocast_around_the_call_is_none_of_the_modules():
+    model, batch = mlp(2, 5, 1), regression()
+    learner = fastmeta.MAML(model, inner_loss=F.mse_loss)
+    plain = learner(*batch).loss
+    other = fastmeta.MAML(model, inner_loss=F.mse_loss)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(other(*batch).loss, plain)
+    assert "own sweeps" in other.explain()
