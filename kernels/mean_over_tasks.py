@@ -62,13 +62,13 @@ def mean_kernel(p_lam, p_losses, p_finite, p_gradient, p_loss, T: tl.constexpr, 
     mask = offsets < P
     total = tl.zeros([BLOCK], tl.float32)
     loss = 0.0
-    count = 1e-30  # nothing beside one, and zero divided by it is zero
+    count = 0.0
     for i_task in range(T):
         total += tl.load(p_lam + offsets, mask=mask, other=0.0)
         finite = tl.load(p_finite + i_task) != 0
         loss += tl.where(finite, tl.load(p_losses + i_task), 0.0)
         count += tl.where(finite, 1.0, 0.0)
         p_lam += P
-    tl.store(p_gradient + offsets, total / count, mask=mask)
+    tl.store(p_gradient + offsets, tl.where(count == 0.0, 0.0, total / count), mask=mask)
     if tl.program_id(0) == 0:
-        tl.store(p_loss, loss / count)
+        tl.store(p_loss, tl.where(count == 0.0, 0.0, loss / count))
