@@ -69,8 +69,6 @@ def mean_kernel(p_lam, p_losses, p_finite, p_gradient, p_loss, T: tl.constexpr, 
         loss += tl.where(finite, tl.load(p_losses + i_task), 0.0)
         count += tl.where(finite, 1.0, 0.0)
         p_lam += P
-    if count == 0.0:
-        count = 1.0
-    tl.store(p_gradient + offsets, total / count, mask=mask)
+    tl.store(p_gradient + offsets, tl.where(count == 0.0, 0.0, total / count), mask=mask)
     if tl.program_id(0) == 0:
-        tl.store(p_loss, loss / count)
+        tl.store(p_loss, tl.where(count == 0.0, 0.0, loss / count))
