@@ -234,6 +234,7 @@ class Trial:
         ds = [torch.zeros_like(x) for x in leaves]
         if scalar.requires_grad and bool(torch.isfinite(scalar)):
             ds = torch.autograd.grad(scalar, leaves, materialize_grads=True)
+            ds = tuple(d.to_dense() if d.is_sparse else d for d in ds)  # of nn.Embedding(sparse=True)
         if not all(bool(torch.isfinite(d).all()) for d in (scalar, *ds)):
             ds = [torch.full_like(x, torch.nan) for x in leaves]
         theta, rest = ds[: len(self._theta)], ds[len(self._theta) :]

@@ -448,3 +448,17 @@ def fastmeta_conv4():
             nn.MaxPool2d(2),
         ]
     return nn.Sequential(*blocks, nn.Flatten(), nn.Linear(64, 5))
+
+
+def test_gradients_that_pytorch_keeps_sparse_are_compared():
+    class Words(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.last = nn.Embedding(7, 4, sparse=True), nn.Linear(4, 1)
+
+        def forward(self, x):
+            return self.last(torch.tanh(self.words(x[..., 0].long() % 7)))
+
+    learner = learner_of(model=Words().double())
+    gradients(learner, regression())
+    assert relative_errors(learner) < 1e-10
