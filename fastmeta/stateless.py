@@ -30,7 +30,9 @@ from fastmeta.internals import (
     weight_norm_op,
 )
 
-_LOCK = threading.RLock()  # two threads must not put weights into one module at a time
+TURN = threading.RLock()
+"""Held while a module holds other tensors than its own: nobody else may run it then, or look at it."""
+
 _NUMBERS = (bool, int, float, str)
 _MOST = 1000  # entries of a list or dict that is looked after: a vocabulary is none that forward writes
 
@@ -96,7 +98,7 @@ class Stateless:
             twice: and again; cuDNN's recurrent layers cannot be, so that others run in their place.
         """
         with ExitStack() as stack:
-            stack.enter_context(_LOCK)
+            stack.enter_context(TURN)
             stack.enter_context(checkpointing_off())
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # the only attention that can be differentiated twice
             if twice and self._recurrent:

@@ -24,7 +24,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "fastmeta.models": (),
     "fastmeta.tasks": (),
     "fastmeta.program": ("fastmeta.ops", "fastmeta.stateless"),
-    "fastmeta.engine": ("fastmeta.program", "fastmeta.ops", "fastmeta.optim"),
+    "fastmeta.engine": ("fastmeta.program", "fastmeta.ops", "fastmeta.optim", "fastmeta.stateless"),
     "fastmeta.engine.backends": (
         *("fastmeta.engine", "fastmeta.program", "fastmeta.ops", "fastmeta.optim"),
         *("fastmeta.kernels", "fastmeta.reference", "fastmeta.stateless"),

@@ -3,27 +3,24 @@
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable
 from typing import ParamSpec, TypeVar
 
 import torch
 
 from fastmeta.internals import not_compiled
+from fastmeta.stateless import TURN
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 
-_PLANNING = threading.RLock()
-
-
 def in_turn(function: Callable[P, R]) -> Callable[P, R]:
-    """`function` in one thread at a time: while a module is planned and proved it holds other tensors than its own."""
+    """`function` in one thread at a time, and while none runs a plain loop: a module then holds its own tensors."""
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        with _PLANNING:
+        with TURN:
             return function(*args, **kwargs)
 
     return call

@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from functools import partial
+
 import pytest
+import torch
+import torch.nn.functional as F
 from interface import learner_of
-from meta_steps import assert_same_step, regression, with_backend
+from meta_steps import assert_close, assert_same_step, regression, relative, step, with_backend
+from torch import nn
 
 import fastmeta
 from fastmeta.engine.adjoint import Implicit
@@ -51,3 +58,37 @@ def test_options_that_the_last_rung_does_not_have():
             learner(*batch)
         for tasks in (2, 3):  # warnings are errors: nothing is said twice
             learner(*(x[:tasks] for x in batch))
+
+
+class Slow(nn.Linear):
+    """Waits in the second forward of a thread of that name, when it holds fast weights."""
+
+    def __init__(self, forwards, holds):
+        super().__init__(2, 1, dtype=torch.float64)
+        self.count, self.holds = forwards.append, holds
+        self.forwards = lambda: len(forwards)
+
+    def forward(self, x):
+        if threading.current_thread().name == "slow":
+            self.count(1)
+            if self.forwards() == 2:
+                self.holds.set()
+                time.sleep(0.5)
+        return super().forward(x).tanh()
+
+
+def test_nobody_looks_at_a_module_while_another_thread_runs_it_under_fast_weights():
+    holds = threading.Event()
+    model, batch = Slow([], holds), regression()
+    make = partial(fastmeta.MAML, model, inner_loss=F.mse_loss, inner_optimizer=fastmeta.SGD(lr=0.3), inner_steps=2)
+    want = step(make(backend="reference"), batch)
+    thread = threading.Thread(target=lambda: make(backend="reference")(*batch), name="slow")
+    learner = make(backend="torch")
+    model.zero_grad()
+    thread.start()
+    assert holds.wait(10)
+    out = learner(*batch)
+    thread.join()
+    out.loss.backward()
+    assert relative(out.task_losses, want.losses) < 1e-12
+    assert_close({name: p.grad for name, p in model.named_parameters()}, want.grads, 1e-10)
