@@ -92,3 +92,21 @@ def test_nobody_looks_at_a_module_while_another_thread_runs_it_under_fast_weight
     out.loss.backward()
     assert relative(out.task_losses, want.losses) < 1e-12
     assert_close({name: p.grad for name, p in model.named_parameters()}, want.grads, 1e-10)
+
+
+def test_outputs_that_are_no_numbers_or_none_at_all_are_compared_too():
+    class Signs(nn.Sequential):
+        def forward(self, x):
+            y = super().forward(x)
+            return y, y > 0, y[:, :0]
+
+    model = Signs(nn.Linear(2, 3), nn.BatchNorm1d(3, track_running_stats=False), nn.Tanh(), nn.Linear(3, 1)).double()
+
+    def loss(outputs, y):
+        return F.mse_loss(outputs[0], y)
+
+    learner, batch = fastmeta.MAML(model, inner_loss=loss, bn_statistics="support", backend="torch"), regression()
+    _, signs, nothing = learner(*batch).outputs
+    assert signs.dtype == torch.bool
+    assert nothing.shape == (*batch.query_y.shape[:2], 0)
+    assert "own sweeps" in learner.explain()

@@ -67,7 +67,6 @@ class OneByOne:
     records: ClassVar[bool] = True
     chunk: int | None = 1
     runs_by = "autograd through the unrolled loop"
-    why = ""  # it runs a program that was meant for the other backends
 
     def __init__(
         self, module: nn.Module, program: Program, options: Options, batch: TaskBatch, kind: Kind, why: str = ""
