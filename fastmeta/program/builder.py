@@ -128,7 +128,7 @@ class Builder:
         made = [v for v in call.made if v is not None]
         if all(v.stored is not None for v in made):
             return
-        leaves, spec = pytree.tree_flatten((call.args, call.kwargs))
+        leaves, spec = call.flat
         slots = [self._of(leaf) for leaf in leaves]
         args, kwargs = pytree.tree_unflatten(slots, spec)
         self._fixed = not any(v.gradient for v in made)
@@ -145,11 +145,10 @@ class Builder:
         except NotKnown as reason:
             del self.nodes[nodes:]
             out = self._opaque(call, [s for s in slots if isinstance(s, Slot)], str(reason))
-        if call.written and len(out) == 1:
-            out = [*out, out[0]] if len(call.made) == 2 else out  # x.add_(y) gives x, and has written it
-        for value, slot in zip(call.made, out, strict=False):
-            if value is not None:
-                self.slots[id(value)] = self._as_autograd_has_it(value, slot)
+        slot_of = {id(v.like): slot for v, slot in zip(call.made, out, strict=False) if v is not None}
+        for value in made:
+            if id(value.like) in slot_of:  # x.add_(y) gives x, and has written it: two values, one tensor
+                self.slots[id(value)] = self._as_autograd_has_it(value, slot_of[id(value.like)])
 
     def _as_autograd_has_it(self, value: Value, slot: Slot) -> Slot:
         """A rule may hand on what it was given; under no_grad, the result has no gradient all the same."""

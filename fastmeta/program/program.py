@@ -113,7 +113,7 @@ class Program:
 
         With `rows` batch norm takes its statistics from the first so many samples of a task, the support set. `wanted`
         says of each tensor whether it gets a gradient; empty: none does. A `loss` that has no op of its own is run
-        behind the module, in whose place it may read what the module's forward has left (`Plan.loss_run`).
+        behind the module, in whose place it may read what the module's forward has left (`Plan.loss`).
 
         Raises:
             Untraceable: the program needs autograd, task by task.

@@ -52,7 +52,7 @@ class Call:
 
     def values(self) -> list[Value]:
         """Those that it reads."""
-        return [x for x in pytree.tree_leaves((self.args, self.kwargs)) if isinstance(x, Value)]
+        return [x for x in self.flat[0] if isinstance(x, Value)]
 
     @cached_property
     def flat(self) -> tuple[list[Any], pytree.TreeSpec]:
