@@ -57,11 +57,17 @@ def make_backend(program: Program, options: Options, batch: TaskBatch, kind: Kin
 def _loop_pays(engine: Engine, options: Options, tasks: int) -> str:
     """Why the plain loop, which holds all tasks in memory, is the faster way; empty where it is not, or no way."""
     fits = options.memory == "save" and options.task_chunk is None and not options.compile
-    can = isinstance(options.adjoint, Unrolled | Identity | Displacement) and (
-        options.prior is None or isinstance(options.prior, Proximal)
-    )
     on_cpu = engine.outer.layout.device.type == "cpu"
-    return loop_pays(engine, tasks) if fits and can and on_cpu else ""
+    return loop_pays(engine, tasks) if fits and on_cpu and not _not_in_the_loop(options) else ""
+
+
+def _not_in_the_loop(options: Options) -> str:
+    """The name of an option that the plain loop does not have; empty where it has all."""
+    if options.precision == "bfloat16":
+        return "precision"
+    if not isinstance(options.adjoint, Unrolled | Identity | Displacement):
+        return "adjoint"
+    return "prior" if options.prior is not None and not isinstance(options.prior, Proximal) else ""
 
 
 def task_by_task(program: Program, options: Options, batch: TaskBatch, kind: Kind, why: str) -> OneByOne:
@@ -75,16 +81,12 @@ def task_by_task(program: Program, options: Options, batch: TaskBatch, kind: Kin
         raise RuntimeError(
             f'backend="triton": the program can only run task by task under plain autograd ({why}). Use backend="auto"'
         )
-    for name, value, has in (
-        ("precision", options.precision, options.precision != "bfloat16"),
-        ("adjoint", options.adjoint, isinstance(options.adjoint, Unrolled | Identity | Displacement)),
-        ("prior", options.prior, options.prior is None or isinstance(options.prior, Proximal)),
-    ):
-        if not has:
-            raise ValueError(
-                f"{name}={value!r} needs a program that runs on all tasks at once, and this one can only run task by "
-                f"task under plain autograd: {why}. Change that in the module or the loss, or use another {name}"
-            )
+    if name := _not_in_the_loop(options):
+        raise ValueError(
+            f"{name}={getattr(options, name)!r} needs a program that runs on all tasks at once, and this one can only "
+            f"run task by task under plain autograd: {why}. Change that in the module or the loss, or use another "
+            f"{name}"
+        )
     return OneByOne(program.module, program, options, batch, kind, why)
 
 
