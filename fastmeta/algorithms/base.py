@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, Literal, TypeVar
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastmeta.engine.adjoint import Adjoint, Displacement, Unrolled
+from fastmeta.engine.adjoint import Adjoint, Displacement, Identity, Unrolled
 from fastmeta.engine.batch import TaskBatch, Tree
 from fastmeta.engine.boundary import outside_of_compile
 from fastmeta.engine.checks import check_module
@@ -20,8 +20,7 @@ from fastmeta.engine.objective import Data
 from fastmeta.engine.options import Loss, Options
 from fastmeta.engine.prior import Prior
 from fastmeta.engine.session import Call, PlanCache, Session
-from fastmeta.optim.base import InnerRule, State
-from fastmeta.optim.rates import Rates
+from fastmeta.optim.base import InnerRule, MadeForRows, State
 from fastmeta.optim.sgd import SGD
 
 from .outputs import Learners, MetaOutput
@@ -69,6 +68,8 @@ class MetaLearner(nn.Module):
         inner_batch_size: step k sees the k-th slice of so many support samples, cyclically. None: all of them.
         inner_clip_norm: largest L2 norm of a task's inner gradient, all fast weights together, as
             `torch.nn.utils.clip_grad_norm_` has it; differentiated through. None: no clipping.
+        first_order: inner gradients count as constants in the meta-gradient, ∂φ_K/∂φ_0 as one: what FOMAML does to
+            MAML, at a third of its cost. Learned rates keep their exact gradient given that.
         backend: "torch" (plain ops, any device), "triton" (kernels, or an error), "reference" (one task at a time by
             autograd), or "auto", which chooses and says why in `explain()`.
         compile: send the whole meta-step, second order included, through `torch.compile(fullgraph=True)`.
@@ -113,6 +114,7 @@ class MetaLearner(nn.Module):
         outer_loss: Loss | None = None,
         inner_batch_size: int | None = None,
         inner_clip_norm: float | None = None,
+        first_order: bool = False,
         backend: Literal["auto", "torch", "triton", "reference"] = "auto",
         compile: bool = False,
         cuda_graph: bool = False,
@@ -123,6 +125,8 @@ class MetaLearner(nn.Module):
         proof: Literal["first", "off"] = "first",
     ) -> None:
         check_module(model)
+        if first_order:
+            self.adjoint = _first_order(type(self).__name__, self.adjoint)
         options = Options(
             inner_loss=inner_loss, inner_optimizer=inner_optimizer, inner_steps=inner_steps,
             outer_loss=inner_loss if outer_loss is None else outer_loss, inner_batch_size=inner_batch_size,
@@ -187,7 +191,7 @@ class MetaLearner(nn.Module):
     def _take_rule(self, options: Options) -> None:
         """What the inner rule learns becomes a submodule, its parameters made for this network."""
         learned = options.inner_optimizer.learned
-        if isinstance(learned, Rates):
+        if isinstance(learned, MadeForRows):
             program = self._plans.program(self.module, options, adapts=self._moves)
             learned.build(program.layout, options.inner_steps)
         self.learned = learned
@@ -211,6 +215,10 @@ class MetaLearner(nn.Module):
     def episodes(self, batch: TaskBatch) -> TaskBatch:
         """The meta-batch that is adapted to and scored on."""
         return batch
+
+    def at_iteration(self, iteration: int) -> None:
+        """Called by a training loop before the meta-step of this number, counted from 0; here an algorithm anneals what
+        it anneals. `fastmeta train` calls it; a script of yours does where its algorithm's docstring says so."""
 
     # Calls. -----------------------------------------------------------------------------------------------------------
 
@@ -316,3 +324,13 @@ class MetaLearner(nn.Module):
                 "learning rate, or check the data",
                 RuntimeWarning,
             )
+
+
+def _first_order(algorithm: str, adjoint: Adjoint) -> Adjoint:
+    """The first-order form of an adjoint that goes through the inner steps."""
+    if not isinstance(adjoint, Unrolled | Identity):
+        raise ValueError(
+            f"first_order=True: {algorithm} has no first-order form, as its meta-gradient by {type(adjoint).__name__} "
+            "does not go through the inner steps; leave it out"
+        )
+    return Identity()

@@ -54,6 +54,15 @@ class Rows(Protocol):
     def device(self) -> torch.device: ...
 
 
+@runtime_checkable
+class MadeForRows(Protocol):
+    """What an inner rule learns, where its parameters depend on the network: rates, matrices for every layer."""
+
+    def build(self, rows: Rows, steps: int) -> None:
+        """Makes the parameters, for the fast weights of `rows` and `steps` inner steps; a second call only checks."""
+        ...
+
+
 class KernelRule(NamedTuple):
     """A rule that the Triton kernels know: "sgd" (momentum, nesterov, weight decay) or "adam" (beta1, beta2, eps)."""
 

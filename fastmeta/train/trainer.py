@@ -149,6 +149,7 @@ class Trainer:
     def _step(self) -> None:
         """One meta-step."""
         episodes = self.family.sample(self.config.meta_batch, self._generator)
+        self.algorithm.at_iteration(self.iteration)
         out = self.algorithm(*episodes)
         self._optimizer.zero_grad()
         out.loss.backward()

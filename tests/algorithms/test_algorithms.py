@@ -249,3 +249,11 @@ def test_reptile_runs_without_a_query_set_and_is_classic_under_sgd():
     outer.step()
     for name, p in learner.module.named_parameters():
         assert relative(p - theta[name], 0.2 * (phi[name].mean(0) - theta[name])) < 1e-12
+
+
+def test_first_order_is_an_option_of_algorithms_that_go_through_the_inner_steps():
+    model, batch = mlp(2, 5, 1), regression()
+    option, algorithm = learner_of("maml", model, first_order=True), learner_of("fomaml", model)
+    assert_close(step(option, batch).grads, step(algorithm, batch).grads, 0.0)
+    with pytest.raises(ValueError, match="Reptile has no first-order form"):
+        learner_of("reptile", model, first_order=True)
