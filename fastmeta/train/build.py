@@ -9,14 +9,16 @@ from typing import Literal
 import torch
 from torch import nn
 
+from fastmeta.algorithms.arguments import WithoutRule
 from fastmeta.algorithms.base import MetaLearner
 from fastmeta.models import build_model
 from fastmeta.optim.adam import Adam
 from fastmeta.optim.sgd import SGD
 from fastmeta.tasks import TaskFamily
 
-from .config import ALGORITHMS, Execution, RunConfig
+from .config import Execution, RunConfig
 from .families.base import Source
+from .methods.base import Common
 
 
 def load_source(config: RunConfig, paths: Sequence[str]) -> Source | None:
@@ -53,7 +55,8 @@ def make_model(config: RunConfig) -> nn.Module:
     torch.manual_seed(config.train.seed)
     settings = asdict(config.tasks)
     options = {name: settings[name] for name in _NETWORK if name in settings}
-    return build_model(config.tasks.model, shape=config.tasks.shape or (1, 28, 28), **options)
+    model = build_model(config.tasks.model, shape=config.tasks.shape or (1, 28, 28), **options)
+    return config.method.network(model, config.own, config.tasks)
 
 
 def make_algorithm(
@@ -79,19 +82,21 @@ def make_algorithm(
         if part.inner_optimizer == "sgd"
         else Adam(lr=part.inner_lr, betas=(part.inner_beta1, 0.999))
     )
-    return ALGORITHMS[part.algorithm](
-        model,
-        inner_loss=config.family.loss,
-        inner_optimizer=optimizer,
-        inner_steps=part.inner_steps,
-        inner_batch_size=None if evaluation else part.inner_batch_size,
-        backend=execution.backend,
-        compile=execution.compile,
-        cuda_graph=execution.cuda_graph,
-        memory=execution.memory,
-        task_chunk=execution.task_chunk,
-        bn_statistics=bn_statistics or part.bn_statistics,
-        precision=part.precision,
+    options: WithoutRule = {
+        "inner_loss": config.family.loss,
+        "inner_steps": part.inner_steps,
+        "inner_batch_size": None if evaluation else part.inner_batch_size,
+        "first_order": part.first_order,
+        "backend": execution.backend,
+        "compile": execution.compile,
+        "cuda_graph": execution.cuda_graph,
+        "memory": execution.memory,
+        "task_chunk": execution.task_chunk,
+        "bn_statistics": bn_statistics or part.bn_statistics,
+        "precision": part.precision,
+    }
+    return config.method.make(
+        model, config.own, Common(optimizer, part.inner_lr, options, config.flat().get("ways", 0))
     )
 
 

@@ -19,9 +19,10 @@ from fastmeta.tasks import PRETEXTS, Episodes, load_runs, stack_runs
 
 from .build import load_source, make_algorithm, make_family, make_model
 from .checkpoint import load_checkpoint
-from .config import ALGORITHMS, PARTS, AlgorithmConfig, EvaluationConfig, Execution, RunConfig, from_checkpoint
+from .config import PARTS, AlgorithmConfig, EvaluationConfig, Execution, RunConfig, from_checkpoint
 from .families.registry import FAMILIES
 from .flags import add_options, given
+from .methods.registry import METHODS
 from .pipeline import Pipeline, prepare
 from .presets import PRESETS
 from .results import describe, print_scores, show_results
@@ -30,6 +31,9 @@ from .scores.evaluate import TEST_SEED, draw, evaluate_episodes
 
 TASKS = tuple(family.settings_type for family in FAMILIES.values())
 """Settings of all families: each is an option, of the families that have it."""
+
+OWN = tuple(dict.fromkeys(method.settings_type for method in METHODS.values()))
+"""Settings that only some algorithms have: each is an option of those."""
 
 _EPILOG = """examples:
   fastmeta train
@@ -101,6 +105,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         "--checkpoint-seconds", type=float, default=30.0, metavar="X", help="between checkpoints; default: 30"
     )
     add_options(parser, "tasks", *TASKS)
+    add_options(parser, "some algorithms' own", *OWN)
     titles = ("adaptation", "outer loop", "pre-training", "evaluation")
     for title, config in zip(titles, PARTS.values(), strict=True):
         add_options(parser, title, config)
@@ -131,6 +136,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
 def _add_explain(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("target", help=f"a checkpoint, a preset, or one of {', '.join(MODELS)}")
     add_options(parser, "adaptation", AlgorithmConfig)
+    add_options(parser, "some algorithms' own", *OWN)
 
 
 def _train(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
@@ -167,22 +173,23 @@ def _run_config(arguments: argparse.Namespace) -> RunConfig:
     base = PRESETS[preset].config
     if arguments.task not in (None, base.tasks.task):
         raise ValueError(f"--preset {preset} is for task {base.tasks.task}, got task {arguments.task}")
-    return _changed(base, given(arguments, *TASKS, *PARTS.values()))
+    return _changed(base, given(arguments, *TASKS, *OWN, *PARTS.values()))
 
 
 def _changed(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
     """The run with what the command line sets.
 
     Raises:
-        ValueError: for an option that has no meaning for the run's task, or a value out of range.
+        ValueError: for an option that has no meaning for the run's task or algorithm, or a value out of range.
     """
+    algorithm = changes.get("algorithm", config.algorithm.algorithm)
     for name in sorted(changes):
-        families = [title for title, family in FAMILIES.items() if name in family.settings]
-        if families and config.tasks.task not in families:
-            raise ValueError(
-                f"--{name.replace('_', '-')} has no meaning for task {config.tasks.task}; it belongs to "
-                f"{', '.join(families)}"
-            )
+        for kind, chosen, known in (("task", config.tasks.task, FAMILIES), ("algorithm", algorithm, METHODS)):
+            owners = [title for title, entry in known.items() if name in entry.settings]
+            if owners and chosen not in owners:
+                raise ValueError(
+                    f"--{name.replace('_', '-')} has no meaning for {kind} {chosen}; it belongs to {', '.join(owners)}"
+                )
     return config.replace(changes)
 
 
@@ -194,7 +201,7 @@ def _list(_: argparse.Namespace, __: Sequence[str]) -> int:
         "pretexts of ssl-images (--pretexts, --new-pretext)": {n: p.summary for n, p in PRETEXTS.items()},
         "networks (--model)": MODELS,
         "presets (--preset)": {name: f"{p.config.summary()}; {p.source.split(':')[0]}" for name, p in PRESETS.items()},
-        "algorithms (--algorithm)": {n: (kind.__doc__ or "").split("\n\n")[0] for n, kind in ALGORITHMS.items()},
+        "algorithms (--algorithm)": {name: method.summary for name, method in METHODS.items()},
     }
     for title, entries in sections.items():
         print(title)
@@ -288,7 +295,7 @@ def _statistics(arguments: argparse.Namespace, config: RunConfig) -> Sequence[Li
 
 def _explain(arguments: argparse.Namespace, _: Sequence[str]) -> int:
     """Say op by op how a network runs, and why: for a meta-step of its usual shapes."""
-    config = _explained_config(arguments.target).replace(given(arguments, AlgorithmConfig))
+    config = _changed(_explained_config(arguments.target), given(arguments, AlgorithmConfig, *OWN))
     execution = _execution(arguments)
     device = execution.torch_device()
     if not config.tasks.shape:

@@ -8,18 +8,15 @@ from typing import Any, Literal
 
 import torch
 
-from fastmeta.algorithms.base import MetaLearner
-from fastmeta.algorithms.maml import FOMAML, MAML
-from fastmeta.algorithms.reptile import Reptile
 from fastmeta.tasks.base import check_count
 
 from .families.base import Family
 from .families.registry import FAMILIES
 from .families.settings import TaskSettings
 from .families.sinusoid import SinusoidSettings
+from .methods.base import AnyMethod, MethodSettings
+from .methods.registry import METHODS
 from .run_config import Setting, TrainConfig, check_fields, from_values
-
-ALGORITHMS: dict[str, type[MetaLearner]] = {"maml": MAML, "fomaml": FOMAML, "reptile": Reptile}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +38,7 @@ class PretrainConfig:
 class AlgorithmConfig:
     """How a task is adapted to."""
 
-    algorithm: str = field(default="maml", metadata={"help": "meta-learner", "choices": tuple(ALGORITHMS)})
+    algorithm: str = field(default="maml", metadata={"help": "meta-learner", "choices": tuple(METHODS)})
     inner_optimizer: str = field(
         default="sgd", metadata={"help": "optimiser of the inner loop", "choices": ("sgd", "adam")}
     )
@@ -57,6 +54,9 @@ class AlgorithmConfig:
     bn_statistics: Literal["batch", "support"] = field(
         default="batch",
         metadata={"help": "whose statistics normalise query samples", "choices": ("batch", "support")},
+    )
+    first_order: bool = field(
+        default=False, metadata={"help": "inner gradients count as constants in the meta-gradient"}
     )
     precision: Literal["float32", "tf32", "bfloat16"] = field(
         default="float32",
@@ -138,7 +138,7 @@ PARTS: dict[str, type] = {
     "pretraining": PretrainConfig,
     "evaluation": EvaluationConfig,
 }
-"""The settings of a run beside those of its tasks, whose class depends on the family."""
+"""The settings of a run beside those of its tasks and its algorithm's own, whose classes depend on which these are."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,13 +147,26 @@ class RunConfig:
 
     tasks: TaskSettings = field(default_factory=SinusoidSettings)
     algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    own: MethodSettings = field(default_factory=MethodSettings)
     train: TrainConfig = field(default_factory=TrainConfig)
     pretraining: PretrainConfig = field(default_factory=PretrainConfig)
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
+    def __post_init__(self) -> None:
+        method, name = self.method, self.algorithm.algorithm
+        if type(self.own) is not method.settings_type:
+            raise TypeError(f"own must be {method.settings_type.__name__} for algorithm {name}, got {self.own!r}")
+        if method.classifies and not self.family.percent:
+            raise ValueError(f"algorithm {name} classifies, and the tasks of {self.tasks.task} have no classes")
+        if self.eval_steps > self.algorithm.inner_steps and not method.longer:
+            raise ValueError(
+                f"algorithm {name} learns something for each inner step, of which it has inner_steps="
+                f"{self.algorithm.inner_steps}, and eval_steps={self.eval_steps} are asked for; take no more"
+            )
+
     def flat(self) -> dict[str, Any]:
         """All settings by name."""
-        parts = (asdict(getattr(self, part)) for part in ("tasks", *PARTS))
+        parts = (asdict(getattr(self, part)) for part in ("tasks", "own", *PARTS))
         return {"task": self.tasks.task, **{name: value for part in parts for name, value in part.items()}}
 
     def settings(self) -> dict[str, Setting]:
@@ -189,6 +202,11 @@ class RunConfig:
         return FAMILIES[self.tasks.task]
 
     @property
+    def method(self) -> AnyMethod:
+        """What the algorithm is."""
+        return METHODS[self.algorithm.algorithm]
+
+    @property
     def eval_steps(self) -> int:
         """Inner steps of the evaluation."""
         steps = self.evaluation.eval_steps
@@ -204,8 +222,10 @@ def from_flat(settings: Mapping[str, Any]) -> RunConfig:
     task = settings.get("task", SinusoidSettings.task)
     if task not in FAMILIES:
         raise ValueError(f"task must be one of {', '.join(FAMILIES)}, got {task!r}")
-    parts = {part: from_values(kind, settings) for part, kind in PARTS.items()}
-    return RunConfig(tasks=from_values(FAMILIES[task].settings_type, settings), **parts)
+    parts: dict[str, Any] = {part: from_values(kind, settings) for part, kind in PARTS.items()}
+    own = METHODS[parts["algorithm"].algorithm].settings_type
+    tasks = FAMILIES[task].settings_type
+    return RunConfig(tasks=from_values(tasks, settings), own=from_values(own, settings), **parts)
 
 
 def from_checkpoint(settings: Mapping[str, Any]) -> RunConfig:

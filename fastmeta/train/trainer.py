@@ -90,14 +90,24 @@ class Trainer:
         self._checkpoint_seconds, self._time_limit = checkpoint_seconds, time_limit
         self._read_settings = read_settings
         kinds = {"adam": torch.optim.Adam, "sgd": torch.optim.SGD}
-        trained = [p for p in algorithm.parameters() if p.requires_grad]
         # The fused update saves a dozen small launches an iteration; other devices do not have it.
         fused = family.device.type in {"cpu", "cuda"}
-        self._optimizer = kinds[config.outer_optimizer](trained, lr=config.outer_lr, fused=fused)
+        self._optimizer = kinds[config.outer_optimizer](self._groups(), lr=config.outer_lr, fused=fused)
         self._schedule = LambdaLR(self._optimizer, config.lr_factor)
         self._generator = torch.Generator(family.device).manual_seed(config.seed)
         self._tally = _Tally(family.device)
         self._metric = "accuracy"
+
+    def _groups(self) -> list[dict[str, Any]]:
+        """The parameters to train: those of what the algorithm learns beside the network at a step size of their own,
+        where the run has one."""
+        trained = [p for p in self.algorithm.parameters() if p.requires_grad]
+        learned_lr, learned = self.settings.get("learned_lr"), self.algorithm.learned
+        if learned_lr is None or learned is None:
+            return [{"params": trained}]
+        own = {id(p) for p in learned.parameters()}
+        beside = [p for p in trained if id(p) in own]
+        return [{"params": [p for p in trained if id(p) not in own]}, {"params": beside, "lr": learned_lr}]
 
     @property
     def checkpoint(self) -> Path:
@@ -215,8 +225,8 @@ class Trainer:
 
     def _restart_schedule(self, iteration: int) -> None:
         """Go on at `iteration`, of this run's number of iterations: an extended run has another schedule."""
-        for group in self._optimizer.param_groups:
-            group["initial_lr"] = self.config.outer_lr
+        for group, made in zip(self._optimizer.param_groups, self._groups(), strict=True):
+            group["initial_lr"] = made.get("lr", self.config.outer_lr)
         self._schedule = LambdaLR(self._optimizer, self.config.lr_factor, last_epoch=iteration - 1)
 
     def _truncate_log(self) -> None:

@@ -1,0 +1,1 @@
+"""Algorithms as the commands see them: how a run's settings make each."""

@@ -1,0 +1,93 @@
+"""What an algorithm is to the application."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, fields
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from torch import nn
+
+from fastmeta.algorithms.arguments import WithoutRule
+from fastmeta.algorithms.base import MetaLearner
+from fastmeta.optim.base import InnerRule
+from fastmeta.train.families.settings import TaskSettings
+from fastmeta.train.run_config import check_fields
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSettings:
+    """What an algorithm reads beside what all of them do; its file subclasses this for settings of its own."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Learned(MethodSettings):
+    """An algorithm that learns something beside the network."""
+
+    learned_lr: float | None = field(
+        default=None,
+        metadata={
+            "help": "outer step size of what is learned beside the network (rates, ...); 0: as --outer-lr",
+            "automatic": True,
+        },
+    )
+
+
+S = TypeVar("S", bound=MethodSettings)
+
+
+class Common(NamedTuple):
+    """What every algorithm is made of.
+
+    Attributes:
+        rule: the inner optimiser that the run asks for.
+        lr: its step size alone.
+        options: those of `fastmeta.MetaLearner`, but for the rule.
+        ways: classes of a task; 0 where there are none.
+    """
+
+    rule: InnerRule
+    lr: float
+    options: WithoutRule
+    ways: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method(Generic[S]):
+    """An algorithm as the commands see it.
+
+    Attributes:
+        kind: its class.
+        make: (network, own settings, what all are made of) → the learner.
+        settings_type: S.
+        network: (the run's network, own settings, those of the tasks) → the one that the algorithm takes.
+        inner_loop: tasks are adapted to by inner steps; else their number means nothing.
+        step_size: the run's inner optimiser and step size are read.
+        classifies: it needs tasks of classes.
+        longer: more inner steps can be taken in evaluation than in training.
+    """
+
+    kind: type[MetaLearner]
+    make: Callable[[nn.Module, S, Common], MetaLearner]
+    settings_type: type[S]
+    network: Callable[[nn.Module, S, TaskSettings], nn.Module] = lambda model, own, tasks: model
+    inner_loop: bool = True
+    step_size: bool = True
+    classifies: bool = False
+    longer: bool = True
+
+    @property
+    def summary(self) -> str:
+        """One line for a person."""
+        return " ".join((self.kind.__doc__ or "").split("\n\n")[0].split())
+
+    @property
+    def settings(self) -> frozenset[str]:
+        """Names of the settings that it reads, of those that not every run has."""
+        return frozenset(spec.name for spec in fields(self.settings_type))
+
+
+AnyMethod = Method[Any]
