@@ -24,7 +24,7 @@ from .families.registry import FAMILIES
 from .flags import add_options, given
 from .methods.registry import METHODS
 from .pipeline import Pipeline, prepare
-from .presets import PRESETS
+from .presets import PRESETS, start_of
 from .results import describe, print_scores, show_results
 from .run_config import from_values
 from .scores.evaluate import TEST_SEED, draw, evaluate_episodes
@@ -169,7 +169,7 @@ def _execution(arguments: argparse.Namespace) -> Execution:
 
 def _run_config(arguments: argparse.Namespace) -> RunConfig:
     """Preset, then options, checked against each other."""
-    preset = arguments.preset or arguments.task or "sinusoid"
+    preset = arguments.preset or start_of(arguments.task or "sinusoid", arguments.algorithm)
     base = PRESETS[preset].config
     if arguments.task not in (None, base.tasks.task):
         raise ValueError(f"--preset {preset} is for task {base.tasks.task}, got task {arguments.task}")

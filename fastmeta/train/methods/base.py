@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -11,6 +11,7 @@ from torch import nn
 from fastmeta.algorithms.arguments import WithoutRule
 from fastmeta.algorithms.base import MetaLearner
 from fastmeta.optim.base import InnerRule
+from fastmeta.train.families.base import PresetSettings
 from fastmeta.train.families.settings import TaskSettings
 from fastmeta.train.run_config import check_fields
 
@@ -55,6 +56,26 @@ class Common(NamedTuple):
     ways: int
 
 
+class Published(NamedTuple):
+    """A figure of a paper: what full training on a GPU gives.
+
+    Attributes:
+        score: accuracy in percent, or mean squared error, as printed.
+        source: where it was read.
+    """
+
+    score: str
+    source: str
+
+
+class Setting(NamedTuple):
+    """What tasks a published figure is of; `ways` is 0 where there are no classes."""
+
+    task: str
+    ways: int
+    shots: int
+
+
 @dataclass(frozen=True, kw_only=True)
 class Method(Generic[S]):
     """An algorithm as the commands see it.
@@ -68,6 +89,8 @@ class Method(Generic[S]):
         step_size: the run's inner optimiser and step size are read.
         classifies: it needs tasks of classes.
         longer: more inner steps can be taken in evaluation than in training.
+        presets: by task family: what differs from the family's own preset, and where it comes from.
+        published: figures to print beside measured ones.
     """
 
     kind: type[MetaLearner]
@@ -78,6 +101,8 @@ class Method(Generic[S]):
     step_size: bool = True
     classifies: bool = False
     longer: bool = True
+    presets: Mapping[str, PresetSettings] = field(default_factory=dict)
+    published: Mapping[Setting, Published] = field(default_factory=dict)
 
     @property
     def summary(self) -> str:

@@ -1,0 +1,280 @@
+"""Several algorithms on the same tasks with equal time: train each, score all on the same unseen episodes.
+
+    contest = Contest(entries(["maml", "anil"], {"shots": (1, 5)}, task="omniglot"), folder="runs/contest", ...)
+    contest.run()
+    print(contest.table())
+
+Every entry is a run in a folder of its own; what is finished is not done again, and what was killed goes on.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastmeta.tasks import TaskFamily
+
+from .build import load_source, make_algorithm, make_family, make_model
+from .config import Execution, RunConfig
+from .families.base import Source
+from .methods.base import Published
+from .methods.base import Setting as PublishedSetting
+from .pipeline import Pipeline, prepare
+from .presets import PRESETS, start_of
+from .run_config import Setting
+from .scores.evaluate import TEST_SEED, Estimate, evaluate
+
+_SPEED_SECONDS = 3.0
+"""How long an entry's speed is measured."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One algorithm on tasks of one size.
+
+    Attributes:
+        algorithm: its name.
+        column: what distinguishes the tasks, such as "5-way 1-shot".
+        config: the run, but for its number of iterations.
+    """
+
+    algorithm: str
+    column: str
+    config: RunConfig
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{self.algorithm}-{self.column.replace(' ', '-')}"
+
+    @property
+    def published(self) -> Published | None:
+        """What the algorithm's paper reports for tasks of this size."""
+        ways = self.config.flat().get("ways", 0)
+        return self.config.method.published.get(PublishedSetting(self.config.tasks.task, ways, self.config.tasks.shots))
+
+
+@dataclass(frozen=True)
+class Result:
+    """How an entry did.
+
+    Attributes:
+        iterations: meta-steps that its time allowed.
+        seconds: that they took; NaN where the run was stopped in between.
+        scores: {inner steps: estimate} on unseen tasks.
+    """
+
+    iterations: int
+    seconds: float
+    scores: dict[int, Estimate]
+
+    @property
+    def final(self) -> Estimate:
+        """After the last number of steps."""
+        return self.scores[max(self.scores)]
+
+
+def entries(
+    algorithms: Sequence[str], task: str, *, changes: Mapping[str, Setting], vary: Mapping[str, Sequence[Setting]]
+) -> list[Entry]:
+    """Every algorithm, each from its own preset, for every combination of the settings in `vary`.
+
+    Raises:
+        ValueError: for an unknown algorithm, one that is named twice, or settings that do not fit.
+    """
+    if len(set(algorithms)) < len(algorithms):
+        raise ValueError(f"algorithms must be different, got {' '.join(algorithms)}")
+    found = []
+    for algorithm, values in itertools.product(algorithms, itertools.product(*vary.values())):
+        chosen = {**changes, **dict(zip(vary, values, strict=True)), "algorithm": algorithm}
+        config = PRESETS[start_of(task, algorithm)].config
+        config = config.replace({name: value for name, value in chosen.items() if name in config.flat()})
+        found.append(Entry(algorithm, config.tasks.size, config))
+    return found
+
+
+@dataclass
+class Contest:
+    """Entries, in a folder.
+
+    Attributes:
+        entries: what to train and score.
+        folder: holds a folder for each, and `contest.json`, `contest.md` and `contest.png`.
+        seconds: of training for each entry.
+        data, test_data: files to train on and to score on; without the latter, unseen tasks of the former.
+        execution: where it runs.
+        say: takes one line at a time.
+    """
+
+    entries: Sequence[Entry]
+    folder: Path
+    seconds: float
+    data: Sequence[str] = ()
+    test_data: Sequence[str] = ()
+    execution: Execution = field(default_factory=Execution)
+    say: Callable[[str], None] = lambda line: None
+
+    def __post_init__(self) -> None:
+        if not self.seconds > 0:
+            raise ValueError(f"seconds must be positive, got {self.seconds!r}")
+        self.folder = Path(self.folder)
+        self.device = self.execution.torch_device()
+        self.results: dict[Entry, Result] = {}
+
+    def run(self) -> int:
+        """Do what is left; the number of a signal that stopped it, else 0. Raises as `Pipeline.train`."""
+        prepared = [(entry, *prepare(entry.config, self.data)) for entry in self.entries]
+        for _, config, source in prepared:  # what cannot work fails before the first iteration
+            self._pipeline(config, source, self.folder).check()
+        for number, (entry, config, source) in enumerate(prepared, 1):
+            self.say(f"[{number}/{len(prepared)}] {entry.algorithm}, {entry.column}")
+            result = self._finished(entry, config, source)
+            if result is None:
+                result = self._train(entry, config, source)
+            if isinstance(result, int):
+                return result
+            self.results[entry] = result
+            self.say(f"  {score_of(entry, result.final)} after {result.iterations:,} meta-steps")
+        return 0
+
+    def _train(self, entry: Entry, config: RunConfig, source: Source | None) -> Result | int:
+        folder = self.folder / entry.name
+        config = config.replace({"iterations": self._iterations(folder, config, source)})
+        begin, resumed = time.monotonic(), (folder / "checkpoint.pt").exists()
+        pipeline = self._pipeline(config, source, folder)
+        outcome = pipeline.train()
+        if outcome.signal:
+            return outcome.signal
+        seconds = float("nan") if resumed else time.monotonic() - begin
+        learner = make_algorithm(config, make_model(config).to(self.device), self.execution, evaluation=True)
+        learner.load_state_dict(pipeline.trained()["algorithm"])
+        scores = evaluate(
+            learner, self._tests(config, source), steps=config.steps_to_score, episodes=config.evaluation.episodes,
+            seed=TEST_SEED,
+        )  # fmt: skip
+        result = Result(outcome.iterations, seconds, scores)
+        _write(folder / "result.json", {"run": self._identity(config, source), **_as_json(result)})
+        return result
+
+    def _pipeline(self, config: RunConfig, source: Source | None, folder: Path) -> Pipeline:
+        return Pipeline(config, source, folder=folder, execution=self.execution)
+
+    def _tests(self, config: RunConfig, source: Source | None) -> TaskFamily:
+        if self.test_data:
+            everything = {name: () for name in ("alphabets", "exclude_alphabets") if name in config.family.settings}
+            config = config.replace(everything)
+            source = load_source(config, self.test_data)
+        return next(iter(config.family.tests(config.tasks, source, self.device).values()))
+
+    # How long an entry trains. ----------------------------------------------------------------------------------------
+
+    def _iterations(self, folder: Path, config: RunConfig, source: Source | None) -> int:
+        """How many meta-steps fit the time, measured once: a run that goes on after a kill ends where it would have."""
+        path = folder / "speed.json"
+        if not path.exists():
+            folder.mkdir(parents=True, exist_ok=True)
+            _write(path, {"seconds of a meta-step": self._step_seconds(config, source)})
+        return max(1, round(self.seconds / json.loads(path.read_text())["seconds of a meta-step"]))
+
+    def _step_seconds(self, config: RunConfig, source: Source | None) -> float:
+        learner = make_algorithm(config, make_model(config).to(self.device), self.execution)
+        family = make_family(config, source, self.device)
+        generator = torch.Generator(self.device).manual_seed(config.train.seed)
+        optimizer = torch.optim.Adam(learner.parameters(), lr=0.0)
+
+        def step() -> None:
+            learner(*family.sample(config.train.meta_batch, generator)).loss.backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            if self.device.type == "cuda":
+                torch.cuda.synchronize(self.device)
+
+        for _ in range(3):
+            step()
+        begin, count = time.monotonic(), 0
+        while time.monotonic() - begin < min(_SPEED_SECONDS, self.seconds):
+            step()
+            count += 1
+        return (time.monotonic() - begin) / count
+
+    # What is kept. ----------------------------------------------------------------------------------------------------
+
+    def _identity(self, config: RunConfig, source: Source | None) -> dict[str, Any]:
+        """What decides a result."""
+        data = None if source is None else source.fingerprint()
+        settings = {**config.flat(), "iterations": None}
+        return json.loads(json.dumps({"settings": settings, "data": data, "seconds": self.seconds}))
+
+    def _finished(self, entry: Entry, config: RunConfig, source: Source | None) -> Result | None:
+        """The result that the entry's folder holds.
+
+        Raises:
+            ValueError: it is that of another run.
+        """
+        path = self.folder / entry.name / "result.json"
+        if not path.exists():
+            return None
+        known = json.loads(path.read_text())
+        if known["run"] != self._identity(config, source):
+            raise ValueError(
+                f"{path} is the result of other settings, data or seconds; choose another folder (--out), or remove it"
+            )
+        return _from_json(known)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Every result as plain values, for a file."""
+        return [
+            {
+                "algorithm": entry.algorithm,
+                "tasks": entry.column,
+                "settings": entry.config.flat(),
+                "published": None if entry.published is None else entry.published._asdict(),
+                **_as_json(result),
+            }
+            for entry, result in self.results.items()
+        ]
+
+    def table(self) -> str:
+        """In Markdown: a row an algorithm, a column a size of tasks, published figures in brackets."""
+        columns = list(dict.fromkeys(entry.column for entry in self.results))
+        lines = ["| algorithm | " + " | ".join(columns) + " | meta-steps |", "| --- |" + " --- |" * (len(columns) + 1)]
+        for algorithm in dict.fromkeys(entry.algorithm for entry in self.results):
+            mine = {entry.column: (entry, result) for entry, result in self.results.items() if entry.algorithm == algorithm}
+            cells = [_cell(*mine[column]) if column in mine else "–" for column in columns]
+            counts = " / ".join(f"{result.iterations:,}" for _, result in mine.values())
+            lines.append(f"| {algorithm} | " + " | ".join(cells) + f" | {counts} |")
+        return "\n".join(lines)
+
+
+def _cell(entry: Entry, result: Result) -> str:
+    published = entry.published
+    return score_of(entry, result.final) + ("" if published is None else f" [{published.score}]")
+
+
+def score_of(entry: Entry, estimate: Estimate) -> str:
+    """As a person reads it."""
+    return estimate.percent() if entry.config.family.percent else str(estimate)
+
+
+def _as_json(result: Result) -> dict[str, Any]:
+    scores = {str(steps): asdict(estimate) for steps, estimate in result.scores.items()}
+    return {"iterations": result.iterations, "seconds": result.seconds, "scores": scores}
+
+
+def _from_json(known: Mapping[str, Any]) -> Result:
+    scores = {int(steps): Estimate(**estimate) for steps, estimate in known["scores"].items()}
+    return Result(known["iterations"], known["seconds"], scores)
+
+
+def _write(path: Path, content: Mapping[str, Any]) -> None:
+    """Whole or not at all."""
+    temporary = path.with_name(f".{path.name}.new")
+    temporary.write_text(json.dumps(content, indent=1) + "\n")
+    temporary.replace(path)
