@@ -1,4 +1,4 @@
-"""The command `fastmeta`: train, evaluate, explain, list."""
+"""The command `fastmeta`: train, evaluate, compare, explain, list."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ from fastmeta.tasks import PRETEXTS, Episodes, load_runs, stack_runs
 from .build import load_source, make_algorithm, make_family, make_model
 from .checkpoint import load_checkpoint
 from .config import PARTS, AlgorithmConfig, EvaluationConfig, Execution, RunConfig, from_checkpoint
+from .contest_command import add_compare, compare
 from .families.registry import FAMILIES
 from .flags import add_options, given
 from .methods.registry import METHODS
@@ -42,6 +43,7 @@ _EPILOG = """examples:
   fastmeta list
   fastmeta evaluate runs/maml-5w1s/checkpoint.pt --data images_evaluation.zip
   fastmeta evaluate runs/within/checkpoint.pt --runs all_runs.zip
+  fastmeta compare omniglot --data images_background.zip --test-data images_evaluation.zip --algorithms maml fomaml
   fastmeta explain conv4
 """
 
@@ -71,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
     helps = {
         "train": ("meta-train a network", _train, _add_train),
         "evaluate": ("score a checkpoint on new tasks", _evaluate, _add_evaluate),
+        "compare": ("train several algorithms for the same time, and compare them", compare, add_compare),
         "list": ("name all task families, networks, presets and algorithms", _list, lambda _: None),
         "explain": ("say how a network runs, and why", _explain, _add_explain),
     }

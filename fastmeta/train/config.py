@@ -202,6 +202,11 @@ class RunConfig:
         return FAMILIES[self.tasks.task]
 
     @property
+    def steps_to_score(self) -> list[int]:
+        """Numbers of inner steps after which a trained network is scored."""
+        return sorted({0, self.algorithm.inner_steps, self.eval_steps}) if self.method.inner_loop else [0]
+
+    @property
     def method(self) -> AnyMethod:
         """What the algorithm is."""
         return METHODS[self.algorithm.algorithm]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,6 +20,7 @@ from typing import Any
 
 import torch
 
+from fastmeta import __version__
 from fastmeta.tasks import TaskFamily
 
 from .build import load_source, make_algorithm, make_family, make_model
@@ -29,10 +31,14 @@ from .methods.base import Setting as PublishedSetting
 from .pipeline import Pipeline, prepare
 from .presets import PRESETS, start_of
 from .run_config import Setting
+from .scores.contest_plot import Bar, plot_contest
 from .scores.evaluate import TEST_SEED, Estimate, evaluate
 
 _SPEED_SECONDS = 3.0
 """How long an entry's speed is measured."""
+
+_CURVE = 20
+"""Most inner steps that are scored one by one."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +162,7 @@ class Contest:
         learner = make_algorithm(config, make_model(config).to(self.device), self.execution, evaluation=True)
         learner.load_state_dict(pipeline.trained()["algorithm"])
         scores = evaluate(
-            learner, self._tests(config, source), steps=config.steps_to_score, episodes=config.evaluation.episodes,
+            learner, self._tests(config, source), steps=_steps(config), episodes=config.evaluation.episodes,
             seed=TEST_SEED,
         )  # fmt: skip
         result = Result(outcome.iterations, seconds, scores)
@@ -241,16 +247,49 @@ class Contest:
             for entry, result in self.results.items()
         ]
 
+    def write(self) -> list[Path]:
+        """`contest.json`, `contest.md` and, where Matplotlib is installed, `contest.png`: those that were written."""
+        paths = [self.folder / f"contest.{kind}" for kind in ("json", "md", "png")]
+        _write(paths[0], {"seconds": self.seconds, "environment": self._environment(), "rows": self.rows()})
+        paths[1].write_text(self.table() + "\n")
+        config = self.entries[0].config
+        bars = [
+            Bar(e.algorithm, e.column, r.scores, None if e.published is None else e.published.score)
+            for e, r in self.results.items()
+        ]
+        try:
+            plot_contest(bars, paths[2], percent=config.family.percent, measure=config.family.metric)
+        except RuntimeError as error:
+            self.say(f"no picture: {error}")
+            return paths[:2]
+        return paths
+
+    def _environment(self) -> dict[str, Any]:
+        """What speeds depend on."""
+        return {
+            "device": str(self.device), "threads": torch.get_num_threads(), "torch": torch.__version__,
+            "fastmeta": __version__, "processor": platform.processor() or platform.machine(),
+        }  # fmt: skip
+
     def table(self) -> str:
         """In Markdown: a row an algorithm, a column a size of tasks, published figures in brackets."""
         columns = list(dict.fromkeys(entry.column for entry in self.results))
         lines = ["| algorithm | " + " | ".join(columns) + " | meta-steps |", "| --- |" + " --- |" * (len(columns) + 1)]
         for algorithm in dict.fromkeys(entry.algorithm for entry in self.results):
-            mine = {entry.column: (entry, result) for entry, result in self.results.items() if entry.algorithm == algorithm}
+            mine = {
+                entry.column: (entry, result) for entry, result in self.results.items() if entry.algorithm == algorithm
+            }
             cells = [_cell(*mine[column]) if column in mine else "–" for column in columns]
             counts = " / ".join(f"{result.iterations:,}" for _, result in mine.values())
             lines.append(f"| {algorithm} | " + " | ".join(cells) + f" | {counts} |")
         return "\n".join(lines)
+
+
+def _steps(config: RunConfig) -> list[int]:
+    """Of errors the whole curve, which is drawn."""
+    if config.family.percent or not config.method.inner_loop:
+        return config.steps_to_score
+    return list(range(config.eval_steps + 1)) if config.eval_steps <= _CURVE else config.steps_to_score
 
 
 def _cell(entry: Entry, result: Result) -> str:

@@ -69,7 +69,7 @@ def _show_scores(pipeline: Pipeline, seed: int) -> None:
     learner = make_algorithm(config, make_model(config).to(pipeline.device), pipeline.execution, evaluation=True)
     learner.load_state_dict(pipeline.trained()["algorithm"])
     for title, family in config.family.tests(config.tasks, pipeline.source, pipeline.device).items():
-        steps = sorted({0, config.algorithm.inner_steps, config.eval_steps})
+        steps = config.steps_to_score
         scores = evaluate(learner, family, steps=steps, episodes=config.evaluation.episodes, seed=seed)
         print(f"{config.family.metric} over {config.evaluation.episodes} {title}, 95 % confidence:")
         print_scores(config, scores)
@@ -81,7 +81,8 @@ def _show_scores(pipeline: Pipeline, seed: int) -> None:
 def print_scores(config: RunConfig, scores: dict[int, Estimate], *, prefix: str = "  ") -> None:
     """One line a number of inner steps."""
     for steps, estimate in scores.items():
-        when = "before adaptation" if steps == 0 else f"after {steps} inner step{'s' if steps > 1 else ''}"
+        before = "before adaptation" if config.method.inner_loop else "without inner steps"
+        when = before if steps == 0 else f"after {steps} inner step{'s' if steps > 1 else ''}"
         print(f"{prefix}{when:<21} {estimate.percent() if config.family.percent else estimate}")
 
 

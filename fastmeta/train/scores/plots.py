@@ -35,7 +35,7 @@ def plot_sinusoids(
     Raises:
         RuntimeError: without Matplotlib (`pip install "fastmeta[train]"`).
     """
-    figure = _figure(figsize=(11, 7))
+    figure = new_figure(figsize=(11, 7))
     generator = torch.Generator(family.device).manual_seed(seed)
     amplitude, phase = family.sample_curves(4, generator)
     x = family.sample_inputs(4, family.shots, generator)
@@ -70,7 +70,7 @@ def plot_curves(comparisons: Sequence[Comparison], path: Path) -> None:
     Raises:
         RuntimeError: without Matplotlib (`pip install "fastmeta[train]"`).
     """
-    figure = _figure(figsize=(5.6 * len(comparisons) + 0.4, 4.2))
+    figure = new_figure(figsize=(5.6 * len(comparisons) + 0.4, 4.2))
     panels = figure.subplots(1, len(comparisons), squeeze=False)[0]
     for axes, comparison in zip(panels, comparisons, strict=True):
         steps = list(next(iter(comparison.curves.values())).scores)
@@ -124,7 +124,7 @@ def plot_codes(learners: Mapping[str, MetaLearner], images: Tensor, labels: Tens
     Raises:
         RuntimeError: without Matplotlib (`pip install "fastmeta[train]"`).
     """
-    figure = _figure(figsize=(3.4 * len(learners) + 0.4, 6.6))
+    figure = new_figure(figsize=(3.4 * len(learners) + 0.4, 6.6))
     panels = figure.subplots(2, len(learners), squeeze=False)
     for column, (name, learner) in enumerate(learners.items()):
         for row, count in enumerate((0, steps)):
@@ -147,7 +147,12 @@ def plot_codes(learners: Mapping[str, MetaLearner], images: Tensor, labels: Tens
     figure.savefig(path, dpi=110)
 
 
-def _figure(**options: Any) -> Any:
+def new_figure(**options: Any) -> Any:
+    """An empty figure of Matplotlib.
+
+    Raises:
+        RuntimeError: without it; the message names the extra.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
