@@ -2,7 +2,20 @@
 
 from .base import MetaLearner
 from .maml import FOMAML, MAML
+from .meta_curvature import MetaCurvature
+from .meta_sgd import MetaSGD
 from .outputs import Learners, MetaOutput
 from .reptile import Reptile
+from .sparse_maml import SparseMAML
 
-__all__ = ["FOMAML", "MAML", "Learners", "MetaLearner", "MetaOutput", "Reptile"]
+__all__ = [
+    "FOMAML",
+    "MAML",
+    "Learners",
+    "MetaCurvature",
+    "MetaLearner",
+    "MetaOutput",
+    "MetaSGD",
+    "Reptile",
+    "SparseMAML",
+]
