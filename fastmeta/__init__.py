@@ -1,6 +1,8 @@
 """fastmeta: meta-learning over all tasks at once."""
 
 from fastmeta.algorithms.base import MetaLearner
+from fastmeta.algorithms.learned_optimizer import LearnedOptimizer
+from fastmeta.algorithms.lstm import LSTMMetaLearner
 from fastmeta.algorithms.maml import FOMAML, MAML
 from fastmeta.algorithms.meta_curvature import MetaCurvature
 from fastmeta.algorithms.meta_sgd import MetaSGD
@@ -12,7 +14,7 @@ from fastmeta.optim.rates import PerLayerPerStep, PerParameter
 from fastmeta.optim.sgd import SGD
 
 __all__ = [
-    "FOMAML", "MAML", "SGD", "Adam", "Learners", "MetaCurvature", "MetaLearner", "MetaOutput", "MetaSGD", "PerLayerPerStep",
-    "PerParameter", "Reptile", "SparseMAML",
+    "FOMAML", "MAML", "SGD", "Adam", "LSTMMetaLearner", "LearnedOptimizer", "Learners", "MetaCurvature", "MetaLearner",
+    "MetaOutput", "MetaSGD", "PerLayerPerStep", "PerParameter", "Reptile", "SparseMAML",
 ]  # fmt: skip
 __version__ = "0.1.0"

@@ -1,6 +1,8 @@
 """What you call: one file an algorithm."""
 
 from .base import MetaLearner
+from .learned_optimizer import Carry, LearnedOptimizer
+from .lstm import LSTMMetaLearner
 from .maml import FOMAML, MAML
 from .meta_curvature import MetaCurvature
 from .meta_sgd import MetaSGD
@@ -9,13 +11,6 @@ from .reptile import Reptile
 from .sparse_maml import SparseMAML
 
 __all__ = [
-    "FOMAML",
-    "MAML",
-    "Learners",
-    "MetaCurvature",
-    "MetaLearner",
-    "MetaOutput",
-    "MetaSGD",
-    "Reptile",
-    "SparseMAML",
-]
+    "FOMAML", "MAML", "Carry", "LSTMMetaLearner", "LearnedOptimizer", "Learners", "MetaCurvature", "MetaLearner",
+    "MetaOutput", "MetaSGD", "Reptile", "SparseMAML",
+]  # fmt: skip

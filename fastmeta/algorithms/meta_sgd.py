@@ -19,8 +19,8 @@ class MetaSGD(MAML):
     φ_{k+1} = φ_k − α ⊙ g_k, the same α [P] in all steps, of any sign, learned with θ:
     ∂/∂α = −Σ_k λ_{k+1} ⊙ g_k. Costs as MAML, and memory for the K inner gradients; Triton kernels take it.
 
-    The rates are `learner.learned`, a module of one parameter, which `named()` shows by the parameters' names; give them
-    a parameter group of their own.
+    The rates are `learner.learned`, a module of one parameter, which `named()` shows by the parameters' names; give
+    them a parameter group of their own.
 
     Args:
         model: the network θ.

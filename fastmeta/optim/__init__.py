@@ -3,18 +3,12 @@
 from .adam import Adam
 from .base import InnerRule, Rule
 from .curvature import Curvature, Curvatures
+from .learned import LearnedUpdate
+from .lstm import LSTMRule
 from .rates import Masked, PerLayerPerStep, PerParameter, Rates
 from .sgd import SGD
 
 __all__ = [
-    "SGD",
-    "Adam",
-    "Curvature",
-    "Curvatures",
-    "InnerRule",
-    "Masked",
-    "PerLayerPerStep",
-    "PerParameter",
-    "Rates",
-    "Rule",
-]
+    "SGD", "Adam", "Curvature", "Curvatures", "InnerRule", "LSTMRule", "LearnedUpdate", "Masked", "PerLayerPerStep",
+    "PerParameter", "Rates", "Rule",
+]  # fmt: skip

@@ -27,8 +27,8 @@ class Pulled(NamedTuple):
     """An adjoint pulled back through one step: λ_k = direct + factor · H v, H the Hessian at φ_k, and σ_k = state.
 
     The factor, a number or a tensor of one, stands apart because it then costs nothing: it goes into the sum. `meta`
-    is each task's own ∂/∂η of this step, [T, *shape], where it was asked for. `loss` [T] is the cotangent of the support
-    loss, of a rule that reads it: it adds loss · g to λ_k.
+    is each task's own ∂/∂η of this step, [T, *shape], where it was asked for. `loss` [T] is the cotangent of the
+    support loss, of a rule that reads it: it adds loss · g to λ_k.
     """
 
     direct: Tensor
