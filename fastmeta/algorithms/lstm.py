@@ -7,7 +7,7 @@ from typing import Unpack
 from torch import nn
 
 from fastmeta.engine.adjoint import Unrolled
-from fastmeta.optim.lstm import Gates, LSTMRule
+from fastmeta.optim.lstm import FedBack, LSTMRule
 
 from .arguments import WithoutRule
 from .base import MetaLearner
@@ -56,7 +56,7 @@ class LSTMMetaLearner(MetaLearner):
     """
 
     def __init__(
-        self, model: nn.Module, *, hidden: int = 20, gates: Gates = "preactivation", p: float = 10.0,
+        self, model: nn.Module, *, hidden: int = 20, gates: FedBack = "preactivation", p: float = 10.0,
         second_order: bool = False, **options: Unpack[WithoutRule],
     ) -> None:  # fmt: skip
         self.adjoint = learned_order(options, second_order=second_order)

@@ -28,7 +28,6 @@ class Curvatures(nn.Module):
         self.values = nn.ParameterList()
         self.names: tuple[str, ...] = ()
         self.shapes: tuple[torch.Size, ...] = ()
-        self.padding: tuple[int, ...] = ()
 
     def build(self, rows: Rows, steps: int) -> None:
         """The matrices of every parameter of a row."""
@@ -41,7 +40,7 @@ class Curvatures(nn.Module):
             return
         if rows.dtype.is_complex:
             raise ValueError("Curvature turns gradients of real numbers, and the module has complex parameters")
-        self.shapes, self.padding = tuple(rows.shapes), tuple(rows.padding)
+        self.shapes = tuple(rows.shapes)
         names: list[str] = []
         for name, shape in zip(rows.names, rows.shapes, strict=True):
             for kind, size in zip(KINDS[min(len(shape), 3)], _flat(shape), strict=False):
@@ -80,7 +79,6 @@ class Curvature(Rule):
     lr: Rate
     learned: Curvatures | None = field(default_factory=Curvatures)
     shapes: tuple[torch.Size, ...] = field(default=(), repr=False)
-    padding: tuple[int, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:
         check_rate("Curvature.lr", self.lr)
@@ -99,7 +97,7 @@ class Curvature(Rule):
         """Without step size and matrices."""
         made = self.learned
         assert made is not None, "a structure has no matrices"
-        return replace(self, lr=0.0, learned=None, shapes=made.shapes, padding=made.padding)
+        return replace(self, lr=0.0, learned=None, shapes=made.shapes)
 
     def step(self, phi: Tensor, g: Tensor, state: State, k: int, meta: Meta) -> tuple[Tensor, State]:
         """φ − lr · M(g)."""
@@ -131,7 +129,7 @@ class Curvature(Rule):
 
     def _apart(self, row: Tensor, matrices: Sequence[Meta]) -> list[_Of]:
         """A row [T, P] as what each parameter has of it."""
-        widths = [shape.numel() + pad for shape, pad in zip(self.shapes, self.padding, strict=True)]
+        widths = [shape.numel() + pad for shape, pad in zip(self.shapes, self._padding(row), strict=True)]
         pieces = row.split_with_sizes(widths, 1)
         flat = [
             piece[:, : shape.numel()].reshape(-1, *_flat(shape))
@@ -139,10 +137,17 @@ class Curvature(Rule):
         ]
         return [_Of(*pair) for pair in zip(flat, matrices, strict=True)]
 
+    def _padding(self, row: Tensor) -> list[int]:
+        """Unused values behind each parameter, to 16 bytes: `fastmeta.program.layout.Layout`."""
+        align = max(1, 16 // row.dtype.itemsize)
+        pads = [-shape.numel() % align for shape in self.shapes]
+        assert sum(pads) + sum(shape.numel() for shape in self.shapes) == row.shape[1], "rows are laid out another way"
+        return pads
+
     def _together(self, pieces: Sequence[Tensor], like: Tensor) -> Tensor:
         """And back, the padding zero."""
         parts: list[Tensor] = []
-        for piece, pad in zip(pieces, self.padding, strict=True):
+        for piece, pad in zip(pieces, self._padding(like), strict=True):
             parts.append(piece.flatten(1))
             if pad:
                 parts.append(like.new_zeros(like.shape[0], pad))

@@ -68,12 +68,25 @@ class PerParameter(Rates):
         low, high = values if isinstance(values, tuple) else (values, values)
         made = torch.zeros(1, rows.size, dtype=rows.dtype, device=rows.device)
         for view in _views(rows, made).values():
-            view.copy_(torch.empty(view.shape).uniform_(low, high) if low < high else torch.tensor(low))
+            if low < high:
+                view.copy_(torch.empty(view.shape, dtype=view.dtype).uniform_(low, high))  # from the CPU's generator
+            else:
+                view.fill_(low)
         self.values = nn.Parameter(made)
 
     def forward(self, rows: Rows, steps: int) -> Tensor:
         """[1, P]."""
-        return self.values
+        return self._laid_out(self.values, rows)
+
+    def _laid_out(self, values: Tensor, rows: Rows) -> Tensor:
+        """As `rows` have them: a learner that was moved to another dtype pads its parameters differently."""
+        if values.shape[1] == rows.size:
+            return values
+        assert self._rows is not None, "forward before build"
+        parts: list[Tensor] = []
+        for view, pad in zip(_views(self._rows, values).values(), rows.padding, strict=True):
+            parts += [view.reshape(1, -1), values.new_zeros(1, pad)]
+        return torch.cat(parts, 1)
 
     def named(self, values: Tensor | None = None) -> dict[str, Tensor]:
         """Views of the values, or of another tensor [1, P] such as their gradient, as {name: [*shape]}."""
@@ -108,7 +121,7 @@ class Masked(PerParameter):
         """[1, P]: `lr` or zero."""
         m = self.values
         assert isinstance(self.lr, int | float), "checked when it was made"
-        return ((m >= 0).to(m.dtype) + (m - m.detach())) * self.lr
+        return self._laid_out(((m >= 0).to(m.dtype) + (m - m.detach())) * self.lr, rows)
 
     def density(self) -> dict[str, float]:
         """The share of every parameter's values that the inner loop moves, in [0, 1]."""

@@ -3,16 +3,16 @@ same weights."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from .base import Meta, Named, Pulled, Rows, Rule, State
+from .base import Meta, Rows
 
 
 class Network(nn.Module):
-    """The learned network of a `Recurrent` rule: moved to where the fast weights are when a learner is made."""
+    """The learned network of a recurrent rule: moved to where the fast weights are when a learner is made."""
 
     def build(self, rows: Rows, steps: int) -> None:
         """Its parameters on the device and in the dtype of a row; their shapes do not depend on the rows."""
@@ -21,40 +21,41 @@ class Network(nn.Module):
         self.to(rows.device, rows.dtype)
 
 
-class Recurrent(Rule):
-    """A rule whose `step` takes the tensors of `meta` as they are, [*shape], or one for each task, [T, *shape].
+class Gates(NamedTuple):
+    """What a cell's backward reads of its forward: the gates behind their activations and the new cell state."""
 
-    That a product of matrices does by itself, so that ∂/∂η of every task comes of one sweep over all of them.
-    """
-
-    reads_gradient: ClassVar[bool] = True
-
-    def vjp(
-        self, phi: Tensor, g: Tensor | None, state: State, k: int, meta: Meta, lam: Tensor, sigma: State,
-        *, wanted: bool = False, loss: Tensor | None = None,
-    ) -> Pulled:  # fmt: skip
-        """By `torch.func.vjp` of `step`, with η repeated for every task where its gradient is wanted."""
-        assert g is not None, "a recurrent rule reads the gradient"
-        tasks = phi.shape[0]
-        given: Named = {} if loss is None else {"loss": loss}
-        each = tuple(m.expand(tasks, *m.shape) for m in meta) if wanted else ()
-
-        def step(phi: Tensor, g: Tensor, state: State, each: Meta, given: Named) -> tuple[Tensor, State]:
-            return self.step(phi, g, state, k, each or meta, **given)
-
-        back = torch.func.vjp(step, phi, g, state, each, given)[1]
-        a_phi, a_g, a_state, a_meta, a_given = back((lam, sigma))
-        return Pulled(a_phi, a_g, 1.0, tuple(a_state), tuple(a_meta), a_given.get("loss"))
+    i: Tensor
+    f: Tensor
+    new: Tensor
+    o: Tensor
+    tanh_c: Tensor
 
 
-def lstm(x: Tensor, h: Tensor, c: Tensor, weights: Meta) -> tuple[Tensor, Tensor]:
-    """A cell of `torch.nn.LSTMCell`: inputs [T, P, inputs], states [T, P, hidden] → the new states.
+def lstm(x: Tensor, h: Tensor, c: Tensor, weights: Meta) -> tuple[Tensor, Tensor, Gates]:
+    """A cell of `torch.nn.LSTMCell`: inputs [T, P, inputs], states [T, P, hidden] → the new states, and its gates.
 
-    `weights` are weight_ih [4 hidden, inputs], weight_hh [4 hidden, hidden], bias_ih and bias_hh [4 hidden], or such
-    for each task.
+    `weights` are weight_ih [4 hidden, inputs], weight_hh [4 hidden, hidden], bias_ih and bias_hh [4 hidden].
     """
     of_x, of_h, bias_x, bias_h = weights
-    gates = torch.matmul(x, of_x.mT) + torch.matmul(h, of_h.mT) + (bias_x + bias_h).unsqueeze(-2)
-    i, f, new, o = gates.chunk(4, -1)
-    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(new)
-    return torch.sigmoid(o) * torch.tanh(c), c
+    before = torch.matmul(x, of_x.mT) + torch.matmul(h, of_h.mT) + (bias_x + bias_h)
+    i, f, new, o = before.chunk(4, -1)
+    i, f, new, o = torch.sigmoid(i), torch.sigmoid(f), torch.tanh(new), torch.sigmoid(o)
+    c = torch.addcmul(f * c, i, new)
+    tanh_c = torch.tanh(c)
+    return o * tanh_c, c, Gates(i, f, new, o, tanh_c)
+
+
+def lstm_vjp(
+    x: Tensor, h: Tensor, c: Tensor, weights: Meta, gates: Gates, d_h: Tensor, d_c: Tensor, *, wanted: bool
+) -> tuple[Tensor, Tensor, Tensor, Meta]:
+    """Cotangents of the new states → those of x, h and c and, `wanted`, each task's of the weights, [T, *shape]."""
+    i, f, new, o, tanh_c = gates
+    d_c = torch.addcmul(d_c, d_h * o, 1 - tanh_c * tanh_c)
+    d_before = torch.cat([
+        d_c * new * (i * (1 - i)), d_c * c * (f * (1 - f)), d_c * i * (1 - new * new), d_h * tanh_c * (o * (1 - o)),
+    ], -1)  # fmt: skip
+    of_weights: Meta = ()
+    if wanted:
+        bias = d_before.sum(1)
+        of_weights = (torch.matmul(d_before.mT, x), torch.matmul(d_before.mT, h), bias, bias)
+    return torch.matmul(d_before, weights[0]), torch.matmul(d_before, weights[1]), d_c * f, of_weights
