@@ -113,7 +113,8 @@ class LearnedUpdate(Rule):
         gates: list[Gates] = []
         for layer in range(len(self.hidden)):
             inputs.append(x)
-            x, c, kept = lstm(x, *state[2 * layer : 2 * layer + 2], meta[4 * layer : 4 * layer + 4])
+            h, c = state[2 * layer : 2 * layer + 2]
+            x, c, kept = lstm(x, h, c, meta[4 * layer : 4 * layer + 4])
             after += [x, c]
             gates.append(kept)
         return inputs, tuple(after), gates
