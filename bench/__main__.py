@@ -7,6 +7,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from . import environment
@@ -20,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     commands = {
         "run": run, "scaling": scaling, "train": train, "before-after": before_after, "loop": loop, "report": report,
-        "predict": predict, "kernels": kernels, "gpu": gpu,
+        "predict": predict, "kernels": kernels, "gpu": gpu, "learned-optimizer": learned_optimizer,
     }  # fmt: skip
     try:
         return commands[options.command](options)
@@ -168,6 +169,21 @@ def loop(options: argparse.Namespace) -> int:
     )  # fmt: skip
     _show(result)
     return 0 if all(row["status"] in ("ok", "skipped") for row in result["loop"]) else 1
+
+
+def learned_optimizer(options: argparse.Namespace) -> int:
+    """A learned optimiser beside tuned ones."""
+    environment.limit_threads(options.threads)
+    from . import learned_optimizer as learned
+
+    settings = learned.Settings(seed=options.seed)
+    if options.iterations is not None:
+        settings = replace(settings, iterations=options.iterations)
+    if options.quick:
+        settings = replace(settings, iterations=2, steps=4, unroll=2, hidden=(4,), tuning=8, testing=8)
+    result = learned.run(settings, threads=options.threads, out=options.out, figure=options.figure)
+    _show(result)
+    return 0 if options.quick or set(learned.beaten(result)) == set(learned.PEERS) else 1
 
 
 def _prepare(options: argparse.Namespace) -> None:

@@ -140,6 +140,16 @@ def _gpu(gpu: argparse.ArgumentParser) -> None:
     gpu.add_argument("--device", choices=DEVICES, default="cuda", help="cpu: does every part start and end?")
 
 
+def _learned_optimizer(learned: argparse.ArgumentParser) -> None:
+    learned.add_argument("--iterations", type=int, help="batches of training functions (default: 800, 20 minutes)")
+    learned.add_argument("--seed", type=int, default=0, help="of weights and functions (default: %(default)s)")
+    learned.add_argument("--threads", type=int, default=1, help="of every library (default: %(default)s)")
+    learned.add_argument("--quick", action="store_true", help="tiny sizes: does everything run?")
+    learned.add_argument("--out", type=Path, help="result file, JSON")
+    learned.add_argument("--figure", type=Path, metavar="FILE", help="picture of the losses, PNG")
+    learned.epilog = "The exit status is 1 where a tuned optimiser ends as low as the learned one."
+
+
 def _peers(command: argparse.ArgumentParser) -> None:
     command.add_argument("--peer", nargs="+", metavar="NAME", help="a wrong name prints all; default: most")
     command.add_argument("--precision", choices=PRECISIONS, default="float32")
@@ -161,6 +171,7 @@ COMMANDS = {
     "report": ("Markdown tables and figures of result files", _report),
     "predict": ("meta-steps on a GPU that is not there; takes minutes", _predict),
     "kernels": ("figures of the Triton kernels, without a GPU", _kernels),
+    "learned-optimizer": ("meta-train a learned optimiser, beside tuned SGD, RMSprop and Adam", _learned_optimizer),
     "gpu": ("everything that needs a GPU, within nine minutes", _gpu),
 }
 """What each command is for, and what adds its options."""

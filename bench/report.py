@@ -13,6 +13,7 @@ import numpy as np
 
 from .before_after import table as before_after_table
 from .floors import floor_ms
+from .learned_optimizer import table as learned_optimizer_table
 from .loop import table as loop_table
 from .names import ALGORITHMS
 from .predict import table as predictions_table
@@ -52,6 +53,8 @@ def section(result: Mapping[str, Any]) -> str:
         lines += before_after_table(result)
     if "loop" in result:
         lines += loop_table(result)
+    if "learned optimizer" in result:
+        lines += learned_optimizer_table(result)
     return "\n".join(lines)
 
 

@@ -27,7 +27,8 @@ Tree = Any  # a tensor, or a tuple or dict of tensors
 Loss = Callable[[Any, Any], Tensor]
 State = tuple[Tensor, ...]
 Named = Mapping[str, Tensor]
-Update = Callable[[Named, Named, Any, int], tuple[dict[str, Tensor], Any]]  # all parameters' φ, g, state, k → φ, state
+# all parameters' φ and g, state, k, the support loss of the step → φ, state
+Update = Callable[[Named, Named, Any, int, Tensor], tuple[dict[str, Tensor], Any]]
 
 
 def adapt(
@@ -79,8 +80,8 @@ class Variant:
         start: φ_0 by name, [*shape] for all tasks or with `own_start` [T, *shape]; what it does not name is shared by
             all tasks and moved by none. None: all trainable parameters as they are.
         rate: (name, k) → step size of step k, a tensor that broadcasts to the parameter. None: the optimiser's `lr`.
-        update: another rule than SGD and Adam, on all parameters of a task: (φ, g, state, k) → (φ, state), the state
-            None at first.
+        update: another rule than SGD and Adam, on all parameters of a task: (φ, g, state, k, support loss) → (φ,
+            state), the state None at first.
         clip_norm: largest norm of a task's gradient, as `torch.nn.utils.clip_grad_norm_` has it.
         proximal: c of c/2 ‖φ − φ_0‖², added to the support loss.
         constant_gradients: differentiate through the update, but not through inner gradients.
@@ -272,8 +273,8 @@ class _Descent:
         for i in range(self.steps):
             k = self.variant.first + i
             here = phi if exact else {name: p.detach().requires_grad_() for name, p in phi.items()}
-            grads = self.gradients(here, start, *self.samples(k, x, y), keep=exact)
-            phi, state = self.update(phi, grads, state, k)
+            grads, loss = self.gradients(here, start, *self.samples(k, x, y), keep=exact)
+            phi, state = self.update(phi, grads, state, k, loss if exact else loss.detach())
             if straight:
                 learned |= {n: p - p.detach() + learned.get(n, 0.0) for n, p in phi.items() if p.requires_grad}
                 phi = {name: p.detach() for name, p in phi.items()}
@@ -294,24 +295,24 @@ class _Descent:
         index = (k * self.batch + torch.arange(self.batch)) % _tasks(x)
         return _select(x, index), _select(y, index)
 
-    def gradients(self, phi: Named, start: Named, x: Tree, y: Tree, *, keep: bool) -> dict[str, Tensor]:
+    def gradients(self, phi: Named, start: Named, x: Tree, y: Tree, *, keep: bool) -> tuple[dict[str, Tensor], Tensor]:
         with self.call.under(phi):
-            loss = _scalar("inner_loss", self.loss(self.call(x), y))
+            total = loss = _scalar("inner_loss", self.loss(self.call(x), y))
             if not loss.requires_grad:
                 raise ValueError(
                     "inner_loss depends on no trainable parameter, so there is nothing to adapt; check that "
                     "neither the module nor the loss detaches its result"
                 )
             if self.variant.proximal:
-                loss = loss + self.variant.proximal / 2 * sum(_square(p - start[name]) for name, p in phi.items())
-            grads = torch.autograd.grad(loss, list(phi.values()), create_graph=keep, materialize_grads=True)
+                total = loss + self.variant.proximal / 2 * sum(_square(p - start[name]) for name, p in phi.items())
+            grads = torch.autograd.grad(total, list(phi.values()), create_graph=keep, materialize_grads=True)
         if self.variant.clip_norm is not None:
             # a norm of exactly zero has no derivative; such a gradient is not clipped either
             square = torch.stack([_square(g) for g in grads]).sum()
             norm = torch.where(square > 0, torch.where(square > 0, square, 1.0).sqrt(), 0.0)
             scale = (self.variant.clip_norm / (norm + 1e-6)).clamp(max=1.0)
             grads = [g * scale.to(g.real.dtype) for g in grads]
-        return dict(zip(phi, grads, strict=True))
+        return dict(zip(phi, grads, strict=True)), loss
 
 
 def _update_rule(optimizer: Any, rate: Callable[[str, int], Tensor] | None) -> Update:
@@ -320,7 +321,7 @@ def _update_rule(optimizer: Any, rate: Callable[[str, int], Tensor] | None) -> U
     if kind not in rules:
         raise TypeError(f"inner_optimizer must be fastmeta.SGD or fastmeta.Adam, got {kind}")
 
-    def update(phi: Named, grads: Named, state: Any, k: int) -> tuple[dict[str, Tensor], Any]:
+    def update(phi: Named, grads: Named, state: Any, k: int, _: Tensor) -> tuple[dict[str, Tensor], Any]:
         state = dict.fromkeys(phi, ()) if state is None else state
         moved = {
             name: rules[kind](

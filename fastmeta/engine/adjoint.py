@@ -84,7 +84,10 @@ def _through_steps(
     for at in range(steps - 1, -1, -1):
         step = loop.pull(run, at, support, context, handed[at], lam, sigma, wanted=wanted, hessian=hessian)
         lam, sigma = lam if identity else step.lam, step.sigma
-        rows.append(step.meta)
+        if rows and not loop.rule.meta_by_step:  # their sum alone is asked for, and each may be large
+            rows = [tuple(map(torch.add, rows[0], step.meta))]
+        else:
+            rows.append(step.meta)
         of_start = total(of_start, step.start)
         if step.slopes is not None:
             slopes = plus_shared(slopes, step.slopes, step.factor)

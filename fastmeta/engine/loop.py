@@ -9,15 +9,16 @@ Notation (derivations: kernels/README.md): θ meta-parameters, φ [T, P] fast we
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from fastmeta.optim.base import InnerRule, Meta, State
+from fastmeta.optim.base import InnerRule, Meta, State, reads_loss
 
 from .clip import clipped, clipped_vjp
-from .objective import Context, Data, Evaluation, Objective, Slopes
+from .objective import Context, Data, Evaluation, Objective, Slopes, plus_shared
 from .prior import Prior
 
 
@@ -27,6 +28,7 @@ class Record(NamedTuple):
     g: Tensor | None  # None where no vjp reads it
     at: Evaluation
     cotangents: list[Any]
+    loss: Tensor | None = None  # [T], where the rule reads it
 
 
 class Trajectory(NamedTuple):
@@ -67,6 +69,10 @@ class InnerLoop:
     prior: Prior | None = None  # added to the support loss
     first: int = 0
 
+    @cached_property
+    def _reads_loss(self) -> bool:
+        return reads_loss(self.rule)
+
     def _rows(self, support: Data, k: int) -> slice | Tensor | None:
         """Which support samples step k sees; None: all."""
         samples = (*support.inputs, *support.targets)[0].shape[1]
@@ -99,7 +105,8 @@ class InnerLoop:
         g = slopes.phi if self.prior is None else slopes.phi + self.prior.gradient(phi, start)
         read = read or self.rule.reads_gradient or self.clip_norm is not None
         used = g if self.clip_norm is None else clipped(g, self.clip_norm)
-        return used, Record(g if read else None, at, cotangents)
+        loss = self.objective.losses(at) if self._reads_loss else None
+        return used, Record(g if read else None, at, cotangents, loss)
 
     def run(
         self, start: Tensor, state: State | None, support: Data, context: Context, meta: Meta, *, keep: str,
@@ -126,7 +133,7 @@ class InnerLoop:
                 if keep == "gradients":
                     record = record._replace(at=None, cotangents=[])
                 records.append(None if keep == "trajectory" and self.recompute else record)
-            phi, state = self.rule.step(phi, g, state, k, handed)
+            phi, state = self.rule.step(phi, g, state, k, handed, **_given(record.loss))
         return Trajectory(start, phi, state, phis, states, records)
 
     def pull(
@@ -142,13 +149,15 @@ class InnerLoop:
         if record is None:
             _, record = self.gradient(phi, run.start, k, support, context, keep=hessian, read=wanted)
         g = record.g if record.g is None or self.clip_norm is None else clipped(record.g, self.clip_norm)
-        pulled = self.rule.vjp(phi, g, run.states[at], k, handed, lam, sigma, wanted=wanted)
+        pulled = self.rule.vjp(phi, g, run.states[at], k, handed, lam, sigma, wanted=wanted, **_given(record.loss))
         if not hessian:
             return Step(pulled.direct, pulled.state, None, 1.0, None, pulled.meta)
         v = pulled.v
         if self.clip_norm is not None:
             assert record.g is not None, "clipping reads the gradient"
             v = clipped_vjp(record.g, self.clip_norm, v)
+        # before the Hessian product, which uses the tapes up
+        of_loss = None if pulled.loss is None else self._through_loss(pulled.loss, record, phi, run.start, support, k)
         slopes = self.objective.hessian_product(record.at, self._batch(support, k), record.cotangents, v)
         product, of_start = slopes.phi, None
         if self.prior is not None:
@@ -159,7 +168,27 @@ class InnerLoop:
         else:
             lam = pulled.direct.add(product, alpha=pulled.factor)
         rest = self._spread(slopes, support, k) if self.objective.shared_or_data else None
-        return Step(lam, pulled.state, rest, pulled.factor, of_start, pulled.meta)
+        if of_loss is None:
+            return Step(lam, pulled.state, rest, pulled.factor, of_start, pulled.meta)
+        if rest is not None:
+            rest = plus_shared(self._spread(of_loss, support, k), rest, pulled.factor)
+        return Step(lam + of_loss.phi, pulled.state, rest, 1.0, of_start, pulled.meta)
+
+    def _through_loss(
+        self, cotangent: Tensor, record: Record, phi: Tensor, start: Tensor, support: Data, k: int
+    ) -> Slopes:
+        """The cotangent [T] of the support loss, without a prior, times its gradient by all that gets one."""
+        if self.objective.shared_or_data:
+            slopes, _ = self.objective.gradient(record.at, self._batch(support, k), keep=True, whole=True)
+        else:
+            assert record.g is not None, "a rule that reads the loss reads the gradient"
+            g = record.g if self.prior is None else record.g - self.prior.gradient(phi, start)
+            slopes = Slopes(g, None, ())
+
+        def times(x: Tensor | None) -> Tensor | None:
+            return None if x is None else x * cotangent.view(-1, *(1,) * (x.dim() - 1))
+
+        return Slopes(slopes.phi * cotangent.unsqueeze(1), times(slopes.shared), tuple(map(times, slopes.data)))
 
     def _spread(self, slopes: Slopes, support: Data, k: int) -> Slopes:
         """Gradients of an inner batch's samples as those of the whole support set."""
@@ -178,3 +207,8 @@ class InnerLoop:
 
         data = (*support.inputs, *support.targets)
         return slopes._replace(data=tuple(whole(d, x) for d, x in zip(slopes.data, data, strict=True)))
+
+
+def _given(loss: Tensor | None) -> dict[str, Tensor]:
+    """What a rule is handed beside the rest."""
+    return {} if loss is None else {"loss": loss}

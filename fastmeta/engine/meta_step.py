@@ -61,14 +61,16 @@ class TaskResults(NamedTuple):
     outputs: list[Tensor]  # [T, M, ...]
     finite: Tensor  # [T] bool
     cotangents: Cotangents | None  # each task's share of the meta-gradient, where it was asked for
+    ends: tuple[Tensor, ...] = ()  # φ_K and the rule's state, [T, ...], where they were asked for
 
     @classmethod
     def joined(cls, slices: Sequence[TaskResults]) -> TaskResults:
         """Of slices of the tasks, in new tensors."""
-        losses, outputs, finite, cotangents = zip(*slices, strict=True)
+        losses, outputs, finite, cotangents, ends = zip(*slices, strict=True)
         joined = [torch.cat(ys) for ys in zip(*outputs, strict=True)]
         found = None if cotangents[0] is None else over_tasks(torch.cat, cotangents)
-        return cls(torch.cat(losses), joined, torch.cat(finite), found)
+        ends = tuple(torch.cat(xs) for xs in zip(*ends, strict=True))
+        return cls(torch.cat(losses), joined, torch.cat(finite), found, ends)
 
 
 class MetaGradient(NamedTuple):
@@ -225,6 +227,7 @@ class Engine:
     adjoint: Adjoint
     asked: tuple[int, ...] | None = None  # steps k whose query loss counts; None: the last
     meta_wanted: bool = False  # does η get a gradient
+    ends: bool = False  # whether a meta-step gives φ_K and the rule's state
 
     @cached_property
     def plans(self) -> tuple[Plan, ...]:
@@ -323,13 +326,14 @@ class Engine:
             for k, phi in ((k, run.phis[k]) for k in self.steps_asked if k < self.loop.steps):
                 outer.value(k, phi)
             outer.value(self.loop.steps, run.last)
+        ends = (run.last, *run.state) if self.ends else ()
         if not keep:
-            return TaskResults(outer.losses, outer.outputs, finite_tasks(support.inputs, outer.losses), None)
+            return TaskResults(outer.losses, outer.outputs, finite_tasks(support.inputs, outer.losses), None, ends)
         found = self.adjoint.pull(self.loop, run, support, context, at.meta, outer, wanted=self.meta_wanted)
         losses = outer.losses
         found = found._replace(state=found.state if at.state is not None else ())
         finite = finite_tasks(support.inputs, losses, found.start, *found.meta)
-        return TaskResults(losses, outer.outputs, finite, only_finite(found, finite))
+        return TaskResults(losses, outer.outputs, finite, only_finite(found, finite), ends)
 
 
 def only_finite(found: Cotangents, finite: Tensor) -> Cotangents:

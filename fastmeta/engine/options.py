@@ -115,6 +115,7 @@ class Kind(NamedTuple):
     asked: tuple[int, ...] | None  # steps k whose query loss counts; None: the last
     start: str  # "θ", the module's own parameters; "row", another one for all tasks; "rows", one a task
     meta: tuple[Hashable, ...]  # shape, dtype and whether a gradient is wanted, of each tensor of η
+    ends: bool = False  # whether φ_K and the rule's state are wanted of a meta-step
 
     @property
     def meta_wanted(self) -> bool:

@@ -45,6 +45,7 @@ class Call(NamedTuple):
         start: φ_0 out of θ, both rows [P], or [T, P]; None: φ_0 is θ.
         weights: of the query losses at φ_0 … φ_K; None: the last alone counts.
         going_on: fast weights and state to go on from, and the steps they went already.
+        ends: whether a meta-step gives φ_K and the rule's state too.
     """
 
     steps: int
@@ -52,6 +53,7 @@ class Call(NamedTuple):
     start: Callable[[Tensor, Data], Tensor] | None = None
     weights: Tensor | Sequence[float] | None = None
     going_on: tuple[Tensor, State, int] | None = None
+    ends: bool = False
 
 
 class Session(NamedTuple):
@@ -277,7 +279,7 @@ class PlanCache:
         meta = options.inner_optimizer.meta(program.layout, first + call.steps)
         weights, asked = checked_weights(call.weights, call.steps, program.layout)
         at = MetaInputs(start, tuple(program.shared_of(state.trainable)), meta, weights, rule_state)
-        kind = Kind(call.steps, first, asked, _form_of(start), tuple(map(_form_of_meta, meta)))
+        kind = Kind(call.steps, first, asked, _form_of(start), tuple(map(_form_of_meta, meta)), call.ends)
         if plain and options.inner_optimizer.fixed:
             self._plain = (state, options, call.steps, (program, at, kind))
         return program, at, kind

@@ -2,7 +2,13 @@
 
 from .adam import Adam
 from .base import InnerRule, Rule
-from .rates import PerLayerPerStep, PerParameter, Rates
+from .curvature import Curvature, Curvatures
+from .learned import LearnedUpdate
+from .lstm import LSTMRule
+from .rates import Masked, PerLayerPerStep, PerParameter, Rates
 from .sgd import SGD
 
-__all__ = ["SGD", "Adam", "InnerRule", "PerLayerPerStep", "PerParameter", "Rates", "Rule"]
+__all__ = [
+    "SGD", "Adam", "Curvature", "Curvatures", "InnerRule", "LSTMRule", "LearnedUpdate", "Masked", "PerLayerPerStep",
+    "PerParameter", "Rates", "Rule",
+]  # fmt: skip

@@ -20,12 +20,15 @@ State = tuple[Tensor, ...]
 Meta = tuple[Tensor, ...]
 """η and step sizes."""
 
+Named = dict[str, Tensor]
+
 
 class Pulled(NamedTuple):
     """An adjoint pulled back through one step: λ_k = direct + factor · H v, H the Hessian at φ_k, and σ_k = state.
 
     The factor, a number or a tensor of one, stands apart because it then costs nothing: it goes into the sum. `meta`
-    is each task's own ∂/∂η of this step, [T, *shape], where it was asked for.
+    is each task's own ∂/∂η of this step, [T, *shape], where it was asked for. `loss` [T] is the cotangent of the
+    support loss, of a rule that reads it: it adds loss · g to λ_k.
     """
 
     direct: Tensor
@@ -33,6 +36,7 @@ class Pulled(NamedTuple):
     factor: float | Tensor
     state: State
     meta: Meta = ()
+    loss: Tensor | None = None
 
 
 class Rows(Protocol):
@@ -72,7 +76,11 @@ class KernelRule(NamedTuple):
 
 @runtime_checkable
 class InnerRule(Protocol):
-    """What the inner loop asks of an update rule. Write your own on `Rule`, which leaves `init` and `step` to you."""
+    """What the inner loop asks of an update rule. Write your own on `Rule`, which leaves `init` and `step` to you.
+
+    A rule that has `reads_loss = True` is handed the support loss of the step as well: `step` and `vjp` take a keyword
+    `loss` [T].
+    """
 
     reads_gradient: ClassVar[bool]
     """Whether `vjp` reads g_k where ∂/∂η is not wanted; kept for nothing it takes the cache."""
@@ -134,10 +142,12 @@ class Rule:
                 weight, bias = meta
                 return phi - (g.unsqueeze(-1) * weight + bias).squeeze(-1), state
 
-    `step` must treat every task by itself: row t of what it gives may depend on row t of what it takes alone.
+    `step` must treat every task by itself: row t of what it gives may depend on row t of what it takes alone. With
+    `reads_loss = True` it takes the support loss of the step too, [T], as a keyword `loss`.
     """
 
     reads_gradient: ClassVar[bool] = True
+    reads_loss: ClassVar[bool] = False
     meta_by_step: ClassVar[bool] = False
     learned: nn.Module | None = None
     fixed: bool = False
@@ -152,24 +162,25 @@ class Rule:
 
     def vjp(
         self, phi: Tensor, g: Tensor | None, state: State, k: int, meta: Meta, lam: Tensor, sigma: State,
-        *, wanted: bool = False,
+        *, wanted: bool = False, loss: Tensor | None = None,
     ) -> Pulled:  # fmt: skip
         """By `torch.func.vjp` of `step`; ∂/∂η one task at a time under vmap, as a task that diverged must stay out."""
         assert g is not None, "a rule by its step reads the gradient"
+        given = {} if loss is None else {"loss": loss}
 
-        def pull(phi: Tensor, g: Tensor, state: State, lam: Tensor, sigma: State) -> tuple[Any, ...]:
+        def pull(phi: Tensor, g: Tensor, state: State, given: Named, lam: Tensor, sigma: State) -> tuple[Any, ...]:
             one = [x.unsqueeze(0) for x in (phi, g, *state)]
-            args = (one[0], one[1], tuple(one[2:]), meta)
+            args = (one[0], one[1], tuple(one[2:]), meta, {name: x.unsqueeze(0) for name, x in given.items()})
 
-            def step(phi: Tensor, g: Tensor, state: State, meta: Meta) -> tuple[Tensor, State]:
-                return self.step(phi, g, state, k, meta)
+            def step(phi: Tensor, g: Tensor, state: State, meta: Meta, given: Named) -> tuple[Tensor, State]:
+                return self.step(phi, g, state, k, meta, **given)
 
             back = torch.func.vjp(step, *args)[1]
-            a_phi, a_g, a_state, a_meta = back((lam.unsqueeze(0), tuple(s.unsqueeze(0) for s in sigma)))
-            return a_phi[0], a_g[0], tuple(s[0] for s in a_state), a_meta
+            a_phi, a_g, a_state, a_meta, a_given = back((lam.unsqueeze(0), tuple(s.unsqueeze(0) for s in sigma)))
+            return a_phi[0], a_g[0], tuple(s[0] for s in a_state), a_meta, {name: x[0] for name, x in a_given.items()}
 
-        direct, v, a_state, a_meta = torch.func.vmap(pull)(phi, g, state, lam, sigma)
-        return Pulled(direct, v, 1.0, tuple(a_state), tuple(a_meta) if wanted else ())
+        direct, v, a_state, a_meta, a_given = torch.func.vmap(pull)(phi, g, state, given, lam, sigma)
+        return Pulled(direct, v, 1.0, tuple(a_state), tuple(a_meta) if wanted else (), a_given.get("loss"))
 
     def in_kernels(self) -> KernelRule | str:
         """Why none takes it."""
@@ -182,6 +193,11 @@ class Rule:
     def structure(self) -> Self:
         """The rule itself."""
         return self
+
+
+def reads_loss(rule: InnerRule) -> bool:
+    """Whether `step` and `vjp` of the rule take the support loss of the step."""
+    return bool(getattr(rule, "reads_loss", False))
 
 
 def check_number(name: str, value: Any, *, below_one: bool = False) -> None:

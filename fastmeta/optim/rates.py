@@ -40,7 +40,8 @@ class PerParameter(Rates):
     the shapes of the module's parameters.
 
     Args:
-        lr: where every rate starts.
+        lr: where every rate starts: a number for all, or a range (low, high), from which each is drawn uniformly by
+            PyTorch's generator.
 
     Example:
         >>> maml = fastmeta.MAML(model, inner_optimizer=fastmeta.SGD(lr=fastmeta.PerParameter(0.01)))
@@ -50,35 +51,85 @@ class PerParameter(Rates):
 
     values: nn.Parameter
 
-    def __init__(self, lr: float) -> None:
+    def __init__(self, lr: float | tuple[float, float]) -> None:
         super().__init__()
-        check_number("PerParameter.lr", lr)
-        self.lr = lr
+        self.lr = _checked_range(f"{type(self).__name__}.lr", lr)
         self._rows: Rows | None = None
 
     def build(self, rows: Rows, steps: int) -> None:
         """One value for each of a row."""
+        self._build(rows, self.lr)
+
+    def _build(self, rows: Rows, values: float | tuple[float, float]) -> None:
         if self._rows is not None:
             _check_same(self, self._rows, rows)
             return
         self._rows = rows
-        values = torch.zeros(1, rows.size, dtype=rows.dtype, device=rows.device)
-        for view in _views(rows, values).values():
-            view.fill_(self.lr)
-        self.values = nn.Parameter(values)
+        low, high = values if isinstance(values, tuple) else (values, values)
+        made = torch.zeros(1, rows.size, dtype=rows.dtype, device=rows.device)
+        for view in _views(rows, made).values():
+            if low < high:
+                view.copy_(torch.empty(view.shape, dtype=view.dtype).uniform_(low, high))  # from the CPU's generator
+            else:
+                view.fill_(low)
+        self.values = nn.Parameter(made)
 
     def forward(self, rows: Rows, steps: int) -> Tensor:
         """[1, P]."""
-        return self.values
+        return self._laid_out(self.values, rows)
+
+    def _laid_out(self, values: Tensor, rows: Rows) -> Tensor:
+        """As `rows` have them: a learner that was moved to another dtype pads its parameters differently."""
+        if values.shape[1] == rows.size:
+            return values
+        assert self._rows is not None, "forward before build"
+        parts: list[Tensor] = []
+        for view, pad in zip(_views(self._rows, values).values(), rows.padding, strict=True):
+            parts += [view.reshape(1, -1), values.new_zeros(1, pad)]
+        return torch.cat(parts, 1)
 
     def named(self, values: Tensor | None = None) -> dict[str, Tensor]:
-        """Views of the rates, or of another tensor [1, P] such as their gradient, as {name: [*shape]}."""
+        """Views of the values, or of another tensor [1, P] such as their gradient, as {name: [*shape]}."""
         assert self._rows is not None, "named before build"
         return _views(self._rows, self.values.detach() if values is None else values)
 
     def extra_repr(self) -> str:
         """For `repr`."""
         return f"lr={self.lr}"
+
+
+class Masked(PerParameter):
+    """One step size for the parameters whose mask m is at least zero, and none for the others: sparse-MAML.
+
+    `values` [1, P] is m, of which the gradient passes the step 1[m ≥ 0] as if that were the identity.
+
+    Args:
+        lr: the step size.
+        mask: where m starts: a number for all, or a range (low, high), from which each is drawn uniformly.
+    """
+
+    def __init__(self, lr: float, *, mask: float | tuple[float, float] = (-0.5, 0.5)) -> None:
+        check_number("Masked.lr", lr)
+        super().__init__(lr)
+        self.mask = _checked_range("Masked.mask", mask, negative=True)
+
+    def build(self, rows: Rows, steps: int) -> None:
+        """One mask for each value of a row."""
+        self._build(rows, self.mask)
+
+    def forward(self, rows: Rows, steps: int) -> Tensor:
+        """[1, P]: `lr` or zero."""
+        m = self.values
+        assert isinstance(self.lr, int | float), "checked when it was made"
+        return self._laid_out(((m >= 0).to(m.dtype) + (m - m.detach())) * self.lr, rows)
+
+    def density(self) -> dict[str, float]:
+        """The share of every parameter's values that the inner loop moves, in [0, 1]."""
+        return {name: (m >= 0).double().mean().item() for name, m in self.named().items()}
+
+    def extra_repr(self) -> str:
+        """For `repr`."""
+        return f"lr={self.lr}, mask={self.mask}"
 
 
 class PerLayerPerStep(Rates):
@@ -200,6 +251,20 @@ def check_rate(name: str, lr: Any) -> None:
             f"{name} must be a number finite and not negative, a sequence of one for each inner step, a function of "
             f"the step, or fastmeta.PerParameter(0.01) and its kind, got {lr!r}"
         )
+
+
+def _checked_range(name: str, value: Any, *, negative: bool = False) -> float | tuple[float, float]:
+    """A number, or a range as a tuple.
+
+    Raises:
+        ValueError: it is neither, or not finite, or, unless `negative`, below zero.
+    """
+    ends = tuple(value) if isinstance(value, tuple | list) else (value, value)
+    numbers = all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in ends)
+    if not numbers or len(ends) != 2 or ends[0] > ends[1] or (ends[0] < 0 and not negative):
+        kind = "finite" if negative else "finite and not negative"
+        raise ValueError(f"{name} must be a number, {kind}, or a range (low, high) of such, got {value!r}")
+    return ends if isinstance(value, tuple | list) else value
 
 
 def frozen(lr: Rate) -> Rate:

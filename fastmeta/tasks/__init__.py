@@ -30,6 +30,9 @@ from .glyphs import draw_glyphs as draw_glyphs
 from .pretexts import PRETEXTS as PRETEXTS
 from .pretexts import Pretext as Pretext
 from .pretexts import SelfSupervised as SelfSupervised
+from .quadratics import QuadraticModel as QuadraticModel
+from .quadratics import Quadratics as Quadratics
+from .quadratics import sum_of_squares as sum_of_squares
 from .series import Forecast as Forecast
 from .sinusoid import Sinusoid as Sinusoid
 from .text import MaskedText as MaskedText

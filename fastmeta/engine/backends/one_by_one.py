@@ -21,7 +21,7 @@ from fastmeta.engine.options import Kind, Options
 from fastmeta.engine.prior import Prior, Proximal
 from fastmeta.internals import pytree
 from fastmeta.optim.adam import Adam
-from fastmeta.optim.base import State
+from fastmeta.optim.base import State, reads_loss
 from fastmeta.optim.sgd import SGD
 from fastmeta.program.layout import Layout
 from fastmeta.program.program import Program
@@ -110,7 +110,8 @@ class OneByOne:
         total = torch.stack(self._of_finite(losses, finite) if keep else losses)
         if keep and not total.requires_grad:
             total = total + _zero(at, context)  # what no task's results depend on has a gradient of zero
-        tasks = TaskResults(total, leaves, finite, None)
+        ends = self._ends(learners) if self._kind.ends else ()
+        tasks = TaskResults(total, leaves, finite, None, ends)
         return MetaGradient(mean_finite(total, finite, finite_count(finite)), None, tasks)
 
     @staticmethod
@@ -142,6 +143,13 @@ class OneByOne:
             proximal=self._proximal, constant_gradients=self._options.adjoint == Unrolled(hessian=False),
             first=self._kind.first, states=_named_states(layout, at.state, known=known),
         )  # fmt: skip
+
+    def _ends(self, learners: Sequence[Learner]) -> tuple[Tensor, ...]:
+        """φ_K and the rule's state, without their graph."""
+        layout = self._layout
+        phi = torch.stack([layout.row(layout.take(learner.phi)) for learner in learners])
+        state = _state_rows(layout, [learner.state for learner in learners])
+        return tuple(x.detach() for x in (phi, *state))
 
     @staticmethod
     def _filled(tree: Tree, leaves: Sequence[Tensor]) -> Tree:
@@ -232,12 +240,13 @@ def _by_rows(layout: Layout, options: Options, at: MetaInputs) -> Any:
             "fastmeta.SGD or fastmeta.Adam"
         )
 
-    def update(phi: Any, grads: Any, state: Any, k: int) -> Any:
+    def update(phi: Any, grads: Any, state: Any, k: int, loss: Tensor) -> Any:
         row, g = (layout.pack([x.unsqueeze(0) for x in layout.take(named)], 1) for named in (phi, grads))
         meta = at.meta
         if rule.meta_by_step:
             meta = tuple(m[k if m.shape[0] > 1 else 0] for m in meta)
-        row, state = rule.step(row, g, rule.init(row) if state is None else state, k, meta)
+        given = {"loss": loss.unsqueeze(0)} if reads_loss(rule) else {}
+        row, state = rule.step(row, g, rule.init(row) if state is None else state, k, meta, **given)
         return {name: p[0] for name, p in layout.named(row).items()}, state
 
     return update
