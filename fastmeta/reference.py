@@ -106,6 +106,8 @@ class Outer:
     Attributes:
         loss: (outputs, targets) of one task → 0-dim tensor.
         weights: of the query losses at φ_0 … φ_K; the outputs are those at φ_K.
+        batch_size: query samples that count at φ_k, the k-th slice of so many, cyclically; None: all of them. The
+            outputs are then those of every φ_k that counts, one behind another.
     """
 
     loss: Loss
@@ -113,6 +115,7 @@ class Outer:
     query_y: Tree
     weights: Sequence[float]
     bn_statistics: str = "batch"
+    batch_size: int | None = None
 
 
 class Learner(NamedTuple):
@@ -155,28 +158,39 @@ def run_tasks(
                 phis, state = descend(start, state, x, _select(support_y, t), {*wanted, steps})
             loss, outputs = None, None
             if outer is not None:
-                loss, outputs = _query(call, phis, wanted, outer, x, t)
+                loss, outputs = _query(call, phis, wanted, outer, x, t, variant.first)
             learners.append(Learner(start, phis[steps], state, loss, outputs))
     return learners
 
 
 def _query(
-    call: Stateless, phis: Mapping[int, dict[str, Tensor]], wanted: Sequence[int], outer: Outer, support_x: Tree, t: int
-) -> tuple[Tensor, Tree]:
-    """The weighted query losses of task t, and its outputs at φ_K."""
+    call: Stateless, phis: Mapping[int, dict[str, Tensor]], wanted: Sequence[int], outer: Outer, support_x: Tree,
+    t: int, first: int,
+) -> tuple[Tensor, Tree]:  # fmt: skip
+    """The weighted query losses of task t, and its outputs at φ_K. At φ_k the module reads the inner step that led
+    there."""
     x, y = _select(outer.query_x, t), _select(outer.query_y, t)
     total: Tensor | None = None
-    outputs: Tree = None
+    every: list[Tree] = []
     for k in wanted:
-        with call.under(call.own(phis[k])):
-            outputs = call(x, support_x=support_x if outer.bn_statistics == "support" else None)
-            loss = _scalar("outer_loss", outer.loss(outputs, y))
+        here_x, here_y = _slice(x, y, outer.batch_size, k)
+        with call.under(call.own(phis[k]), step=max(first + k - 1, 0)):
+            outputs = call(here_x, support_x=support_x if outer.bn_statistics == "support" else None)
+            loss = _scalar("outer_loss", outer.loss(outputs, here_y))
+        every.append(outputs)
         weight = outer.weights[k]
         if weight:
             loss = loss if weight == 1.0 else weight * loss
             total = loss if total is None else total + loss
     assert total is not None, "some query loss counts"
-    return total, outputs
+    return total, every[-1] if outer.batch_size is None else pytree.tree_map(_one_behind_another, *every)
+
+
+def _one_behind_another(*ys: Any) -> Any:
+    """Outputs of several slices of samples as those of all of them."""
+    if not isinstance(ys[0], Tensor):
+        return ys[0]
+    return torch.cat(ys) if ys[0].dim() else torch.stack(ys)
 
 
 def apply(
@@ -210,11 +224,11 @@ def apply(
 
 def task_outputs(
     module: nn.Module, params: Mapping[str, Tensor], x: Tree, *, support_x: Tree = None,
-    differentiable: Sequence[bool] | None = None,
+    differentiable: Sequence[bool] | None = None, inner_step: int | None = None,
 ) -> list[Tree]:  # fmt: skip
     """As `apply`, of each task; `support_x` stands for bn_statistics="support".
 
-    Tasks that `differentiable` does not name have no graph.
+    Tasks that `differentiable` does not name have no graph. A module that reads its inner step reads `inner_step`.
     """
     call = Stateless(module)
     outputs = []
@@ -222,7 +236,7 @@ def task_outputs(
         for t in range(_tasks(x)):
             phi = call.own({name: p[t] for name, p in params.items()})
             quiet = differentiable is not None and not differentiable[t]
-            with torch.no_grad() if quiet else nullcontext(), call.under(phi):
+            with torch.no_grad() if quiet else nullcontext(), call.under(phi, step=inner_step):
                 outputs.append(call(_select(x, t), support_x=_select(support_x, t)))
     return outputs
 
@@ -272,7 +286,7 @@ class _Descent:
         for i in range(self.steps):
             k = self.variant.first + i
             here = phi if exact else {name: p.detach().requires_grad_() for name, p in phi.items()}
-            grads = self.gradients(here, start, *self.samples(k, x, y), keep=exact)
+            grads = self.gradients(k, here, start, *_slice(x, y, self.batch, k), keep=exact)
             phi, state = self.update(phi, grads, state, k)
             if straight:
                 learned |= {n: p - p.detach() + learned.get(n, 0.0) for n, p in phi.items() if p.requires_grad}
@@ -288,14 +302,8 @@ class _Descent:
         linked = {name: p + (start[name] - start[name].detach()) for name, p in phi.items()}
         return linked | {name: linked[name] + zero for name, zero in learned.items()}
 
-    def samples(self, k: int, x: Tree, y: Tree) -> tuple[Tree, Tree]:
-        if self.batch is None:
-            return x, y
-        index = (k * self.batch + torch.arange(self.batch)) % _tasks(x)
-        return _select(x, index), _select(y, index)
-
-    def gradients(self, phi: Named, start: Named, x: Tree, y: Tree, *, keep: bool) -> dict[str, Tensor]:
-        with self.call.under(phi):
+    def gradients(self, k: int, phi: Named, start: Named, x: Tree, y: Tree, *, keep: bool) -> dict[str, Tensor]:
+        with self.call.under(phi, step=k):
             loss = _scalar("inner_loss", self.loss(self.call(x), y))
             if not loss.requires_grad:
                 raise ValueError(
@@ -369,6 +377,14 @@ def _square(x: Tensor) -> Tensor:
 
 
 # Data of one task.
+
+
+def _slice(x: Tree, y: Tree, batch: int | None, k: int) -> tuple[Tree, Tree]:
+    """The k-th slice of `batch` samples of one task, cyclically; None: all."""
+    if batch is None:
+        return x, y
+    index = (k * batch + torch.arange(batch)) % _tasks(x)
+    return _select(x, index), _select(y, index)
 
 
 def _select(tree: Tree, index: int | Tensor) -> Tree:

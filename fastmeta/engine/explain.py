@@ -28,6 +28,8 @@ def explain(title: str, program: Program, options: Options, plans: PlanCache) ->
     ]
     if shared:
         lines.append(f"of which {shared:,} are shared by all tasks: {', '.join(program.shared.names)}")
+    if program.step_names:
+        lines.append(f"inner step: the model reads it in {', '.join(program.step_names)}")
     if options.inner_clip_norm is not None:
         lines.append(f"inner gradients: clipped to a norm of {options.inner_clip_norm:g}")
     if options.prior is not None:

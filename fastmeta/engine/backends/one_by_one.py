@@ -97,6 +97,7 @@ class OneByOne:
         outer = Outer(
             self._options.outer_loss, self._filled(self._trees.query_x, query.inputs),
             self._filled(self._trees.query_y, query.targets), weights, self._options.bn_statistics,
+            self._options.query_batch_size,
         )  # fmt: skip
         learners = self._run(at, support, outer)
         losses = [cast("Tensor", learner.loss) for learner in learners]
@@ -171,6 +172,7 @@ class OneByOne:
             support_x=self._filled(self._trees.support_x, support.inputs) if by_support else None,
             # as in a meta-step: what all tasks share must not meet a diverged task's 0 · NaN
             differentiable=finite_tasks(support.inputs, phi).tolist() if torch.is_grad_enabled() else None,
+            inner_step=max(self._kind.first + self._kind.steps - 1, 0),
         )  # fmt: skip
         leaves, self._output_spec = pytree.tree_flatten(stacked(outputs))
         return leaves, _recorded
