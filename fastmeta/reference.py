@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmeta.internals import pytree
-from fastmeta.stateless import Stateless, stacked
+from fastmeta.stateless import Stateless, check_inner_steps, for_autograd, one_behind_another, stacked
 
 Tree = Any  # a tensor, or a tuple or dict of tensors
 Loss = Callable[[Any, Any], Tensor]
@@ -82,7 +82,7 @@ class Variant:
         update: another rule than SGD and Adam, on all parameters of a task: (φ, g, state, k) → (φ, state), the state
             None at first.
         clip_norm: largest norm of a task's gradient, as `torch.nn.utils.clip_grad_norm_` has it.
-        proximal: c of c/2 ‖φ − φ_0‖², added to the support loss.
+        penalty: (φ, φ_0) → what is added to the support loss.
         constant_gradients: differentiate through the update, but not through inner gradients.
         first: steps that the loop went already, which count for `rate`, Adam and inner batches.
         states: the optimiser's after them, one a task.
@@ -93,7 +93,7 @@ class Variant:
     rate: Callable[[str, int], Tensor] | None = None
     update: Update | None = None
     clip_norm: float | None = None
-    proximal: float = 0.0
+    penalty: Callable[[Named, Named], Tensor] | None = None
     constant_gradients: bool = False
     first: int = 0
     states: Sequence[Any] | None = None
@@ -135,6 +135,7 @@ def run_tasks(
 ) -> list[Learner]:  # fmt: skip
     """As `adapt`, task by task; with `outer` each task's query loss too, at its own fast weights."""
     variant = Variant() if variant is None else variant
+    check_inner_steps(module, variant.first + steps)
     theta = variant.start
     if theta is None:
         theta = {name: p for name, p in module.named_parameters() if p.requires_grad}
@@ -147,18 +148,16 @@ def run_tasks(
     wanted = [] if outer is None else [k for k, w in enumerate(outer.weights) if w or k == steps]
     learners = []
     with torch.inference_mode(False), torch.set_grad_enabled(differentiable), call.running(twice=descend.exact):
-        support_x, support_y = _for_autograd(support_x), _for_autograd(support_y)
+        support_x, support_y = for_autograd(support_x), for_autograd(support_y)
         if outer is not None:
-            outer = replace(outer, query_x=_for_autograd(outer.query_x), query_y=_for_autograd(outer.query_y))
+            outer = replace(outer, query_x=for_autograd(outer.query_x), query_y=for_autograd(outer.query_y))
         for t in range(_tasks(support_x)):
             start = call.own({name: p[t] if variant.own_start else p for name, p in theta.items()})
             state = None if variant.states is None else variant.states[t]
             x = _select(support_x, t)
             with torch.enable_grad():
                 phis, state = descend(start, state, x, _select(support_y, t), {*wanted, steps})
-            loss, outputs = None, None
-            if outer is not None:
-                loss, outputs = _query(call, phis, wanted, outer, x, t, variant.first)
+            loss, outputs = (None, None) if outer is None else _query(call, phis, wanted, outer, x, t, variant.first)
             learners.append(Learner(start, phis[steps], state, loss, outputs))
     return learners
 
@@ -167,8 +166,7 @@ def _query(
     call: Stateless, phis: Mapping[int, dict[str, Tensor]], wanted: Sequence[int], outer: Outer, support_x: Tree,
     t: int, first: int,
 ) -> tuple[Tensor, Tree]:  # fmt: skip
-    """The weighted query losses of task t, and its outputs at φ_K. At φ_k the module reads the inner step that led
-    there."""
+    """The weighted query losses of task t, and its outputs at φ_K; a module reads the inner step that led to φ_k."""
     x, y = _select(outer.query_x, t), _select(outer.query_y, t)
     total: Tensor | None = None
     every: list[Tree] = []
@@ -178,19 +176,10 @@ def _query(
             outputs = call(here_x, support_x=support_x if outer.bn_statistics == "support" else None)
             loss = _scalar("outer_loss", outer.loss(outputs, here_y))
         every.append(outputs)
-        weight = outer.weights[k]
-        if weight:
-            loss = loss if weight == 1.0 else weight * loss
-            total = loss if total is None else total + loss
+        if weight := outer.weights[k]:
+            total = weight * loss if total is None else total + weight * loss
     assert total is not None, "some query loss counts"
-    return total, every[-1] if outer.batch_size is None else pytree.tree_map(_one_behind_another, *every)
-
-
-def _one_behind_another(*ys: Any) -> Any:
-    """Outputs of several slices of samples as those of all of them."""
-    if not isinstance(ys[0], Tensor):
-        return ys[0]
-    return torch.cat(ys) if ys[0].dim() else torch.stack(ys)
+    return total, every[-1] if outer.batch_size is None else one_behind_another(every)
 
 
 def apply(
@@ -310,8 +299,8 @@ class _Descent:
                     "inner_loss depends on no trainable parameter, so there is nothing to adapt; check that "
                     "neither the module nor the loss detaches its result"
                 )
-            if self.variant.proximal:
-                loss = loss + self.variant.proximal / 2 * sum(_square(p - start[name]) for name, p in phi.items())
+            if self.variant.penalty is not None:
+                loss = loss + self.variant.penalty(phi, start)
             grads = torch.autograd.grad(loss, list(phi.values()), create_graph=keep, materialize_grads=True)
         if self.variant.clip_norm is not None:
             # a norm of exactly zero has no derivative; such a gradient is not clipped either
@@ -398,11 +387,6 @@ def _tasks(tree: Tree) -> int:
     if isinstance(tree, Tensor):
         return tree.shape[0]
     return next(leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)).shape[0]
-
-
-def _for_autograd(tree: Tree) -> Tree:
-    """Tensors made under `torch.inference_mode` as copies that autograd accepts."""
-    return pytree.tree_map_only(Tensor, lambda leaf: leaf.clone() if leaf.is_inference() else leaf, tree)
 
 
 def _scalar(name: str, value: Any) -> Tensor:

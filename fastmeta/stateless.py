@@ -183,6 +183,22 @@ def stacked(outputs: Sequence[Any]) -> Any:
     return pytree.tree_map(stack, *outputs)
 
 
+def one_behind_another(outputs: Sequence[Any]) -> Any:
+    """Outputs of several slices of a task's samples as those of all of them."""
+
+    def join(*ys: Any) -> Any:
+        if not isinstance(ys[0], Tensor):
+            return ys[0]
+        return torch.cat(ys) if ys[0].dim() else torch.stack(ys)
+
+    return pytree.tree_map(join, *outputs)
+
+
+def for_autograd(tree: Any) -> Any:
+    """Tensors made under `torch.inference_mode` as copies that autograd accepts."""
+    return pytree.tree_map_only(Tensor, lambda leaf: leaf.clone() if leaf.is_inference() else leaf, tree)
+
+
 class State:
     """All that forward could write in some modules, as it was, but for their parameters' values."""
 

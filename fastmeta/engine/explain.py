@@ -21,8 +21,11 @@ def explain(title: str, program: Program, options: Options, plans: PlanCache) ->
     engine = latest.engine if isinstance(latest, Planned) else None
     choice = choose(options.backend, program.layout.device, engine)
     values, shared = (sum(s.numel() for s in layout.shapes) for layout in (program.layout, program.shared))
+    steps = f"{options.inner_steps} inner step(s)"
+    if options.query_batch_size is not None:
+        steps = f"a query loss of {options.query_batch_size} samples at each inner step"
     lines = [
-        f"{title}, {options.inner_steps} inner step(s), {options.inner_optimizer}",
+        f"{title}, {steps}, {options.inner_optimizer}",
         f"backend: {choice.backend} ({choice.why})" + (", compiled whole" if options.compile else ""),
         f"parameters: {values + shared:,} trainable, in one buffer of {program.layout.size:,} a task",
     ]

@@ -25,7 +25,6 @@ from .loop import InnerLoop
 from .meta_step import Engine
 from .objective import Context, Data, Objective
 from .options import Kind, Options
-from .prior import Proximal
 
 
 def make_backend(program: Program, options: Options, batch: TaskBatch, kind: Kind, *, with_loss: bool) -> Backend:
@@ -67,7 +66,7 @@ def _not_in_the_loop(options: Options) -> str:
         return "precision"
     if not isinstance(options.adjoint, Unrolled | Identity | Displacement):
         return "adjoint"
-    return "prior" if options.prior is not None and not isinstance(options.prior, Proximal) else ""
+    return "prior" if options.prior is not None and not hasattr(options.prior, "value") else ""
 
 
 def task_by_task(program: Program, options: Options, batch: TaskBatch, kind: Kind, why: str) -> OneByOne:
