@@ -42,7 +42,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "fastmeta.engine.ladder": (
         *("fastmeta.engine", "fastmeta.engine.backends", "fastmeta.engine.planning", "fastmeta.engine.proof"),
-        "fastmeta.program",
+        *("fastmeta.program", "fastmeta.stateless"),
     ),
     "fastmeta.engine.session": (
         *("fastmeta.engine", "fastmeta.engine.backends", "fastmeta.engine.ladder"),
