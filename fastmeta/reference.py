@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmeta.internals import pytree
-from fastmeta.stateless import Stateless, stacked
+from fastmeta.stateless import Stateless, check_inner_steps, for_autograd, one_behind_another, stacked
 
 Tree = Any  # a tensor, or a tuple or dict of tensors
 Loss = Callable[[Any, Any], Tensor]
@@ -83,7 +83,7 @@ class Variant:
         update: another rule than SGD and Adam, on all parameters of a task: (φ, g, state, k, support loss) → (φ,
             state), the state None at first.
         clip_norm: largest norm of a task's gradient, as `torch.nn.utils.clip_grad_norm_` has it.
-        proximal: c of c/2 ‖φ − φ_0‖², added to the support loss.
+        penalty: (φ, φ_0) → what is added to the support loss.
         constant_gradients: differentiate through the update, but not through inner gradients.
         first: steps that the loop went already, which count for `rate`, Adam and inner batches.
         states: the optimiser's after them, one a task.
@@ -94,7 +94,7 @@ class Variant:
     rate: Callable[[str, int], Tensor] | None = None
     update: Update | None = None
     clip_norm: float | None = None
-    proximal: float = 0.0
+    penalty: Callable[[Named, Named], Tensor] | None = None
     constant_gradients: bool = False
     first: int = 0
     states: Sequence[Any] | None = None
@@ -107,6 +107,8 @@ class Outer:
     Attributes:
         loss: (outputs, targets) of one task → 0-dim tensor.
         weights: of the query losses at φ_0 … φ_K; the outputs are those at φ_K.
+        batch_size: query samples that count at φ_k, the k-th slice of so many, cyclically; None: all of them. The
+            outputs are then those of every φ_k that counts, one behind another.
     """
 
     loss: Loss
@@ -114,6 +116,7 @@ class Outer:
     query_y: Tree
     weights: Sequence[float]
     bn_statistics: str = "batch"
+    batch_size: int | None = None
 
 
 class Learner(NamedTuple):
@@ -133,6 +136,7 @@ def run_tasks(
 ) -> list[Learner]:  # fmt: skip
     """As `adapt`, task by task; with `outer` each task's query loss too, at its own fast weights."""
     variant = Variant() if variant is None else variant
+    check_inner_steps(module, variant.first + steps)
     theta = variant.start
     if theta is None:
         theta = {name: p for name, p in module.named_parameters() if p.requires_grad}
@@ -145,39 +149,38 @@ def run_tasks(
     wanted = [] if outer is None else [k for k, w in enumerate(outer.weights) if w or k == steps]
     learners = []
     with torch.inference_mode(False), torch.set_grad_enabled(differentiable), call.running(twice=descend.exact):
-        support_x, support_y = _for_autograd(support_x), _for_autograd(support_y)
+        support_x, support_y = for_autograd(support_x), for_autograd(support_y)
         if outer is not None:
-            outer = replace(outer, query_x=_for_autograd(outer.query_x), query_y=_for_autograd(outer.query_y))
+            outer = replace(outer, query_x=for_autograd(outer.query_x), query_y=for_autograd(outer.query_y))
         for t in range(_tasks(support_x)):
             start = call.own({name: p[t] if variant.own_start else p for name, p in theta.items()})
             state = None if variant.states is None else variant.states[t]
             x = _select(support_x, t)
             with torch.enable_grad():
                 phis, state = descend(start, state, x, _select(support_y, t), {*wanted, steps})
-            loss, outputs = None, None
-            if outer is not None:
-                loss, outputs = _query(call, phis, wanted, outer, x, t)
+            loss, outputs = (None, None) if outer is None else _query(call, phis, wanted, outer, x, t, variant.first)
             learners.append(Learner(start, phis[steps], state, loss, outputs))
     return learners
 
 
 def _query(
-    call: Stateless, phis: Mapping[int, dict[str, Tensor]], wanted: Sequence[int], outer: Outer, support_x: Tree, t: int
-) -> tuple[Tensor, Tree]:
-    """The weighted query losses of task t, and its outputs at φ_K."""
+    call: Stateless, phis: Mapping[int, dict[str, Tensor]], wanted: Sequence[int], outer: Outer, support_x: Tree,
+    t: int, first: int,
+) -> tuple[Tensor, Tree]:  # fmt: skip
+    """The weighted query losses of task t, and its outputs at φ_K; a module reads the inner step that led to φ_k."""
     x, y = _select(outer.query_x, t), _select(outer.query_y, t)
     total: Tensor | None = None
-    outputs: Tree = None
+    every: list[Tree] = []
     for k in wanted:
-        with call.under(call.own(phis[k])):
-            outputs = call(x, support_x=support_x if outer.bn_statistics == "support" else None)
-            loss = _scalar("outer_loss", outer.loss(outputs, y))
-        weight = outer.weights[k]
-        if weight:
-            loss = loss if weight == 1.0 else weight * loss
-            total = loss if total is None else total + loss
+        here_x, here_y = _slice(x, y, outer.batch_size, k)
+        with call.under(call.own(phis[k]), step=max(first + k - 1, 0)):
+            outputs = call(here_x, support_x=support_x if outer.bn_statistics == "support" else None)
+            loss = _scalar("outer_loss", outer.loss(outputs, here_y))
+        every.append(outputs)
+        if weight := outer.weights[k]:
+            total = weight * loss if total is None else total + weight * loss
     assert total is not None, "some query loss counts"
-    return total, outputs
+    return total, every[-1] if outer.batch_size is None else one_behind_another(every)
 
 
 def apply(
@@ -211,11 +214,11 @@ def apply(
 
 def task_outputs(
     module: nn.Module, params: Mapping[str, Tensor], x: Tree, *, support_x: Tree = None,
-    differentiable: Sequence[bool] | None = None,
+    differentiable: Sequence[bool] | None = None, inner_step: int | None = None,
 ) -> list[Tree]:  # fmt: skip
     """As `apply`, of each task; `support_x` stands for bn_statistics="support".
 
-    Tasks that `differentiable` does not name have no graph.
+    Tasks that `differentiable` does not name have no graph. A module that reads its inner step reads `inner_step`.
     """
     call = Stateless(module)
     outputs = []
@@ -223,7 +226,7 @@ def task_outputs(
         for t in range(_tasks(x)):
             phi = call.own({name: p[t] for name, p in params.items()})
             quiet = differentiable is not None and not differentiable[t]
-            with torch.no_grad() if quiet else nullcontext(), call.under(phi):
+            with torch.no_grad() if quiet else nullcontext(), call.under(phi, step=inner_step):
                 outputs.append(call(_select(x, t), support_x=_select(support_x, t)))
     return outputs
 
@@ -273,7 +276,7 @@ class _Descent:
         for i in range(self.steps):
             k = self.variant.first + i
             here = phi if exact else {name: p.detach().requires_grad_() for name, p in phi.items()}
-            grads, loss = self.gradients(here, start, *self.samples(k, x, y), keep=exact)
+            grads, loss = self.gradients(k, here, start, *_slice(x, y, self.batch, k), keep=exact)
             phi, state = self.update(phi, grads, state, k, loss if exact else loss.detach())
             if straight:
                 learned |= {n: p - p.detach() + learned.get(n, 0.0) for n, p in phi.items() if p.requires_grad}
@@ -289,22 +292,18 @@ class _Descent:
         linked = {name: p + (start[name] - start[name].detach()) for name, p in phi.items()}
         return linked | {name: linked[name] + zero for name, zero in learned.items()}
 
-    def samples(self, k: int, x: Tree, y: Tree) -> tuple[Tree, Tree]:
-        if self.batch is None:
-            return x, y
-        index = (k * self.batch + torch.arange(self.batch)) % _tasks(x)
-        return _select(x, index), _select(y, index)
-
-    def gradients(self, phi: Named, start: Named, x: Tree, y: Tree, *, keep: bool) -> tuple[dict[str, Tensor], Tensor]:
-        with self.call.under(phi):
+    def gradients(
+        self, k: int, phi: Named, start: Named, x: Tree, y: Tree, *, keep: bool
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        with self.call.under(phi, step=k):
             total = loss = _scalar("inner_loss", self.loss(self.call(x), y))
             if not loss.requires_grad:
                 raise ValueError(
                     "inner_loss depends on no trainable parameter, so there is nothing to adapt; check that "
                     "neither the module nor the loss detaches its result"
                 )
-            if self.variant.proximal:
-                total = loss + self.variant.proximal / 2 * sum(_square(p - start[name]) for name, p in phi.items())
+            if self.variant.penalty is not None:
+                total = loss + self.variant.penalty(phi, start)
             grads = torch.autograd.grad(total, list(phi.values()), create_graph=keep, materialize_grads=True)
         if self.variant.clip_norm is not None:
             # a norm of exactly zero has no derivative; such a gradient is not clipped either
@@ -372,6 +371,14 @@ def _square(x: Tensor) -> Tensor:
 # Data of one task.
 
 
+def _slice(x: Tree, y: Tree, batch: int | None, k: int) -> tuple[Tree, Tree]:
+    """The k-th slice of `batch` samples of one task, cyclically; None: all."""
+    if batch is None:
+        return x, y
+    index = (k * batch + torch.arange(batch)) % _tasks(x)
+    return _select(x, index), _select(y, index)
+
+
 def _select(tree: Tree, index: int | Tensor) -> Tree:
     if isinstance(tree, Tensor) or tree is None:
         return tree if tree is None else tree[index]
@@ -383,11 +390,6 @@ def _tasks(tree: Tree) -> int:
     if isinstance(tree, Tensor):
         return tree.shape[0]
     return next(leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)).shape[0]
-
-
-def _for_autograd(tree: Tree) -> Tree:
-    """Tensors made under `torch.inference_mode` as copies that autograd accepts."""
-    return pytree.tree_map_only(Tensor, lambda leaf: leaf.clone() if leaf.is_inference() else leaf, tree)
 
 
 def _scalar(name: str, value: Any) -> Tensor:

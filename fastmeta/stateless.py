@@ -33,8 +33,31 @@ from fastmeta.internals import (
 TURN = threading.RLock()
 """Held while a module holds other tensors than its own: nobody else may run it then, or look at it."""
 
+INNER_STEP = "inner_step"
+"""The name of a buffer [K] of floats by which a module reads in which inner step it is: 1 at the step, 0 elsewhere."""
+
 _NUMBERS = (bool, int, float, str)
 _MOST = 1000  # entries of a list or dict that is looked after: a vocabulary is none that forward writes
+
+
+def reads_inner_step(name: str, x: Tensor) -> bool:
+    """Whether a buffer is one by which a module reads in which inner step it is."""
+    return name.rpartition(".")[2] == INNER_STEP and x.dim() == 1 and x.is_floating_point()
+
+
+def inner_step_at(like: Tensor, step: int) -> Tensor:
+    """What such a buffer holds in inner step `step`."""
+    return (torch.arange(like.shape[0], device=like.device) == step).to(like.dtype)
+
+
+def check_inner_steps(module: nn.Module, steps: int) -> None:
+    """Raises ValueError where the module's buffers `inner_step` have no place for so many inner steps."""
+    for name, x in module.named_buffers():
+        if reads_inner_step(name, x) and steps > x.shape[0]:
+            raise ValueError(
+                f"model reads its inner step in the buffer {name!r}, which has places for {x.shape[0]}, and {steps} "
+                "inner steps were asked for; take fewer (inner_steps, or steps of adapt), or make the model for more"
+            )
 
 
 class Stateless:
@@ -65,6 +88,13 @@ class Stateless:
         named = module.named_parameters(remove_duplicate=False)
         self._places = {name: places[id(p)] for name, p in named}
         self._state = State(modules)
+        self._steps = [
+            (m._buffers, key, x)
+            for m in module.modules()
+            for key, x in m._buffers.items()
+            if x is not None and reads_inner_step(key, x)
+        ]
+        self._step: int | None = None
         self._recurrent = any(isinstance(m, nn.RNNBase) and next(m.parameters()).is_cuda for m in modules)
         self._weight_norm = any(map(_has_weight_norm, modules))
         renormed = [m for m in modules if getattr(m, "max_norm", None) is not None]
@@ -77,9 +107,11 @@ class Stateless:
         return {name: p.clone() for name, p in weights.items()} if self._renormed else weights
 
     @contextmanager
-    def under(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
-        """The module holds `weights` by name, each as often as it is tied, and copies of its buffers."""
-        self._state.exchange()
+    def under(self, weights: Mapping[str, Tensor], *, step: int | None = None) -> Iterator[None]:
+        """The module holds `weights` by name, each as often as it is tied, and copies of its buffers; where it reads in
+        which inner step it is, it reads `step`."""
+        self._step = step
+        self._exchange()
         for contents, key, p in self._renormed:
             contents[key] = p.clone()  # of those that do not move: forward writes into them
         for name, value in weights.items():
@@ -89,6 +121,12 @@ class Stateless:
             yield
         finally:
             self._state.restore()
+
+    def _exchange(self) -> None:
+        self._state.exchange()
+        if self._step is not None:
+            for holder, key, x in self._steps:
+                holder[key] = inner_step_at(x, self._step)
 
     @contextmanager
     def running(self, *, twice: bool) -> Iterator[None]:
@@ -116,7 +154,7 @@ class Stateless:
             statistics = SupportStatistics()
             with statistics.recorded():
                 self(support_x)
-            self._state.exchange()  # the query pass too starts from the user's buffers
+            self._exchange()  # the query pass too starts from the user's buffers
             with statistics.replayed():
                 return self(x)
         if isinstance(x, dict):
@@ -143,6 +181,22 @@ def stacked(outputs: Sequence[Any]) -> Any:
         return torch.stack(leaves) if len({leaf.shape for leaf in leaves}) == 1 else leaves
 
     return pytree.tree_map(stack, *outputs)
+
+
+def one_behind_another(outputs: Sequence[Any]) -> Any:
+    """Outputs of several slices of a task's samples as those of all of them."""
+
+    def join(*ys: Any) -> Any:
+        if not isinstance(ys[0], Tensor):
+            return ys[0]
+        return torch.cat(ys) if ys[0].dim() else torch.stack(ys)
+
+    return pytree.tree_map(join, *outputs)
+
+
+def for_autograd(tree: Any) -> Any:
+    """Tensors made under `torch.inference_mode` as copies that autograd accepts."""
+    return pytree.tree_map_only(Tensor, lambda leaf: leaf.clone() if leaf.is_inference() else leaf, tree)
 
 
 class State:

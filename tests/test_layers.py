@@ -42,7 +42,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "fastmeta.engine.ladder": (
         *("fastmeta.engine", "fastmeta.engine.backends", "fastmeta.engine.planning", "fastmeta.engine.proof"),
-        "fastmeta.program",
+        *("fastmeta.program", "fastmeta.stateless"),
     ),
     "fastmeta.engine.session": (
         *("fastmeta.engine", "fastmeta.engine.backends", "fastmeta.engine.ladder"),
@@ -55,6 +55,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "fastmeta.algorithms": (
         "fastmeta.engine.ladder",
         *("fastmeta.engine", "fastmeta.engine.session", "fastmeta.engine.explain", "fastmeta.optim"),
+        "fastmeta.stateless",
     ),
     "fastmeta": ("fastmeta.algorithms", "fastmeta.optim"),
     "fastmeta.train": ("fastmeta", "fastmeta.algorithms", "fastmeta.optim", "fastmeta.tasks", "fastmeta.models"),

@@ -101,6 +101,9 @@ class MetaLearner(nn.Module):
     prior: Prior | None = None
     """What is added to the support loss, a function of φ and φ_0: `fastmeta.engine.prior`."""
 
+    query_batch_size: int | None = None
+    """At φ_k the query loss is that of the k-th slice of so many query samples, cyclically. None: of all of them."""
+
     learned: nn.Module | None
     """What the inner rule learns, such as rates, for a parameter group of its own; None where it learns nothing."""
 
@@ -132,7 +135,7 @@ class MetaLearner(nn.Module):
             outer_loss=inner_loss if outer_loss is None else outer_loss, inner_batch_size=inner_batch_size,
             inner_clip_norm=inner_clip_norm, backend=backend, compile=compile, cuda_graph=cuda_graph, memory=memory,
             task_chunk=task_chunk, bn_statistics=bn_statistics, precision=precision, proof=proof,
-            adjoint=self.adjoint, prior=self.prior,
+            adjoint=self.adjoint, prior=self.prior, query_batch_size=self.query_batch_size,
         )  # fmt: skip
         super().__init__()
         self._plans = PlanCache()
@@ -147,9 +150,11 @@ class MetaLearner(nn.Module):
     @property
     def options(self) -> Options:
         """All options; a new set of them where one has changed."""
-        options = self._options
-        if options.adjoint is not self.adjoint or options.prior is not self.prior:
-            options = self._options = replace(options, adjoint=self.adjoint, prior=self.prior)
+        options, size = self._options, self.query_batch_size
+        same = options.adjoint is self.adjoint and options.prior is self.prior and options.query_batch_size == size
+        if not same:
+            options = replace(options, adjoint=self.adjoint, prior=self.prior, query_batch_size=size)
+            self._options = options
         return options
 
     inner_loss: _Option[Loss] = _Option()

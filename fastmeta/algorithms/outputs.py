@@ -18,6 +18,7 @@ from fastmeta.engine.checks import check_query
 from fastmeta.engine.session import Session
 from fastmeta.internals import pytree
 from fastmeta.optim.base import State
+from fastmeta.stateless import inner_step_at, reads_inner_step
 
 _BATCH_NORM = inspect.signature(F.batch_norm)
 
@@ -108,8 +109,9 @@ class Learners:
         """The network of one task by itself: a plain `nn.Module` to evaluate, save or export.
 
         A copy of the meta-learner's module, frozen layers, buffers and modes included, that holds the task's fast
-        weights, without a graph. With `bn_statistics="support"` its batch norms hold the statistics of the task's
-        support set and are in eval mode, as the learners normalise by them.
+        weights, without a graph, and in a buffer `inner_step` the step that led to them. With `bn_statistics="support"`
+        its batch norms hold the statistics of the task's support set and are in eval mode, as the learners normalise by
+        them.
 
         Args:
             task: its number in the batch, from 0; negative ones count from the end.
@@ -128,6 +130,9 @@ class Learners:
             for name, values in self.parameters().items():
                 named[name].copy_(values[task])
                 named[name].grad = None
+            for name, x in alone.named_buffers():
+                if reads_inner_step(name, x):
+                    x.copy_(inner_step_at(x, max(self._steps - 1, 0)))
         if self._session.options.bn_statistics == "support":
             x = pytree.tree_map_only(Tensor, lambda leaf: leaf[task], self._session.batch.support_x)
             _hold_statistics(alone, x)

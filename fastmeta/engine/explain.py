@@ -21,13 +21,18 @@ def explain(title: str, program: Program, options: Options, plans: PlanCache) ->
     engine = latest.engine if isinstance(latest, Planned) else None
     choice = choose(options.backend, program.layout.device, engine)
     values, shared = (sum(s.numel() for s in layout.shapes) for layout in (program.layout, program.shared))
+    steps = f"{options.inner_steps} inner step(s)"
+    if options.query_batch_size is not None:
+        steps = f"a query loss of {options.query_batch_size} samples at each inner step"
     lines = [
-        f"{title}, {options.inner_steps} inner step(s), {options.inner_optimizer}",
+        f"{title}, {steps}, {options.inner_optimizer}",
         f"backend: {choice.backend} ({choice.why})" + (", compiled whole" if options.compile else ""),
         f"parameters: {values + shared:,} trainable, in one buffer of {program.layout.size:,} a task",
     ]
     if shared:
         lines.append(f"of which {shared:,} are shared by all tasks: {', '.join(program.shared.names)}")
+    if program.step_names:
+        lines.append(f"inner step: the model reads it in {', '.join(program.step_names)}")
     if options.inner_clip_norm is not None:
         lines.append(f"inner gradients: clipped to a norm of {options.inner_clip_norm:g}")
     if options.prior is not None:

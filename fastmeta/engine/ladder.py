@@ -7,6 +7,7 @@ from collections.abc import Callable, Hashable
 from torch import nn
 
 from fastmeta.program.program import Program, leaves_of
+from fastmeta.stateless import check_inner_steps
 
 from .backends.base import Backend, Planned
 from .backends.one_by_one import OneByOne
@@ -38,6 +39,7 @@ class Ladder:
         """A new backend for batches like this one, which is checked; `losses` is the state that the losses are in."""
         if with_loss or batch.query_x is None:  # the parts of any other were checked when they came
             check_batch_of(batch, module, options, query_required=with_loss)
+        check_inner_steps(module, kind.first + kind.steps)
         if options.backend == "reference":
             return OneByOne(module, program, options, batch, kind)
         made = make_backend(program, options, batch, kind, with_loss=with_loss)
@@ -57,7 +59,7 @@ class Ladder:
         made.check_labels(support, query)
         # what a plan depends on: not the number of tasks, nor what the loop around it does
         key = (
-            program, losses, options.inner_batch_size, options.bn_statistics,
+            program, losses, options.inner_batch_size, options.query_batch_size, options.bn_statistics,
             options.adjoint, min(kind.steps, 2), with_loss, signature(batch, tasks=min(batch.tasks, 2)),
         )  # fmt: skip
         verdict = self._verdicts.get(

@@ -18,7 +18,7 @@ from torch import Tensor
 from fastmeta.optim.base import InnerRule, Meta, State, reads_loss
 
 from .clip import clipped, clipped_vjp
-from .objective import Context, Data, Evaluation, Objective, Slopes, plus_shared
+from .objective import Context, Data, Evaluation, Objective, Slopes, among_all, plus_shared
 from .prior import Prior
 
 
@@ -73,18 +73,8 @@ class InnerLoop:
     def _reads_loss(self) -> bool:
         return reads_loss(self.rule)
 
-    def _rows(self, support: Data, k: int) -> slice | Tensor | None:
-        """Which support samples step k sees; None: all."""
-        samples = (*support.inputs, *support.targets)[0].shape[1]
-        if self.batch is None or self.batch == samples:
-            return None
-        start = k * self.batch % samples
-        if start + self.batch <= samples:
-            return slice(start, start + self.batch)
-        return (torch.arange(self.batch, device=support.inputs[0].device) + start) % samples
-
     def _batch(self, support: Data, k: int) -> Data:
-        rows = self._rows(support, k)
+        rows = support.rows(self.batch, k)
         return support if rows is None else support.take(rows, 1)
 
     def metas(self, meta: Meta) -> list[Meta]:
@@ -192,21 +182,11 @@ class InnerLoop:
 
     def _spread(self, slopes: Slopes, support: Data, k: int) -> Slopes:
         """Gradients of an inner batch's samples as those of the whole support set."""
-        rows = self._rows(support, k)
+        rows = support.rows(self.batch, k)
         if rows is None or not slopes.data:
             return slopes
-
-        def whole(d: Tensor | None, x: Tensor) -> Tensor | None:
-            if d is None:
-                return None
-            if isinstance(rows, slice):
-                zeros = d.new_zeros(x.shape)
-                zeros[:, rows] = d
-                return zeros
-            return d.new_zeros(x.shape).index_add(1, rows, d)
-
         data = (*support.inputs, *support.targets)
-        return slopes._replace(data=tuple(whole(d, x) for d, x in zip(slopes.data, data, strict=True)))
+        return slopes._replace(data=tuple(among_all(d, x, rows) for d, x in zip(slopes.data, data, strict=True)))
 
 
 def _given(loss: Tensor | None) -> dict[str, Tensor]:

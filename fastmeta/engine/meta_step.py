@@ -21,7 +21,7 @@ from fastmeta.program.plan import Plan
 from .adjoint import Adjoint, Cotangents, Displacement, Identity, Keeps
 from .batch import finite_tasks
 from .loop import InnerLoop, Trajectory
-from .objective import Context, Data, Objective, Slopes
+from .objective import Context, Data, Objective, Slopes, among_all
 
 
 class MetaInputs(NamedTuple):
@@ -163,16 +163,17 @@ class QueryPass:
         asked: the steps k whose query loss counts.
         weights: [K + 1]; None: one.
         whole: whether all else than φ gets a gradient too.
+        batch: samples of the query set that count at φ_k, its k-th slice, cyclically; None: all of them.
     """
 
     def __init__(
         self, outer: Objective, data: Data, context: Context, asked: Sequence[int], weights: Tensor | None,
-        *, steps: int, whole: bool,
+        *, steps: int, whole: bool, batch: int | None = None,
     ) -> None:  # fmt: skip
         self._outer, self._data, self._context, self._asked = outer, data, context, asked
-        self._weights, self._steps, self._whole = weights, steps, whole
+        self._weights, self._steps, self._whole, self._batch = weights, steps, whole, batch
         self._losses: dict[int, Tensor] = {}
-        self.outputs: list[Tensor] = []
+        self._outputs: dict[int, list[Tensor]] = {}
 
     def _weighted(self, k: int, x: Tensor) -> Tensor:
         return x if self._weights is None else x * self._weights[k]
@@ -183,9 +184,9 @@ class QueryPass:
 
     def _evaluate(self, k: int, phi: Tensor, *, keep: bool) -> Any:
         outer = self._outer
-        at = outer.evaluate(phi, self._data, self._context.at(k, outer.plan), keep=keep)
-        if k == self._steps:
-            self.outputs = at.outputs
+        at = outer.evaluate(phi, self._seen(k), self._context.at(k, outer.plan, query=True), keep=keep)
+        if k == self._steps or self._batch is not None:
+            self._outputs[k] = at.outputs
         if k in self._asked:
             self._losses[k] = self._weighted(k, outer.losses(at))
         return at
@@ -197,8 +198,28 @@ class QueryPass:
                 self.value(k, phi)  # for the outputs
             return None
         at = self._evaluate(k, phi, keep=True)
-        slopes, _ = self._outer.gradient(at, self._data, whole=self._whole)
+        slopes, _ = self._outer.gradient(at, self._seen(k), whole=self._whole)
+        rows = self._data.rows(self._batch, k)
+        if rows is not None and slopes.data:
+            data = (*self._data.inputs, *self._data.targets)
+            ds = tuple(among_all(d, x, rows) for d, x in zip(slopes.data, data, strict=True))
+            slopes = slopes._replace(data=ds)
         return self.cotangents(slopes, k)
+
+    def _seen(self, k: int) -> Data:
+        """The query samples that count at φ_k."""
+        rows = self._data.rows(self._batch, k)
+        return self._data if rows is None else self._data.take(rows, 1)
+
+    @property
+    def outputs(self) -> list[Tensor]:
+        """Of the module at φ_K; where every φ_k has samples of its own, all of these, one behind another."""
+        passes = [self._outputs[k] for k in sorted(self._outputs)]
+        if len(passes) == 1:
+            return passes[0]
+        visible = len(passes[0]) - self._outer.plan.hidden
+        joined = zip(*(ys[:visible] for ys in passes), strict=True)
+        return [torch.cat(ys, 1) if ys[0].dim() > 1 else torch.stack(ys, 1) for ys in joined]
 
     def cotangents(self, slopes: Slopes, k: int) -> Cotangents:
         """Slopes of the query set's objective, whose first rows may be the support set's."""
@@ -228,6 +249,7 @@ class Engine:
     asked: tuple[int, ...] | None = None  # steps k whose query loss counts; None: the last
     meta_wanted: bool = False  # does η get a gradient
     ends: bool = False  # whether a meta-step gives φ_K and the rule's state
+    query_batch: int | None = None  # query samples that count at φ_k, its k-th slice of them; None: all
 
     @cached_property
     def plans(self) -> tuple[Plan, ...]:
@@ -303,19 +325,28 @@ class Engine:
 
     def outputs(self, phi: Tensor, support: Data, query: tuple[Tensor, ...], context: Context) -> list[Tensor]:
         """The module's query outputs [T, M, ...] at φ."""
+        context = context.reading(self._last_step, self.outer.plan)
         return self.outer.outputs(phi, self.behind_support(support, query), context)
+
+    @property
+    def _last_step(self) -> int:
+        """The number of the step that led to φ_K."""
+        return max(self.loop.first + self.loop.steps - 1, 0)
 
     def pullback(
         self, phi: Tensor, support: Data, query: tuple[Tensor, ...], context: Context,
         d_outputs: Sequence[Tensor | None],
     ) -> Cotangents:  # fmt: skip
         """Cotangents of d_outputs · outputs; `start` is φ's."""
-        inputs = self.behind_support(support, query)
+        inputs, context = self.behind_support(support, query), context.reading(self._last_step, self.outer.plan)
         slopes = self.outer.pullback(phi, inputs, context, d_outputs)
         return self._query(Data(inputs, ()), context, None, whole=True).cotangents(slopes, self.loop.steps)
 
     def _query(self, data: Data, context: Context, weights: Tensor | None, *, whole: bool) -> QueryPass:
-        return QueryPass(self.outer, data, context, self.steps_asked, weights, steps=self.loop.steps, whole=whole)
+        return QueryPass(
+            self.outer, data, context, self.steps_asked, weights, steps=self.loop.steps, whole=whole,
+            batch=self.query_batch,
+        )  # fmt: skip
 
     def meta_step(self, at: MetaInputs, support: Data, query: Data, context: Context, *, keep: bool) -> TaskResults:
         """Losses and outputs on the query set and, where `keep` says so, each task's share of the meta-gradient."""

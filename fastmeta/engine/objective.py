@@ -18,6 +18,7 @@ from fastmeta.ops.base import Loss, Saved, total
 from fastmeta.ops.dropout import step_keys
 from fastmeta.program.layout import Layout
 from fastmeta.program.plan import Gradients, Plan, Tape
+from fastmeta.stateless import inner_step_at
 
 
 class Data(NamedTuple):
@@ -36,6 +37,16 @@ class Data(NamedTuple):
 
         return Data(tuple(map(pick, self.inputs)), tuple(map(pick, self.targets)))
 
+    def rows(self, batch: int | None, k: int) -> slice | Tensor | None:
+        """Which samples the `k`-th slice of `batch` of them holds, cyclically; None: all."""
+        samples = (*self.inputs, *self.targets)[0].shape[1]
+        if batch is None or batch == samples:
+            return None
+        start = k * batch % samples
+        if start + batch <= samples:
+            return slice(start, start + batch)
+        return (torch.arange(batch, device=self.inputs[0].device) + start) % samples
+
 
 class Context(NamedTuple):
     """What a step reads beside data and fast weights: what all tasks share, and the tasks' random keys [T]."""
@@ -44,9 +55,22 @@ class Context(NamedTuple):
     constants: tuple[Tensor, ...]  # frozen parameters and buffers
     keys: Tensor
 
-    def at(self, step: int, plan: Plan) -> Context:
-        """The context of inner step `step` of a plan; the query pass counts as step K."""
-        return self._replace(keys=step_keys(self.keys, step)) if plan.random else self
+    def at(self, step: int, plan: Plan, *, query: bool = False) -> Context:
+        """The context of inner step `step` of a plan, or of the query pass at φ_step.
+
+        Random keys number that as one more step. A module that reads its inner step reads there that of the last step.
+        """
+        context = self.reading(max(step - 1, 0) if query else step, plan)
+        return context._replace(keys=step_keys(self.keys, step)) if plan.random else context
+
+    def reading(self, step: int, plan: Plan) -> Context:
+        """With `step` in the buffers by which a module reads in which inner step it is."""
+        if not plan.step_constants:
+            return self
+        constants = list(self.constants)
+        for i in plan.step_constants:
+            constants[i] = inner_step_at(constants[i], step)
+        return self._replace(constants=tuple(constants))
 
     def take(self, tasks: slice) -> Context:
         """Of some of the tasks."""
@@ -193,6 +217,17 @@ def plus_shared(a: Slopes, b: Slopes, alpha: float | Tensor) -> Slopes:
     data = a.data or (None,) * len(b.data)
     data = tuple(plus(x, y) for x, y in zip(data, b.data or (None,) * len(data), strict=True))
     return Slopes(a.phi, plus(a.shared, b.shared), data)
+
+
+def among_all(d: Tensor | None, x: Tensor, rows: slice | Tensor) -> Tensor | None:
+    """The gradient of some samples of `x` [T, N, ...] as that of all of them."""
+    if d is None:
+        return None
+    if isinstance(rows, slice):
+        zeros = d.new_zeros(x.shape)
+        zeros[:, rows] = d
+        return zeros
+    return d.new_zeros(x.shape).index_add(1, rows, d)
 
 
 def _after_zeros(d: Tensor, rows: int) -> Tensor:

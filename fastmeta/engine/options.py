@@ -52,6 +52,7 @@ class Options:
     proof: Literal["first", "off"] = "first"
     adjoint: Adjoint = field(default_factory=Unrolled)
     prior: Prior | None = None
+    query_batch_size: int | None = None
 
     def __post_init__(self) -> None:
         _check_callable("inner_loss", self.inner_loss)
@@ -59,6 +60,7 @@ class Options:
         _check_rule(self.inner_optimizer)
         check_count("inner_steps", self.inner_steps, least=0)
         check_count("inner_batch_size", self.inner_batch_size, least=1, optional="all support samples")
+        check_count("query_batch_size", self.query_batch_size, least=1, optional="all query samples")
         _check_norm(self.inner_clip_norm)
         check_count("task_chunk", self.task_chunk, least=1, optional="all tasks at once")
         _check_choice("backend", self.backend, BACKENDS)
@@ -78,6 +80,11 @@ class Options:
             raise ValueError(
                 f"{type(learned).__name__} has no gradient under {type(self.adjoint).__name__}(), whose meta-gradient "
                 "does not go through the inner steps; use fixed step sizes, or MAML or FOMAML"
+            )
+        if self.query_batch_size is not None and self.bn_statistics == "support":
+            raise ValueError(
+                'bn_statistics="support" takes batch norm\'s statistics from the whole support set, and query samples '
+                'count in slices here (query_batch_size); use bn_statistics="batch"'
             )
         if isinstance(self.adjoint, Implicit) and self.inner_batch_size is not None:
             raise ValueError(
@@ -103,7 +110,7 @@ class Options:
         return (
             _which(self.inner_loss), _which(self.outer_loss), self.rule, self.inner_batch_size, self.inner_clip_norm,
             self.backend, self.compile, self.memory, self.task_chunk, self.bn_statistics, self.precision, self.proof,
-            self.adjoint, self.prior,
+            self.adjoint, self.prior, self.query_batch_size,
         )  # fmt: skip
 
 

@@ -25,7 +25,6 @@ from .loop import InnerLoop
 from .meta_step import Engine
 from .objective import Context, Data, Objective
 from .options import Kind, Options
-from .prior import Proximal
 
 
 def make_backend(program: Program, options: Options, batch: TaskBatch, kind: Kind, *, with_loss: bool) -> Backend:
@@ -67,7 +66,7 @@ def _not_in_the_loop(options: Options) -> str:
         return "precision"
     if not isinstance(options.adjoint, Unrolled | Identity | Displacement):
         return "adjoint"
-    return "prior" if options.prior is not None and not isinstance(options.prior, Proximal) else ""
+    return "prior" if options.prior is not None and not hasattr(options.prior, "value") else ""
 
 
 def task_by_task(program: Program, options: Options, batch: TaskBatch, kind: Kind, why: str) -> OneByOne:
@@ -102,7 +101,9 @@ def make_engine(program: Program, options: Options, batch: TaskBatch, kind: Kind
         inner, options.rule, kind.steps, options.inner_batch_size, options.memory == "recompute",
         options.inner_clip_norm, options.prior, kind.first,
     )  # fmt: skip
-    engine = Engine(loop, outer, options.adjoint, kind.asked, kind.meta_wanted, kind.ends)
+    engine = Engine(
+        loop, outer, options.adjoint, kind.asked, kind.meta_wanted, kind.ends, options.query_batch_size
+    )  # fmt: skip
     if outer.skip and not engine.random:
         _check_apart(engine, program, batch)
     return engine
@@ -127,7 +128,8 @@ def _check_apart(engine: Engine, program: Program, batch: TaskBatch) -> None:
     phi = program.layout.row(tuple(program.layout.take(named))).unsqueeze(0)
     ys = engine.outputs(phi, Data(leaves_of(first.support_x), ()), leaves_of(first.query_x), context)
     one = {name: p.unsqueeze(0) for name, p in named.items()}
-    (true,) = task_outputs(program.module, one, first.query_x, support_x=first.support_x)
+    step = max(engine.loop.first + engine.loop.steps - 1, 0)
+    (true,) = task_outputs(program.module, one, first.query_x, support_x=first.support_x, inner_step=step)
     for y, want in zip(ys, leaves_of(true), strict=False):
         if not _agree(y[0], want):
             raise Untraceable(
@@ -165,6 +167,10 @@ def _inner_objective(program: Program, options: Options, batch: TaskBatch, steps
 
 
 def _outer_objective(program: Program, options: Options, batch: TaskBatch, *, with_loss: bool) -> Objective:
+    size = options.query_batch_size
+    if size is not None and with_loss:
+        some = pytree.tree_map_only(Tensor, lambda x: x[:, :size], (batch.query_x, batch.query_y))
+        batch = TaskBatch(batch.support_x, batch.support_y, *some)
     skip, inputs, inputs_wanted = 0, batch.query_x, wanted(batch.query_x)
     if options.bn_statistics == "support":
         skip = batch.support_samples

@@ -143,6 +143,8 @@ def _trial(given: _Given, *, double: bool, like: Trial | None = None) -> Trial:
         options = given.options
         if not whole and options.inner_batch_size is not None:
             options = replace(options, inner_batch_size=min(options.inner_batch_size, batch.support_samples))
+        if not whole and options.query_batch_size is not None:
+            options = replace(options, query_batch_size=min(options.query_batch_size, batch.query_samples))
         return Trial(
             given.program, options, batch, given.wanted, steps, given.with_loss, double=double, whole=whole,
             left_out=_left_out(given), random=given.engine.random, samples=given.batch,

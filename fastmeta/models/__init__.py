@@ -8,6 +8,9 @@ from .few_shot import conv4 as conv4
 from .few_shot import sinusoid_mlp as sinusoid_mlp
 from .forecast import ForecastLSTM as ForecastLSTM
 from .forecast import forecast_mlp as forecast_mlp
+from .gaussian import Gaussian as Gaussian
+from .per_step_norm import PerStepBatchNorm as PerStepBatchNorm
+from .per_step_norm import per_step_batch_norm as per_step_batch_norm
 from .registry import MODELS as MODELS
 from .registry import build_model as build_model
 from .registry import head_of as head_of

@@ -109,6 +109,9 @@ class Plan:
     stored: dict[int, Tensor] = field(default_factory=dict)  # constants made by the module's own code, such as arange
     bytes_per_task: int = 0  # of all values, an estimate for slicing the tasks
     loss: LossPlan | None = None  # where one was run behind the module
+    step_constants: tuple[
+        int, ...
+    ] = ()  # which of the constants say in which inner step it is, where a node reads them
 
     @cached_property
     def only_fast(self) -> bool:

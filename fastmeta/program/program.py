@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +23,7 @@ from fastmeta.internals import (
     reparametrized,
     weight_norm_op,
 )
-from fastmeta.stateless import State, written_out_weight_norm
+from fastmeta.stateless import State, reads_inner_step, written_out_weight_norm
 
 from .builder import Builder, Given, Structure, loss_plan
 from .layout import Layout
@@ -83,6 +84,8 @@ class Program:
         self._fast = None if not self.shared.names else [i for i, name in enumerate(names) if adapts(name)]
         trainable = set(names)
         self.constant_names = tuple(name for name in self._named() if name not in trainable)
+        buffers = dict(module.named_buffers())
+        self.step_names = tuple(name for name, x in buffers.items() if reads_inner_step(name, x))
 
     def _named(self) -> dict[str, Tensor]:
         """Parameters and buffers, tied ones under their first name."""
@@ -140,7 +143,14 @@ class Program:
         outputs = builder.lower(trace.calls, [*returned, *trace.reads])
         structure = Structure(trace.output_spec, tuple(v is not None for v in trace.outputs))
         behind = None if trace.loss is None else loss_plan(trace, builder)
-        return builder.plan(handed, outputs, structure, hidden=len(trace.reads), loss=behind)
+        plan = builder.plan(handed, outputs, structure, hidden=len(trace.reads), loss=behind)
+        return replace(plan, step_constants=self._step_constants(plan)) if self.step_names else plan
+
+    def _step_constants(self, plan: Plan) -> tuple[int, ...]:
+        """Which of the constants say in which inner step it is, and are read by a node or handed on."""
+        read = {*(slot for node in plan.nodes for slot in node.inputs), *plan.output_slots}
+        named = zip(self.constant_names, plan.constant_slots, strict=True)
+        return tuple(i for i, (name, slot) in enumerate(named) if name in self.step_names and slot in read)
 
     def _start(self, inputs: Tree, wanted: Sequence[bool]) -> _Start:
         """New tensors without data for a run, in a FakeTensorMode."""

@@ -18,7 +18,7 @@ from fastmeta.engine.batch import TaskBatch, Tree, finite_tasks
 from fastmeta.engine.meta_step import MetaGradient, MetaInputs, TaskResults, finite_count, mean_finite
 from fastmeta.engine.objective import Context, Data
 from fastmeta.engine.options import Kind, Options
-from fastmeta.engine.prior import Prior, Proximal
+from fastmeta.engine.prior import Prior
 from fastmeta.internals import pytree
 from fastmeta.optim.adam import Adam
 from fastmeta.optim.base import State, reads_loss
@@ -74,7 +74,7 @@ class OneByOne:
         _check_adjoint(options.adjoint)
         self._module, self._layout, self._options, self._kind = module, program.layout, options, kind
         self.why = why
-        self._proximal = _proximal(options.prior)
+        self._penalty = _penalty(program.layout, options.prior)
         self._trees = TaskBatch(*pytree.tree_map(lambda leaf: None if leaf is None else True, tuple(_fields(batch))))
         self._keys = torch.zeros(batch.tasks, dtype=torch.int64, device=program.layout.device)
         self._output_spec: Any = None
@@ -97,6 +97,7 @@ class OneByOne:
         outer = Outer(
             self._options.outer_loss, self._filled(self._trees.query_x, query.inputs),
             self._filled(self._trees.query_y, query.targets), weights, self._options.bn_statistics,
+            self._options.query_batch_size,
         )  # fmt: skip
         learners = self._run(at, support, outer)
         losses = [cast("Tensor", learner.loss) for learner in learners]
@@ -140,7 +141,7 @@ class OneByOne:
         return Variant(
             start=start, own_start=own, rate=_rate(layout, at.meta) if known else None,
             update=None if known else _by_rows(layout, self._options, at), clip_norm=self._options.inner_clip_norm,
-            proximal=self._proximal, constant_gradients=self._options.adjoint == Unrolled(hessian=False),
+            penalty=self._penalty, constant_gradients=self._options.adjoint == Unrolled(hessian=False),
             first=self._kind.first, states=_named_states(layout, at.state, known=known),
         )  # fmt: skip
 
@@ -179,6 +180,7 @@ class OneByOne:
             support_x=self._filled(self._trees.support_x, support.inputs) if by_support else None,
             # as in a meta-step: what all tasks share must not meet a diverged task's 0 · NaN
             differentiable=finite_tasks(support.inputs, phi).tolist() if torch.is_grad_enabled() else None,
+            inner_step=max(self._kind.first + self._kind.steps - 1, 0),
         )  # fmt: skip
         leaves, self._output_spec = pytree.tree_flatten(stacked(outputs))
         return leaves, _recorded
@@ -285,9 +287,17 @@ def _check_adjoint(adjoint: Adjoint) -> None:
         )
 
 
-def _proximal(prior: Prior | None) -> float:
+def _penalty(layout: Layout, prior: Prior | None) -> Callable[[Any, Any], Tensor] | None:
+    """The prior of one task by names, whatever its gradient says of itself."""
     if prior is None:
-        return 0.0
-    if not isinstance(prior, Proximal):
-        raise ValueError(f'backend="reference" knows the prior Proximal, got {prior}; use backend="torch"')
-    return prior.strength
+        return None
+    value = getattr(prior, "value", None)
+    if value is None:
+        raise ValueError(
+            f'backend="reference" needs a prior that has a method value(phi, start), got {prior}; use backend="torch"'
+        )
+
+    def penalty(phi: Any, start: Any) -> Tensor:
+        return value(*(layout.row(layout.take(named)).unsqueeze(0) for named in (phi, start)))[0]
+
+    return penalty

@@ -14,6 +14,7 @@ from fastmeta.algorithms.base import MetaLearner
 from fastmeta.models import ClusteringAutoencoder
 from fastmeta.tasks import Sinusoid
 
+from .calibration import Calibration
 from .compare import Comparison
 from .evaluate import counted_divergence
 
@@ -144,6 +145,36 @@ def plot_codes(learners: Mapping[str, MetaLearner], images: Tensor, labels: Tens
             axes.set_yticks([])
     panels[0, 0].legend(fontsize="small", loc="best")
     figure.supxlabel("codes on their two principal axes; colours are classes, which the network does not see")
+    figure.savefig(path, dpi=110)
+
+
+def plot_reliability(calibrations: Mapping[str, Calibration], path: Path) -> None:
+    """Draw accuracy over confidence, with the share of predictions in each bin below; one panel a learner.
+
+    Args:
+        calibrations: what `expected_calibration_error` gave, by name.
+        path: the PNG to write.
+
+    Raises:
+        RuntimeError: without Matplotlib (`pip install "fastmeta[train]"`).
+    """
+    figure = new_figure(figsize=(3.6 * len(calibrations) + 0.4, 4.8))
+    panels = figure.subplots(2, len(calibrations), squeeze=False, sharex=True, height_ratios=(3, 1))
+    for column, (name, calibration) in enumerate(calibrations.items()):
+        accuracy, confidence, count = (x.tolist() for x in calibration[1:])
+        bins, seen = len(count), [i for i, n in enumerate(count) if n]
+        middles = [(i + 0.5) / bins for i in range(bins)]
+        above, below = panels[0, column], panels[1, column]
+        above.bar(middles, accuracy, width=1 / bins, color="tab:blue", alpha=0.6, label="accuracy")
+        said, right = ([xs[i] for i in seen] for xs in (confidence, accuracy))
+        above.vlines(said, right, said, color="tab:red", label="gap to confidence")
+        above.plot([0, 1], [0, 1], color="black", linestyle="--", linewidth=1, label="calibrated")
+        above.set_title(f"{name}: error {100 * calibration.error:.1f} %", fontsize="medium")
+        below.bar(middles, [n / sum(count) for n in count], width=1 / bins, color="tab:gray")
+        below.set_xlabel("confidence")
+    panels[0, 0].set_ylabel("accuracy")
+    panels[1, 0].set_ylabel("share")
+    panels[0, 0].legend(fontsize="small", loc="best")
     figure.savefig(path, dpi=110)
 
 
