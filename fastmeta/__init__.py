@@ -1,6 +1,7 @@
 """fastmeta: meta-learning over all tasks at once."""
 
 from fastmeta.algorithms.abml import ABML
+from fastmeta.algorithms.anil import ANIL, BOIL
 from fastmeta.algorithms.base import MetaLearner
 from fastmeta.algorithms.learned_optimizer import LearnedOptimizer
 from fastmeta.algorithms.lstm import LSTMMetaLearner
@@ -17,8 +18,8 @@ from fastmeta.optim.rates import PerLayerPerStep, PerParameter
 from fastmeta.optim.sgd import SGD
 
 __all__ = [
-    "ABML", "FOMAML", "MAML", "SGD", "Adam", "LSTMMetaLearner", "LearnedOptimizer", "Learners", "MAMLPlusPlus",
-    "MetaCurvature", "MetaLearner", "MetaOutput", "MetaSGD", "Online", "PerLayerPerStep", "PerParameter", "Reptile",
-    "SparseMAML",
+    "ABML", "ANIL", "BOIL", "FOMAML", "MAML", "SGD", "Adam", "LSTMMetaLearner", "LearnedOptimizer", "Learners",
+    "MAMLPlusPlus", "MetaCurvature", "MetaLearner", "MetaOutput", "MetaSGD", "Online", "PerLayerPerStep",
+    "PerParameter", "Reptile", "SparseMAML",
 ]  # fmt: skip
 __version__ = "0.1.0"

@@ -80,6 +80,9 @@ SLOW: dict[str, tuple[str, ...]] = {
     "tests/algorithms/test_abml.py::test_golden": _NOT_COMPILED,
     "tests/test_user_code.py::test_data_parallel_processes_equal_one_process_on_all_tasks": (),
     "tests/algorithms/test_algorithms.py::test_compiled": (),
+    "tests/algorithms/test_algorithms.py::test_what_is_compiled_is_traced_exactly": (
+        *("maml-*", "fomaml-*", "reptile-*", "*-sgd-eager"),
+    ),
     "tests/algorithms/test_algorithms.py::test_compiled_convolutional_network_of_strided_images": (),
     "tests/engine/test_batch.py::test_finite_tasks_survives_the_compiler": (),
     "tests/engine/test_cuda_graph.py::test_a_compiled_step_is_replayed": (),

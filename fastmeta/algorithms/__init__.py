@@ -1,6 +1,7 @@
 """What you call: one file an algorithm."""
 
 from .abml import ABML
+from .anil import ANIL, BOIL
 from .base import MetaLearner
 from .learned_optimizer import Carry, LearnedOptimizer
 from .lstm import LSTMMetaLearner
@@ -14,6 +15,6 @@ from .reptile import Reptile
 from .sparse_maml import SparseMAML
 
 __all__ = [
-    "ABML", "FOMAML", "MAML", "Carry", "LSTMMetaLearner", "LearnedOptimizer", "Learners", "MAMLPlusPlus",
-    "MetaCurvature", "MetaLearner", "MetaOutput", "MetaSGD", "Online", "Reptile", "SparseMAML",
+    "ABML", "ANIL", "BOIL", "FOMAML", "MAML", "Carry", "LSTMMetaLearner", "LearnedOptimizer", "Learners",
+    "MAMLPlusPlus", "MetaCurvature", "MetaLearner", "MetaOutput", "MetaSGD", "Online", "Reptile", "SparseMAML",
 ]  # fmt: skip

@@ -51,11 +51,11 @@ class MetaLearner(nn.Module):
 
     An algorithm of your own is a subclass that says how it differs: `adapts` (which parameters the inner loop moves),
     `start` (where it begins), `weights` (at which steps the query loss counts), `episodes` (what it adds to the data),
-    `adjoint` and `prior`. Everything else is inherited. ANIL (Raghu et al. 2020) moves the head alone:
+    `adjoint` and `prior`. Everything else is inherited. One that moves the biases alone:
 
-        >>> class ANIL(fastmeta.MAML):
+        >>> class Biases(fastmeta.MAML):
         ...     def adapts(self, name):
-        ...         return name.startswith("head.")
+        ...         return name.endswith("bias")
 
     Args:
         model: the network θ; its own parameters receive the gradients. Inputs may be a tensor, a tuple (positional

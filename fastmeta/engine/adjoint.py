@@ -55,6 +55,11 @@ class Adjoint(ABC):
     """What the inner loop must leave for it: nothing, the fast weights and gradients of every step, or all of it."""
 
     @property
+    def through_gradients(self) -> bool:
+        """Whether it differentiates inner gradients, so that what they read of ψ and of the data gets cotangents."""
+        return True
+
+    @property
     def kernels(self) -> Literal["exact", "first", "reptile"] | None:
         """Which of the Triton kernels' adjoints it is; None: the torch backend alone runs it."""
         return None
@@ -141,6 +146,11 @@ class Unrolled(Adjoint):
     hessian: bool = True
 
     @property
+    def through_gradients(self) -> bool:
+        """Where it has the Hessian."""
+        return self.hessian
+
+    @property
     def kernels(self) -> Literal["exact"] | None:
         """They have the exact one."""
         return "exact" if self.hessian else None
@@ -159,6 +169,11 @@ class Unrolled(Adjoint):
 class Identity(Adjoint):
     """First-order MAML: ∂φ_k/∂φ_0 is one (Finn et al. 2017, section 5.2). Learned rates get their exact gradient under
     that."""
+
+    @property
+    def through_gradients(self) -> bool:
+        """They are constants."""
+        return False
 
     @property
     def kernels(self) -> Literal["first"]:
@@ -183,6 +198,11 @@ class Identity(Adjoint):
 @dataclass(frozen=True)
 class Displacement(Adjoint):
     """Reptile: θ − φ_K stands for the meta-gradient (Nichol et al. 2018). Asks no query set."""
+
+    @property
+    def through_gradients(self) -> bool:
+        """They are constants."""
+        return False
 
     @property
     def kernels(self) -> Literal["reptile"]:

@@ -11,6 +11,7 @@ from .backends.base import Planned
 from .backends.choose import choose
 from .backends.cuda_graph import REFERENCE, obstacle
 from .backends.one_by_one import OneByOne
+from .meta_step import Engine
 from .options import Options
 from .session import PlanCache
 
@@ -47,13 +48,14 @@ def explain(title: str, program: Program, options: Options, plans: PlanCache) ->
         return "\n".join([*lines, "the plan is made for the shapes of the first batch: call explain() after it"])
     chunk = "" if latest.chunk is None else f", {latest.chunk} task(s) at a time"
     lines += [f"memory: {options.memory}{chunk}", f"proof: {latest.proof or 'off'}"]
+    once = _once(engine, choice.backend)
     lines += [
-        "inner loop:",
-        *_table(engine.loop.objective.plan, latest.runs_by),
+        f"inner loop{_how_many(engine, once)}:",
+        *_table(engine.loop.objective.plan, latest.runs_by, once),
         f"  loss: {_loss(engine.loop.objective.loss, latest.runs_by)}",
     ]
     if engine.outer.loss is not None:
-        lines += ["query pass:", *_table(engine.outer.plan, latest.runs_by)]
+        lines += ["query pass:", *_table(engine.outer.plan, latest.runs_by, set())]
         lines += [f"  loss: {_loss(engine.outer.loss, latest.runs_by)}"]
     return "\n".join(lines)
 
@@ -67,9 +69,24 @@ def _graphs(program: Program, options: Options, plans: PlanCache) -> str:
     return f"none: {why_not}" if why_not else "recorded at the second meta-step on data of a shape"
 
 
-def _table(plan: Plan, own: str) -> list[str]:
+def _once(engine: Engine, backend: str) -> set[tuple[int, ...]]:
+    """The outputs of the ops that run once and not in every inner step."""
+    return set() if engine.stem is None or backend != "torch" else {node.outputs for node in engine.stem.plan.nodes}
+
+
+def _how_many(engine: Engine, once: set[tuple[int, ...]]) -> str:
+    if not once:
+        return ""
+    count = len(engine.loop.objective.plan.nodes)
+    return f", {len(once)} of {count} op(s) computed once, as no fast weight reaches them"
+
+
+def _table(plan: Plan, own: str, once: set[tuple[int, ...]]) -> list[str]:
     width = max((len(node.label) for node in plan.nodes), default=0)
-    return [f"  {node.label:<{width}}  {node.op.name:<14} {_means(node, own)}" for node in plan.nodes]
+    return [
+        f"  {node.label:<{width}}  {node.op.name:<14} {_means(node, own)}" + ", once" * (node.outputs in once)
+        for node in plan.nodes
+    ]
 
 
 def _means(node: Node, own: str) -> str:

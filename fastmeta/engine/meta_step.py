@@ -7,7 +7,7 @@ second-order meta-step.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -18,10 +18,11 @@ from fastmeta.optim.base import Meta, State
 from fastmeta.program.losses import PlannedLoss
 from fastmeta.program.plan import Plan
 
-from .adjoint import Adjoint, Cotangents, Displacement, Identity, Keeps
+from .adjoint import Adjoint, Cotangents, Displacement, Identity, Keeps, Outer
 from .batch import finite_tasks
 from .loop import InnerLoop, Trajectory
 from .objective import Context, Data, Objective, Slopes, among_all
+from .stem import Features, Stem
 
 
 class MetaInputs(NamedTuple):
@@ -264,6 +265,26 @@ class Engine:
         return self.loop.objective.plan.random or self.outer.plan.random
 
     @cached_property
+    def stem(self) -> Stem | None:
+        """What of the inner loop is computed once, as no fast weight reaches it. A step that sees some of the samples
+        alone computes all of it on those: statistics over a batch are not those of the whole support set."""
+        return Stem.of(self.loop.objective) if self.loop.steps and self.loop.batch is None else None
+
+    @cached_property
+    def query_stem(self) -> Stem | None:
+        """And of the query loss, where it counts at several steps, on all samples in each."""
+        return Stem.of(self.outer) if self._several and not self.outer.skip and self.query_batch is None else None
+
+    @cached_property
+    def _inner(self) -> InnerLoop:
+        """The loop behind the stem."""
+        return self.loop if self.stem is None else replace(self.loop, objective=self.stem.rest)
+
+    def _features(self, support: Data, context: Context, *, keep: bool) -> Features:
+        """What that loop reads; `keep`: with what the adjoint needs of the stem."""
+        return Features.of(self.stem, support, context, keep=keep and self.adjoint.through_gradients)
+
+    @cached_property
     def steps_asked(self) -> tuple[int, ...]:
         """The steps k whose query loss counts."""
         return (self.loop.steps,) if self.asked is None else self.asked
@@ -298,10 +319,15 @@ class Engine:
 
     def adapt(self, at: MetaInputs, support: Data, context: Context, *, keep: bool) -> tuple[Tensor, Trajectory]:
         """φ_0 → φ_K [T, P]. At the first step all tasks read one φ_0 through stride 0."""
-        start = self.row(at).expand(context.keys.shape[0], -1)
-        kept = self.keeps if keep else "nothing"
-        run = self.loop.run(start, at.state, support, context, at.meta, keep=kept, wanted=keep and self.meta_wanted)
+        run = self._run(at, self._features(support, context, keep=False), keep=keep)
         return run.last, run
+
+    def _run(self, at: MetaInputs, given: Features, *, keep: bool) -> Trajectory:
+        start = self.row(at).expand(given.context.keys.shape[0], -1)
+        kept = self.keeps if keep else "nothing"
+        return self._inner.run(
+            start, at.state, given.data, given.context, at.meta, keep=kept, wanted=keep and self.meta_wanted
+        )
 
     def pull(
         self, run: Trajectory, at: MetaInputs, support: Data, context: Context, lam: Tensor, sigma: State
@@ -313,9 +339,20 @@ class Engine:
 
         # Reptile's learners pass on what comes, as first-order MAML's do
         adjoint = Identity() if isinstance(self.adjoint, Displacement) else self.adjoint
-        return adjoint.pull(
-            self.loop, run, support, context, at.meta, outer, sigma=sigma or None, wanted=self.meta_wanted
+        if self.keeps == "trajectory" or adjoint.through_gradients:
+            given = self._features(support, context, keep=True)
+        else:  # no gradient is computed again
+            given = Features(None, support, context, [])
+        return self._pull(adjoint, run, given, at, outer, sigma=sigma or None)
+
+    def _pull(
+        self, adjoint: Adjoint, run: Trajectory, given: Features, at: MetaInputs, outer: Outer,
+        *, sigma: State | None = None,
+    ) -> Cotangents:  # fmt: skip
+        found = adjoint.pull(
+            self._inner, run, given.data, given.context, at.meta, outer, sigma=sigma, wanted=self.meta_wanted
         )
+        return given.pulled(found, "support")
 
     def behind_support(self, support: Data, query: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Query inputs, behind the support set where batch norm takes its statistics from that."""
@@ -343,16 +380,18 @@ class Engine:
         return self._query(Data(inputs, ()), context, None, whole=True).cotangents(slopes, self.loop.steps)
 
     def _query(self, data: Data, context: Context, weights: Tensor | None, *, whole: bool) -> QueryPass:
+        outer = self.outer if self.query_stem is None else self.query_stem.rest
         return QueryPass(
-            self.outer, data, context, self.steps_asked, weights, steps=self.loop.steps, whole=whole,
-            batch=self.query_batch,
-        )  # fmt: skip
+            outer, data, context, self.steps_asked, weights, steps=self.loop.steps, whole=whole, batch=self.query_batch
+        )
 
     def meta_step(self, at: MetaInputs, support: Data, query: Data, context: Context, *, keep: bool) -> TaskResults:
         """Losses and outputs on the query set and, where `keep` says so, each task's share of the meta-gradient."""
-        _, run = self.adapt(at, support, context, keep=keep or self._several)
+        given = self._features(support, context, keep=keep)
+        run = self._run(at, given, keep=keep or self._several)
         data = Data(self.behind_support(support, query.inputs), query.targets)
-        outer = self._query(data, context, at.weights, whole=self.whole)
+        seen = Features.of(self.query_stem, data, context, keep=keep)
+        outer = self._query(seen.data, seen.context, at.weights, whole=self.whole)
         if not keep or isinstance(self.adjoint, Displacement):
             for k, phi in ((k, run.phis[k]) for k in self.steps_asked if k < self.loop.steps):
                 outer.value(k, phi)
@@ -360,7 +399,7 @@ class Engine:
         ends = (run.last, *run.state) if self.ends else ()
         if not keep:
             return TaskResults(outer.losses, outer.outputs, finite_tasks(support.inputs, outer.losses), None, ends)
-        found = self.adjoint.pull(self.loop, run, support, context, at.meta, outer, wanted=self.meta_wanted)
+        found = seen.pulled(self._pull(self.adjoint, run, given, at, outer), "query")
         losses = outer.losses
         found = found._replace(state=found.state if at.state is not None else ())
         finite = finite_tasks(support.inputs, losses, found.start, *found.meta)

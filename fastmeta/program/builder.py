@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -18,7 +17,7 @@ from fastmeta.ops.shape import Reshape
 
 from .fuse import group
 from .lowering import RULES, NotKnown, Rule, Slot
-from .plan import LossPlan, Node, Plan
+from .plan import LossPlan, Node, Plan, with_last_use
 from .trace import Call, Trace, Untraceable, Value, needed
 
 
@@ -194,7 +193,7 @@ class Builder:
         nodes = group(self.nodes, {s.index for s in outputs})
         pinned = {s.index for s in (*outputs, *given.params, *given.shared, *given.constants)} | set(self.stored)
         return Plan(
-            nodes=_with_last_use(nodes, pinned),
+            nodes=with_last_use(nodes, pinned),
             slots=self.count,
             input_slots=[s.index for s in given.inputs],
             keys_slot=self._keys.index,
@@ -262,17 +261,6 @@ def loss_plan(trace: Trace, whole: Builder) -> LossPlan:
 def loss_output(trace: Trace) -> Value:
     """Some value of a trace's outputs."""
     return next(v for v in trace.outputs if v is not None)
-
-
-def _with_last_use(nodes: list[Node], pinned: set[int]) -> list[Node]:
-    """Marks after which node each intermediate value may be released."""
-    kept: set[int] = set(pinned)  # what the module's caller or a later node reads
-    marked: list[Node] = []
-    for node in reversed(nodes):
-        last = tuple({*node.inputs, *node.outputs} - kept)
-        kept.update(last)
-        marked.append(replace(node, last_use=last))
-    return marked[::-1]
 
 
 def _check_arguments(rule: Rule, *args: Any, **kwargs: Any) -> None:

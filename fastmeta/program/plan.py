@@ -7,7 +7,7 @@ output. A value that is used twice simply receives two cotangents, so branches (
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -116,7 +116,9 @@ class Plan:
     @cached_property
     def only_fast(self) -> bool:
         """Whether nothing but fast weights gets a gradient, so that both kinds of sweeps are the same."""
-        return all(node.needs == node.moves for node in self.nodes) and not self.shared_slots
+        return all(node.needs == node.moves for node in self.nodes) and not (
+            self.shared_slots or any(self.input_wanted)
+        )
 
     @cached_property
     def _common(self) -> list[bool]:
@@ -275,6 +277,17 @@ class Plan:
 
 def _for_tasks(values: Sequence[Tensor], tasks: int) -> tuple[Tensor, ...]:
     return tuple(y.expand(tasks, *y.shape[1:]) for y in values)
+
+
+def with_last_use(nodes: Sequence[Node], pinned: set[int]) -> list[Node]:
+    """Marks after which node each intermediate value may be released."""
+    kept: set[int] = set(pinned)  # what the module's caller or a later node reads
+    marked: list[Node] = []
+    for node in reversed(nodes):
+        last = tuple({*node.inputs, *node.outputs} - kept)
+        kept.update(last)
+        marked.append(replace(node, last_use=last))
+    return marked[::-1]
 
 
 def seeded_in_python(*plans: Plan) -> list[str]:

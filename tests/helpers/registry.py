@@ -39,6 +39,8 @@ ALGORITHMS = {
     "maml": Algorithm(fastmeta.MAML),
     "fomaml": Algorithm(fastmeta.FOMAML),
     "reptile": Algorithm(fastmeta.Reptile, derivative=False),
+    "anil": Algorithm(fastmeta.ANIL, kernels=False),
+    "boil": Algorithm(fastmeta.BOIL, kernels=False),
 }
 RULES = {
     "sgd": Rule(lambda: fastmeta.SGD(lr=0.3)),

@@ -45,7 +45,7 @@ def test_curves_of_errors(folder, capsys):
     assert (folder / "runs/compare-sinusoid/contest.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_accuracies_on_characters_that_nobody_trained_on(folder, data, capsys):
+def test_accuracies_on_characters_that_nobody_trained_on(data, capsys):
     command = ["compare", "omniglot", *data, *SMALL, *SHORT, "--algorithms", "maml", "reptile", "--shots", "1", "2"]
     assert main(command) == 0
     out = capsys.readouterr().out
