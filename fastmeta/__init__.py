@@ -1,15 +1,18 @@
 """fastmeta: meta-learning over all tasks at once."""
 
 from fastmeta.algorithms.base import MetaLearner
+from fastmeta.algorithms.features import FeatureLearner, TaskClassifiers
 from fastmeta.algorithms.maml import FOMAML, MAML
 from fastmeta.algorithms.outputs import Learners, MetaOutput
+from fastmeta.algorithms.protonet import ProtoNet
 from fastmeta.algorithms.reptile import Reptile
+from fastmeta.algorithms.ridge import R2D2, MetaOptNetRR
 from fastmeta.optim.adam import Adam
 from fastmeta.optim.rates import PerLayerPerStep, PerParameter
 from fastmeta.optim.sgd import SGD
 
 __all__ = [
-    "FOMAML", "MAML", "SGD", "Adam", "Learners", "MetaLearner", "MetaOutput", "PerLayerPerStep", "PerParameter",
-    "Reptile",
+    "FOMAML", "MAML", "R2D2", "SGD", "Adam", "FeatureLearner", "Learners", "MetaLearner", "MetaOptNetRR", "MetaOutput",
+    "PerLayerPerStep", "PerParameter", "ProtoNet", "Reptile", "TaskClassifiers",
 ]  # fmt: skip
 __version__ = "0.1.0"

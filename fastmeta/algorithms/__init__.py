@@ -1,8 +1,14 @@
 """What you call: one file an algorithm."""
 
 from .base import MetaLearner
+from .features import FeatureLearner, TaskClassifiers
 from .maml import FOMAML, MAML
 from .outputs import Learners, MetaOutput
+from .protonet import ProtoNet
 from .reptile import Reptile
+from .ridge import R2D2, MetaOptNetRR
 
-__all__ = ["FOMAML", "MAML", "Learners", "MetaLearner", "MetaOutput", "Reptile"]
+__all__ = [
+    "FOMAML", "MAML", "R2D2", "FeatureLearner", "Learners", "MetaLearner", "MetaOptNetRR", "MetaOutput", "ProtoNet",
+    "Reptile", "TaskClassifiers",
+]  # fmt: skip
