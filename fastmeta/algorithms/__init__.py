@@ -4,11 +4,12 @@ from .base import MetaLearner
 from .features import FeatureLearner, TaskClassifiers
 from .maml import FOMAML, MAML
 from .outputs import Learners, MetaOutput
+from .proto_maml import ProtoMAML
 from .protonet import ProtoNet
 from .reptile import Reptile
 from .ridge import R2D2, MetaOptNetRR
 
 __all__ = [
-    "FOMAML", "MAML", "R2D2", "FeatureLearner", "Learners", "MetaLearner", "MetaOptNetRR", "MetaOutput", "ProtoNet",
+    "FOMAML", "MAML", "R2D2", "FeatureLearner", "Learners", "MetaLearner", "MetaOptNetRR", "MetaOutput", "ProtoMAML", "ProtoNet",
     "Reptile", "TaskClassifiers",
 ]  # fmt: skip

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
 from typing import Any, Literal, TypedDict
 
 import torch
@@ -12,14 +11,13 @@ from torch import Tensor, nn
 from fastmeta.engine.batch import TaskBatch, Tree, finite_tasks
 from fastmeta.engine.boundary import outside_of_compile
 from fastmeta.engine.checks import check_batch, check_query
+from fastmeta.engine.episode import Episode, Head, no_loss
+from fastmeta.engine.labels import Members, check_query_labels
 from fastmeta.engine.options import Loss, Options
 from fastmeta.engine.session import Call, Session
-from fastmeta.internals import pytree
 from fastmeta.optim.base import State
-from fastmeta.program.tree import call_with
 
 from .base import MetaLearner
-from .labels import Members, check_query_labels
 
 _WITHOUT = (
     "inner_loss", "inner_optimizer", "inner_steps", "inner_batch_size", "inner_clip_norm", "bn_statistics"
@@ -37,38 +35,6 @@ class FeatureArguments(TypedDict, total=False):
     task_chunk: int | None
     precision: Literal["float32", "tf32", "bfloat16"]
     proof: Literal["first", "off"]
-
-
-class Head(nn.Module, ABC):
-    """A classifier of one task in closed form; its parameters, if it has any, are learned with the encoder."""
-
-    @abstractmethod
-    def forward(self, support: Tensor, members: Tensor, query: Tensor) -> Tensor:
-        """Features [N, D] of the support set, which class each is of [N, C], features [M, D] → logits [M, C]."""
-        ...
-
-
-class _Episode(nn.Module):
-    """Encoder and head as one module on a whole task, so that a meta-step of the engine without inner steps is a step
-    of training. All tasks share its weights."""
-
-    def __init__(self, encoder: nn.Module, head: Head, *, joint: bool) -> None:
-        super().__init__()
-        self.encoder, self.head, self.joint = encoder, head, joint
-
-    def _features(self, x: Tree) -> Tensor:
-        args, named = call_with(x)
-        return self.encoder(*args, **named).flatten(1)
-
-    def forward(self, support_x: Tree, query_x: Tree, members: Tensor, absent: Tensor) -> Tensor:
-        """One task's samples [N, ...] and [M, ...], members [N, C], what its classes' logits lose [C] → [M, C]."""
-        if self.joint:
-            both = pytree.tree_map(lambda a, b: torch.cat([a, b]), support_x, query_x)
-            features = self._features(both)
-            support, query = features[: members.shape[0]], features[members.shape[0] :]
-        else:
-            support, query = self._features(support_x), self._features(query_x)
-        return self.head(support, members, query) + absent
 
 
 class FeatureLearner(MetaLearner):
@@ -108,8 +74,8 @@ class FeatureLearner(MetaLearner):
             raise TypeError(f"joint must be True or False, got {joint!r}")
         self.ways = ways
         if isinstance(encoder, nn.Module):
-            self._episode = (_Episode(encoder, head, joint=joint),)  # a tuple: the encoder is registered as `module`
-        super().__init__(encoder, inner_loss=_none, outer_loss=outer_loss, inner_steps=0, **options)
+            self._episode = (Episode(encoder, head, joint=joint),)  # a tuple: the encoder is registered as `module`
+        super().__init__(encoder, inner_loss=no_loss, outer_loss=outer_loss, inner_steps=0, **options)
 
     @property
     def network(self) -> nn.Module:
@@ -141,7 +107,7 @@ class FeatureLearner(MetaLearner):
         self._check_steps(steps)
         batch = self.episodes(batch)
         check_batch(
-            batch, module=self.module, inner_loss=_none, outer_loss=self.outer_loss, inner_batch_size=None,
+            batch, module=self.module, inner_loss=no_loss, outer_loss=self.outer_loss, inner_batch_size=None,
             query_required=True,
         )  # fmt: skip
         members = Members.of(batch.support_x, batch.support_y, self.ways, self._dtype)
@@ -169,7 +135,7 @@ class FeatureLearner(MetaLearner):
         self._check_steps(steps)
         batch = self.episodes(TaskBatch(support_x, support_y))
         check_batch(
-            batch, module=self.module, inner_loss=_none, outer_loss=None, inner_batch_size=None, query_required=False
+            batch, module=self.module, inner_loss=no_loss, outer_loss=None, inner_batch_size=None, query_required=False
         )
         members = Members.of(batch.support_x, batch.support_y, self.ways, self._dtype)
         classifiers = TaskClassifiers(self, batch.support_x, members)
@@ -201,15 +167,23 @@ class TaskClassifiers:
         learner = self._learner
         check_query(query_x, tasks=self.finite.shape[0], module=learner.module)
         session = learner._open(TaskBatch(self._support_x, None, query_x), self._members)
-        start = session.at.start
-        assert not isinstance(start, Tensor), "all tasks start at the network's parameters"
-        row = session.layout.row(start)
-        return session.outputs(row.expand(self.finite.shape[0], -1), session.batch.support_x)
+        return shared_outputs(session, session.batch.support_x)
 
     def __repr__(self) -> str:
         return f"TaskClassifiers({self.finite.shape[0]} tasks, {self._members.values.shape[2]} classes)"
 
 
-def _none(outputs: Tensor, targets: None) -> Tensor:  # noqa: ARG001  as losses are called
-    """The loss of an inner loop that has no steps."""
-    return outputs.mean()
+def shared_outputs(session: Session, x: Tree) -> Any:
+    """The module's outputs [T, N, ...] on inputs `x`, at the parameters that all tasks share and nothing has moved.
+
+    Differentiable in them; tasks whose inputs or outputs hold a NaN or infinity have no share in the gradient.
+    """
+    start = session.at.start
+    assert not isinstance(start, Tensor), "the session starts at the module's parameters"
+    tasks = session.batch.tasks
+    phi = session.layout.row(start).expand(tasks, -1)  # stride 0, by which layers see that it is one for all
+    outputs = session.outputs(phi, x)
+    if phi.requires_grad:
+        finite = finite_tasks(x, outputs).unsqueeze(1)
+        phi.register_hook(lambda d: torch.where(finite, d, 0.0))
+    return outputs

@@ -7,7 +7,9 @@ from typing import Literal, Unpack, get_args
 import torch
 from torch import Tensor, nn
 
-from .features import FeatureArguments, FeatureLearner, Head
+from fastmeta.engine.episode import Head
+
+from .features import FeatureArguments, FeatureLearner
 
 Distance = Literal["squared", "euclidean", "cosine"]
 

@@ -8,7 +8,9 @@ from typing import Any, Unpack
 import torch
 from torch import Tensor, nn
 
-from .features import FeatureArguments, FeatureLearner, Head
+from fastmeta.engine.episode import Head
+
+from .features import FeatureArguments, FeatureLearner
 
 
 class R2D2(FeatureLearner):

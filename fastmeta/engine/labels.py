@@ -7,10 +7,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fastmeta.engine.batch import Tree
 from fastmeta.internals import pytree
 from fastmeta.program.messages import dtype_of, shape_of
 from fastmeta.program.targets import check_labels
+
+from .batch import Tree
 
 IGNORED = -100
 """The label of samples that count for nothing, as `F.cross_entropy` has it."""
