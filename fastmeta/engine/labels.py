@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -41,25 +42,40 @@ class Members(NamedTuple):
         Raises:
             TypeError, ValueError: they are no labels of these samples, or lie outside of 0 … ways − 1.
         """
-        if not isinstance(labels, Tensor):
-            raise TypeError(f"support_y must be labels int64 [T, N], got {type(labels).__name__}")
-        first = next(x for x in pytree.tree_leaves(support_x) if isinstance(x, Tensor))
-        if labels.dtype != torch.int64 or labels.dim() != 2:
-            raise ValueError(
-                f"support_y must be labels int64 [T, N], got {dtype_of(labels)} of shape {shape_of(labels)}; convert "
-                "them with .long()"
-            )
-        if labels.shape != first.shape[:2]:
-            raise ValueError(
-                f"support_y must hold a label for each support sample, {list(first.shape[:2])}, got {shape_of(labels)}"
-            )
+        check_shape_of_labels("support_y", support_x, labels)
         classes = int(labels.max()) + 1 if ways is None else ways
         if classes < 1:
             raise ValueError("support_y must name the class of some sample, got ignored labels (-100) alone")
-        check_labels("support_y", labels, classes, ignore_index=IGNORED)
+        check_class_labels("support_y", support_x, labels, classes)
         values = (labels.unsqueeze(2) == torch.arange(classes, device=labels.device)).to(dtype)
         absent = (values.sum(1) == 0).to(dtype) * never(dtype)
         return cls(values, absent)
+
+
+def check_shape_of_labels(name: str, x: Tree, labels: Any) -> None:
+    """Raises TypeError or ValueError unless labels are int64 [T, N] beside samples [T, N, ...]."""
+    if not isinstance(labels, Tensor):
+        raise TypeError(f"{name} must be labels int64 [T, N], got {type(labels).__name__}")
+    first = next(leaf for leaf in pytree.tree_leaves(x) if isinstance(leaf, Tensor))
+    if labels.dtype != torch.int64 or labels.dim() != 2:
+        raise ValueError(
+            f"{name} must be labels int64 [T, N], got {dtype_of(labels)} of shape {shape_of(labels)}; convert them "
+            "with .long()"
+        )
+    if labels.shape != first.shape[:2]:
+        raise ValueError(f"{name} must hold a label for each sample, {list(first.shape[:2])}, got {shape_of(labels)}")
+
+
+def check_class_labels(name: str, x: Tree, labels: Any, classes: int, *, besides: Sequence[int] = ()) -> None:
+    """Labels of samples lie in 0 … classes − 1, or are ignored, or one of `besides`. On a GPU that is looked at there.
+
+    Raises:
+        TypeError, ValueError: they are of another kind or shape, or out of range.
+    """
+    check_shape_of_labels(name, x, labels)
+    for other in besides:
+        labels = torch.where(labels == other, IGNORED, labels)
+    check_labels(name, labels, classes, ignore_index=IGNORED)
 
 
 def check_query_labels(labels: Any, members: Members) -> None:
