@@ -3,23 +3,29 @@
 from fastmeta.algorithms.abml import ABML
 from fastmeta.algorithms.anil import ANIL, BOIL
 from fastmeta.algorithms.base import MetaLearner
+from fastmeta.algorithms.features import FeatureLearner, TaskClassifiers
 from fastmeta.algorithms.learned_optimizer import LearnedOptimizer
 from fastmeta.algorithms.lstm import LSTMMetaLearner
 from fastmeta.algorithms.maml import FOMAML, MAML
 from fastmeta.algorithms.maml_plus_plus import MAMLPlusPlus
 from fastmeta.algorithms.meta_curvature import MetaCurvature
 from fastmeta.algorithms.meta_sgd import MetaSGD
+from fastmeta.algorithms.metagan import MetaGAN, MetaGANOutput
 from fastmeta.algorithms.online import Online
 from fastmeta.algorithms.outputs import Learners, MetaOutput
+from fastmeta.algorithms.proto_maml import ProtoMAML
+from fastmeta.algorithms.protonet import ProtoNet
 from fastmeta.algorithms.reptile import Reptile
+from fastmeta.algorithms.ridge import R2D2, MetaOptNetRR
 from fastmeta.algorithms.sparse_maml import SparseMAML
 from fastmeta.optim.adam import Adam
 from fastmeta.optim.rates import PerLayerPerStep, PerParameter
 from fastmeta.optim.sgd import SGD
 
 __all__ = [
-    "ABML", "ANIL", "BOIL", "FOMAML", "MAML", "SGD", "Adam", "LSTMMetaLearner", "LearnedOptimizer", "Learners",
-    "MAMLPlusPlus", "MetaCurvature", "MetaLearner", "MetaOutput", "MetaSGD", "Online", "PerLayerPerStep",
-    "PerParameter", "Reptile", "SparseMAML",
+    "ABML", "ANIL", "BOIL", "FOMAML", "MAML", "R2D2", "SGD", "Adam", "FeatureLearner", "LSTMMetaLearner",
+    "LearnedOptimizer", "Learners", "MAMLPlusPlus", "MetaCurvature", "MetaGAN", "MetaGANOutput", "MetaLearner",
+    "MetaOptNetRR", "MetaOutput", "MetaSGD", "Online", "PerLayerPerStep", "PerParameter", "ProtoMAML", "ProtoNet",
+    "Reptile", "SparseMAML", "TaskClassifiers",
 ]  # fmt: skip
 __version__ = "0.1.0"

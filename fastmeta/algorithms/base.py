@@ -197,9 +197,14 @@ class MetaLearner(nn.Module):
         """What the inner rule learns becomes a submodule, its parameters made for this network."""
         learned = options.inner_optimizer.learned
         if isinstance(learned, MadeForRows):
-            program = self._plans.program(self.module, options, adapts=self._moves)
+            program = self._plans.program(self.network, options, adapts=self._moves)
             learned.build(program.layout, options.inner_steps)
         self.learned = learned
+
+    @property
+    def network(self) -> nn.Module:
+        """What the engine runs: the module, or what an algorithm puts around it."""
+        return self.module
 
     # What an algorithm may say of its own. ----------------------------------------------------------------------------
 
@@ -254,7 +259,7 @@ class MetaLearner(nn.Module):
             query_x, query_y = support_x, support_y
         batch = TaskBatch(support_x, support_y, query_x, query_y)
         if query_x is None:
-            check_batch_of(batch, self.module, self.options, query_required=True)  # raises
+            check_batch_of(batch, self.network, self.options, query_required=True)  # raises
         session = self.session(batch)
         loss, losses, step = session.differentiable_step()
         finite = step.tasks.finite
@@ -303,11 +308,11 @@ class MetaLearner(nn.Module):
             batch = self.episodes(batch)
         weights = None if mine.weights is MetaLearner.weights or batch.query_x is None else self.weights(steps)
         start = None if mine.start is MetaLearner.start else self.start
-        return self._plans.open(self.module, options, batch, Call(steps, self._moves, start, weights, going_on))
+        return self._plans.open(self.network, options, batch, Call(steps, self._moves, start, weights, going_on))
 
     def explain(self) -> str:
         """How the model runs and why: the backend, then op by op what has its own sweeps and what is opaque."""
-        program = self._plans.program(self.module, self.options, adapts=self._moves)
+        program = self._plans.program(self.network, self.options, adapts=self._moves)
         return explain(type(self).__name__, program, self.options, self._plans)
 
     # ----------------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from .few_shot import sinusoid_mlp as sinusoid_mlp
 from .forecast import ForecastLSTM as ForecastLSTM
 from .forecast import forecast_mlp as forecast_mlp
 from .gaussian import Gaussian as Gaussian
+from .generator import ImageGenerator as ImageGenerator
 from .per_step_norm import PerStepBatchNorm as PerStepBatchNorm
 from .per_step_norm import per_step_batch_norm as per_step_batch_norm
 from .registry import MODELS as MODELS
