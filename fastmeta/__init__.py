@@ -1,6 +1,7 @@
 """fastmeta: meta-learning over all tasks at once."""
 
 from fastmeta.algorithms.base import MetaLearner
+from fastmeta.algorithms.cavia import CAVIA
 from fastmeta.algorithms.maml import FOMAML, MAML
 from fastmeta.algorithms.outputs import Learners, MetaOutput
 from fastmeta.algorithms.reptile import Reptile
@@ -9,7 +10,7 @@ from fastmeta.optim.rates import PerLayerPerStep, PerParameter
 from fastmeta.optim.sgd import SGD
 
 __all__ = [
-    "FOMAML", "MAML", "SGD", "Adam", "Learners", "MetaLearner", "MetaOutput", "PerLayerPerStep", "PerParameter",
+    "CAVIA", "FOMAML", "MAML", "SGD", "Adam", "Learners", "MetaLearner", "MetaOutput", "PerLayerPerStep", "PerParameter",
     "Reptile",
 ]  # fmt: skip
 __version__ = "0.1.0"

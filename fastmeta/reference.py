@@ -267,6 +267,8 @@ class _Descent:
     ) -> tuple[dict[int, dict[str, Tensor]], Any]:
         straight, exact = self.first_order or not self.differentiable, self.exact
         phi = {name: p.detach() for name, p in start.items()} if straight else start
+        if exact:  # a start that nothing is learned of, such as zeros, is moved along gradients all the same
+            phi = {name: p if p.requires_grad else p.detach().requires_grad_() for name, p in phi.items()}
         learned: dict[str, Tensor] = {}  # zeros with the graph of what first-order updates learn
         found = {0: self.linked(start, phi, learned) if straight else phi} if 0 in asked else {}
         for i in range(self.steps):

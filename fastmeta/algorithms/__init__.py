@@ -1,8 +1,9 @@
 """What you call: one file an algorithm."""
 
 from .base import MetaLearner
+from .cavia import CAVIA
 from .maml import FOMAML, MAML
 from .outputs import Learners, MetaOutput
 from .reptile import Reptile
 
-__all__ = ["FOMAML", "MAML", "Learners", "MetaLearner", "MetaOutput", "Reptile"]
+__all__ = ["CAVIA", "FOMAML", "MAML", "Learners", "MetaLearner", "MetaOutput", "Reptile"]

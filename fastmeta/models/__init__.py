@@ -6,8 +6,12 @@ from .autoencoder import ClusteringAutoencoder as ClusteringAutoencoder
 from .clustering_loss import ClusteringLoss as ClusteringLoss
 from .few_shot import conv4 as conv4
 from .few_shot import sinusoid_mlp as sinusoid_mlp
+from .film import ContextMLP as ContextMLP
+from .film import FiLM as FiLM
+from .film import FilmConv4 as FilmConv4
 from .forecast import ForecastLSTM as ForecastLSTM
 from .forecast import forecast_mlp as forecast_mlp
+from .modulated_siren import ModulatedSiren as ModulatedSiren
 from .registry import MODELS as MODELS
 from .registry import build_model as build_model
 from .registry import head_of as head_of
