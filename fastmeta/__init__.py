@@ -2,6 +2,7 @@
 
 from fastmeta.algorithms.base import MetaLearner
 from fastmeta.algorithms.cavia import CAVIA
+from fastmeta.algorithms.imaml import IMAML
 from fastmeta.algorithms.maml import FOMAML, MAML
 from fastmeta.algorithms.outputs import Learners, MetaOutput
 from fastmeta.algorithms.reptile import Reptile
@@ -10,7 +11,7 @@ from fastmeta.optim.rates import PerLayerPerStep, PerParameter
 from fastmeta.optim.sgd import SGD
 
 __all__ = [
-    "CAVIA", "FOMAML", "MAML", "SGD", "Adam", "Learners", "MetaLearner", "MetaOutput", "PerLayerPerStep", "PerParameter",
+    "CAVIA", "FOMAML", "IMAML", "MAML", "SGD", "Adam", "Learners", "MetaLearner", "MetaOutput", "PerLayerPerStep", "PerParameter",
     "Reptile",
 ]  # fmt: skip
 __version__ = "0.1.0"

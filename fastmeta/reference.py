@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from fastmeta.implicit import Solver
 from fastmeta.internals import pytree
 from fastmeta.stateless import Stateless, stacked
 
@@ -83,6 +84,8 @@ class Variant:
             None at first.
         clip_norm: largest norm of a task's gradient, as `torch.nn.utils.clip_grad_norm_` has it.
         proximal: c of c/2 ‖φ − φ_0‖², added to the support loss.
+        implicit: (c, n): φ_K is differentiated as the minimum of support loss and c/2 ‖φ − φ_0‖², by n conjugate
+            gradient steps (Rajeswaran et al. 2019), not through the loop.
         constant_gradients: differentiate through the update, but not through inner gradients.
         first: steps that the loop went already, which count for `rate`, Adam and inner batches.
         states: the optimiser's after them, one a task.
@@ -94,6 +97,7 @@ class Variant:
     update: Update | None = None
     clip_norm: float | None = None
     proximal: float = 0.0
+    implicit: tuple[float, int] | None = None
     constant_gradients: bool = False
     first: int = 0
     states: Sequence[Any] | None = None
@@ -123,6 +127,7 @@ class Learner(NamedTuple):
     state: Any  # of the optimiser
     loss: Tensor | None  # weighted query losses; None where no query set came
     outputs: Tree  # on the query set
+    solver: Solver | None = None  # of an implicit derivative
 
 
 def run_tasks(
@@ -143,7 +148,8 @@ def run_tasks(
     )  # fmt: skip
     wanted = [] if outer is None else [k for k, w in enumerate(outer.weights) if w or k == steps]
     learners = []
-    with torch.inference_mode(False), torch.set_grad_enabled(differentiable), call.running(twice=descend.exact):
+    twice = descend.exact or variant.implicit is not None
+    with torch.inference_mode(False), torch.set_grad_enabled(differentiable), call.running(twice=twice):
         support_x, support_y = _for_autograd(support_x), _for_autograd(support_y)
         if outer is not None:
             outer = replace(outer, query_x=_for_autograd(outer.query_x), query_y=_for_autograd(outer.query_y))
@@ -152,11 +158,11 @@ def run_tasks(
             state = None if variant.states is None else variant.states[t]
             x = _select(support_x, t)
             with torch.enable_grad():
-                phis, state = descend(start, state, x, _select(support_y, t), {*wanted, steps})
+                phis, state, solver = descend(start, state, x, _select(support_y, t), {*wanted, steps})
             loss, outputs = None, None
             if outer is not None:
                 loss, outputs = _query(call, phis, wanted, outer, x, t)
-            learners.append(Learner(start, phis[steps], state, loss, outputs))
+            learners.append(Learner(start, phis[steps], state, loss, outputs, solver))
     return learners
 
 
@@ -260,12 +266,14 @@ class _Descent:
     @property
     def exact(self) -> bool:
         """Whether inner gradients are differentiated again."""
-        return self.differentiable and not self.first_order and not self.variant.constant_gradients
+        plain = not self.first_order and not self.variant.constant_gradients and self.variant.implicit is None
+        return self.differentiable and plain
 
     def __call__(
         self, start: dict[str, Tensor], state: Any, x: Tree, y: Tree, asked: set[int]
-    ) -> tuple[dict[int, dict[str, Tensor]], Any]:
-        straight, exact = self.first_order or not self.differentiable, self.exact
+    ) -> tuple[dict[int, dict[str, Tensor]], Any, Solver | None]:
+        implicit = self.variant.implicit is not None and self.differentiable and self.steps > 0
+        straight, exact = self.first_order or implicit or not self.differentiable, self.exact
         phi = {name: p.detach() for name, p in start.items()} if straight else start
         if exact:  # a start that nothing is learned of, such as zeros, is moved along gradients all the same
             phi = {name: p if p.requires_grad else p.detach().requires_grad_() for name, p in phi.items()}
@@ -281,7 +289,20 @@ class _Descent:
                 phi = {name: p.detach() for name, p in phi.items()}
             if i + 1 in asked:
                 found[i + 1] = self.linked(start, phi, learned) if straight else phi
-        return found, state
+        if not implicit:
+            return found, state, None
+        solver = self.solver(start, phi, x, y)
+        return found | {self.steps: solver.linked()}, state, solver
+
+    def solver(self, start: Named, phi: Named, x: Tree, y: Tree) -> Solver:
+        """Of φ_K as the minimum of its objective."""
+        assert self.variant.implicit is not None, "asked for where there is one"
+        strength, steps = self.variant.implicit
+        here = {name: p.detach().requires_grad_() for name, p in phi.items()}
+        with self.call.under(here):
+            loss = _scalar("inner_loss", self.loss(self.call(x), y))
+            gradients = torch.autograd.grad(loss, list(here.values()), create_graph=True, materialize_grads=True)
+        return Solver(here, gradients, start, strength=strength, steps=steps)
 
     def linked(self, start: Named, phi: dict[str, Tensor], learned: Named) -> dict[str, Tensor]:
         """First-order fast weights, of which φ_0 has the identity as derivative."""

@@ -61,14 +61,16 @@ class TaskResults(NamedTuple):
     outputs: list[Tensor]  # [T, M, ...]
     finite: Tensor  # [T] bool
     cotangents: Cotangents | None  # each task's share of the meta-gradient, where it was asked for
+    notes: tuple[Tensor, ...] = ()  # [T] each: what the adjoint says of its own accuracy
 
     @classmethod
     def joined(cls, slices: Sequence[TaskResults]) -> TaskResults:
         """Of slices of the tasks, in new tensors."""
-        losses, outputs, finite, cotangents = zip(*slices, strict=True)
+        losses, outputs, finite, cotangents, notes = zip(*slices, strict=True)
         joined = [torch.cat(ys) for ys in zip(*outputs, strict=True)]
         found = None if cotangents[0] is None else over_tasks(torch.cat, cotangents)
-        return cls(torch.cat(losses), joined, torch.cat(finite), found)
+        noted = tuple(torch.cat(xs) for xs in zip(*notes, strict=True))
+        return cls(torch.cat(losses), joined, torch.cat(finite), found, noted)
 
 
 class MetaGradient(NamedTuple):
@@ -288,9 +290,10 @@ class Engine:
 
         # Reptile's learners pass on what comes, as first-order MAML's do
         adjoint = Identity() if isinstance(self.adjoint, Displacement) else self.adjoint
-        return adjoint.pull(
+        found = adjoint.pull(
             self.loop, run, support, context, at.meta, outer, sigma=sigma or None, wanted=self.meta_wanted
         )
+        return found._replace(notes=()) if found.notes else found
 
     def behind_support(self, support: Data, query: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """Query inputs, behind the support set where batch norm takes its statistics from that."""
@@ -326,10 +329,10 @@ class Engine:
         if not keep:
             return TaskResults(outer.losses, outer.outputs, finite_tasks(support.inputs, outer.losses), None)
         found = self.adjoint.pull(self.loop, run, support, context, at.meta, outer, wanted=self.meta_wanted)
-        losses = outer.losses
-        found = found._replace(state=found.state if at.state is not None else ())
+        losses, notes = outer.losses, found.notes
+        found = found._replace(state=found.state if at.state is not None else (), notes=())
         finite = finite_tasks(support.inputs, losses, found.start, *found.meta)
-        return TaskResults(losses, outer.outputs, finite, only_finite(found, finite))
+        return TaskResults(losses, outer.outputs, finite, only_finite(found, finite), notes)
 
 
 def only_finite(found: Cotangents, finite: Tensor) -> Cotangents:

@@ -94,7 +94,8 @@ class Recording:
         self._replay()
         self._replays += 1
         step, tasks = self._results, self._results.tasks
-        kept = TaskResults(tasks.losses.clone(), [y.clone() for y in tasks.outputs], tasks.finite.clone(), None)
+        notes = tuple(x.clone() for x in tasks.notes)
+        kept = TaskResults(tasks.losses.clone(), [y.clone() for y in tasks.outputs], tasks.finite.clone(), None, notes)
         if step.gradient is None or tasks.cotangents is None:
             return MetaGradient(step.loss.clone(), None, kept)
         gradient = over_tasks(lambda xs: xs[0].clone(), [step.gradient])
