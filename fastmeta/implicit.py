@@ -70,7 +70,9 @@ class Solver:
 
     def _solve(self, b: Tensor) -> Tensor:
         if torch.is_grad_enabled():
-            raise RuntimeError("an implicit meta-gradient is solved for, not recorded, and has no derivative of its own")
+            raise RuntimeError(
+                "an implicit meta-gradient is solved for, not recorded, and has no derivative of its own"
+            )
         x, r, p = torch.zeros_like(b), b, b
         square = first = b @ b
         for _ in range(self._steps):

@@ -15,16 +15,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from fastmeta.implicit import Solver
-from fastmeta.internals import pytree
 from fastmeta.stateless import Stateless, stacked
+from fastmeta.trees import Tree, for_autograd, select, tasks_of
 
-Tree = Any  # a tensor, or a tuple or dict of tensors
 Loss = Callable[[Any, Any], Tensor]
 State = tuple[Tensor, ...]
 Named = Mapping[str, Tensor]
@@ -150,15 +149,15 @@ def run_tasks(
     learners = []
     twice = descend.exact or variant.implicit is not None
     with torch.inference_mode(False), torch.set_grad_enabled(differentiable), call.running(twice=twice):
-        support_x, support_y = _for_autograd(support_x), _for_autograd(support_y)
+        support_x, support_y = for_autograd(support_x), for_autograd(support_y)
         if outer is not None:
-            outer = replace(outer, query_x=_for_autograd(outer.query_x), query_y=_for_autograd(outer.query_y))
-        for t in range(_tasks(support_x)):
+            outer = replace(outer, query_x=for_autograd(outer.query_x), query_y=for_autograd(outer.query_y))
+        for t in range(tasks_of(support_x)):
             start = call.own({name: p[t] if variant.own_start else p for name, p in theta.items()})
             state = None if variant.states is None else variant.states[t]
-            x = _select(support_x, t)
+            x = select(support_x, t)
             with torch.enable_grad():
-                phis, state, solver = descend(start, state, x, _select(support_y, t), {*wanted, steps})
+                phis, state, solver = descend(start, state, x, select(support_y, t), {*wanted, steps})
             loss, outputs = None, None
             if outer is not None:
                 loss, outputs = _query(call, phis, wanted, outer, x, t)
@@ -170,7 +169,7 @@ def _query(
     call: Stateless, phis: Mapping[int, dict[str, Tensor]], wanted: Sequence[int], outer: Outer, support_x: Tree, t: int
 ) -> tuple[Tensor, Tree]:
     """The weighted query losses of task t, and its outputs at φ_K."""
-    x, y = _select(outer.query_x, t), _select(outer.query_y, t)
+    x, y = select(outer.query_x, t), select(outer.query_y, t)
     total: Tensor | None = None
     outputs: Tree = None
     for k in wanted:
@@ -225,11 +224,11 @@ def task_outputs(
     call = Stateless(module)
     outputs = []
     with call.running(twice=False):
-        for t in range(_tasks(x)):
+        for t in range(tasks_of(x)):
             phi = call.own({name: p[t] for name, p in params.items()})
             quiet = differentiable is not None and not differentiable[t]
             with torch.no_grad() if quiet else nullcontext(), call.under(phi):
-                outputs.append(call(_select(x, t), support_x=_select(support_x, t)))
+                outputs.append(call(select(x, t), support_x=select(support_x, t)))
     return outputs
 
 
@@ -239,8 +238,8 @@ def task_losses(loss: Loss, outputs: Tree, targets: Tree) -> Tensor:
     Raises:
         TypeError, ValueError: the loss returns no tensor, or no scalar.
     """
-    tasks = _tasks(outputs)
-    return torch.stack([_scalar("loss", loss(_select(outputs, t), _select(targets, t))) for t in range(tasks)])
+    tasks = tasks_of(outputs)
+    return torch.stack([_scalar("loss", loss(select(outputs, t), select(targets, t))) for t in range(tasks)])
 
 
 # The inner loop of one task.
@@ -296,8 +295,7 @@ class _Descent:
 
     def solver(self, start: Named, phi: Named, x: Tree, y: Tree) -> Solver:
         """Of φ_K as the minimum of its objective."""
-        assert self.variant.implicit is not None, "asked for where there is one"
-        strength, steps = self.variant.implicit
+        strength, steps = cast("tuple[float, int]", self.variant.implicit)
         here = {name: p.detach().requires_grad_() for name, p in phi.items()}
         with self.call.under(here):
             loss = _scalar("inner_loss", self.loss(self.call(x), y))
@@ -314,8 +312,8 @@ class _Descent:
     def samples(self, k: int, x: Tree, y: Tree) -> tuple[Tree, Tree]:
         if self.batch is None:
             return x, y
-        index = (k * self.batch + torch.arange(self.batch)) % _tasks(x)
-        return _select(x, index), _select(y, index)
+        index = (k * self.batch + torch.arange(self.batch)) % tasks_of(x)
+        return select(x, index), select(y, index)
 
     def gradients(self, phi: Named, start: Named, x: Tree, y: Tree, *, keep: bool) -> dict[str, Tensor]:
         with self.call.under(phi):
@@ -389,27 +387,6 @@ def _adam(opt: Any, lr: Any, p: Tensor, g: Tensor, state: State, k: int) -> tupl
 def _square(x: Tensor) -> Tensor:
     """‖x‖²."""
     return (torch.view_as_real(x.resolve_conj()) if x.is_complex() else x).square().sum()
-
-
-# Data of one task.
-
-
-def _select(tree: Tree, index: int | Tensor) -> Tree:
-    if isinstance(tree, Tensor) or tree is None:
-        return tree if tree is None else tree[index]
-    return pytree.tree_map_only(Tensor, lambda leaf: leaf[index], tree)
-
-
-def _tasks(tree: Tree) -> int:
-    """Length of the first tensor in `tree`."""
-    if isinstance(tree, Tensor):
-        return tree.shape[0]
-    return next(leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)).shape[0]
-
-
-def _for_autograd(tree: Tree) -> Tree:
-    """Tensors made under `torch.inference_mode` as copies that autograd accepts."""
-    return pytree.tree_map_only(Tensor, lambda leaf: leaf.clone() if leaf.is_inference() else leaf, tree)
 
 
 def _scalar(name: str, value: Any) -> Tensor:

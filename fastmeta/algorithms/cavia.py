@@ -1,4 +1,4 @@
-"""Context adaptation, and latent codes of implicit networks: one small tensor is each task's own, all else is shared."""
+"""Context adaptation, and latent codes of implicit networks: a small tensor is each task's own, all else is shared."""
 
 from __future__ import annotations
 

@@ -19,7 +19,9 @@ class ContextMLP(nn.Module):
         hidden: widths of the layers between, with ReLU behind each.
     """
 
-    def __init__(self, inputs: int = 1, outputs: int = 1, *, context: int = 5, hidden: Sequence[int] = (40, 40)) -> None:
+    def __init__(
+        self, inputs: int = 1, outputs: int = 1, *, context: int = 5, hidden: Sequence[int] = (40, 40)
+    ) -> None:
         super().__init__()
         self.context = nn.Parameter(torch.zeros(context))
         layers: list[nn.Module] = []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -39,7 +40,7 @@ class ModulatedSiren(nn.Module):
         with torch.no_grad():
             for depth, layer in enumerate((*self.layers, self.last)):
                 bound = math.sqrt(6 / width) / frequency if depth else 1 / coordinates
-                nn.init.uniform_(layer.weight, -bound, bound)
+                nn.init.uniform_(cast(nn.Linear, layer).weight, -bound, bound)
             self.last.bias.fill_(0.5)
             nn.init.zeros_(self.modulation.bias)
 
@@ -51,6 +52,8 @@ class ModulatedSiren(nn.Module):
             if self.scale:
                 z = (1 + modulations[depth]) * layer(x) + shifts[depth]
             else:
-                z = F.linear(x, layer.weight, layer.bias + shifts[depth])  # one pass over [N, width] for two
+                linear = cast(nn.Linear, layer)
+                # the shift goes into the bias: one pass over [N, width] for two
+                z = F.linear(x, linear.weight, linear.bias + shifts[depth])
             x = torch.sin(self.frequency * z)
         return self.last(x)

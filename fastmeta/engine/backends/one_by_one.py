@@ -124,7 +124,9 @@ class OneByOne:
             return zero, zero * torch.nan
         for solver, loss in zip(solvers, losses, strict=True):
             cast("Solver", solver).look(loss)
-        return tuple(torch.stack([getattr(solver, name) for solver in solvers]) for name in ("residual", "stationarity"))
+        return tuple(
+            torch.stack([getattr(solver, name) for solver in solvers]) for name in ("residual", "stationarity")
+        )
 
     @staticmethod
     def _of_finite(values: list[Tensor], finite: Tensor) -> list[Tensor]:
@@ -152,8 +154,9 @@ class OneByOne:
         return Variant(
             start=start, own_start=own, rate=_rate(layout, at.meta) if known else None,
             update=None if known else _by_rows(layout, self._options, at), clip_norm=self._options.inner_clip_norm,
-            proximal=self._proximal, implicit=_implicit(self._options.adjoint), constant_gradients=self._options.adjoint == Unrolled(hessian=False),
-            first=self._kind.first, states=_named_states(layout, at.state, known=known),
+            proximal=self._proximal, implicit=_implicit(self._options.adjoint),
+            constant_gradients=self._options.adjoint == Unrolled(hessian=False), first=self._kind.first,
+            states=_named_states(layout, at.state, known=known),
         )  # fmt: skip
 
     @staticmethod
