@@ -3,7 +3,10 @@
 from fastmeta.algorithms.abml import ABML
 from fastmeta.algorithms.anil import ANIL, BOIL
 from fastmeta.algorithms.base import MetaLearner
+from fastmeta.algorithms.cavia import CAVIA
+from fastmeta.algorithms.distillation import Distillation, SupportSet
 from fastmeta.algorithms.features import FeatureLearner, TaskClassifiers
+from fastmeta.algorithms.imaml import IMAML
 from fastmeta.algorithms.learned_optimizer import LearnedOptimizer
 from fastmeta.algorithms.lstm import LSTMMetaLearner
 from fastmeta.algorithms.maml import FOMAML, MAML
@@ -18,14 +21,15 @@ from fastmeta.algorithms.protonet import ProtoNet
 from fastmeta.algorithms.reptile import Reptile
 from fastmeta.algorithms.ridge import R2D2, MetaOptNetRR
 from fastmeta.algorithms.sparse_maml import SparseMAML
+from fastmeta.algorithms.weighting import weighted
 from fastmeta.optim.adam import Adam
 from fastmeta.optim.rates import PerLayerPerStep, PerParameter
 from fastmeta.optim.sgd import SGD
 
 __all__ = [
-    "ABML", "ANIL", "BOIL", "FOMAML", "MAML", "R2D2", "SGD", "Adam", "FeatureLearner", "LSTMMetaLearner",
-    "LearnedOptimizer", "Learners", "MAMLPlusPlus", "MetaCurvature", "MetaGAN", "MetaGANOutput", "MetaLearner",
-    "MetaOptNetRR", "MetaOutput", "MetaSGD", "Online", "PerLayerPerStep", "PerParameter", "ProtoMAML", "ProtoNet",
-    "Reptile", "SparseMAML", "TaskClassifiers",
+    "ABML", "ANIL", "BOIL", "CAVIA", "FOMAML", "IMAML", "MAML", "R2D2", "SGD", "Adam", "Distillation",
+    "FeatureLearner", "LSTMMetaLearner", "LearnedOptimizer", "Learners", "MAMLPlusPlus", "MetaCurvature", "MetaGAN",
+    "MetaGANOutput", "MetaLearner", "MetaOptNetRR", "MetaOutput", "MetaSGD", "Online", "PerLayerPerStep",
+    "PerParameter", "ProtoMAML", "ProtoNet", "Reptile", "SparseMAML", "SupportSet", "TaskClassifiers", "weighted",
 ]  # fmt: skip
 __version__ = "0.1.0"

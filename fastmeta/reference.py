@@ -15,15 +15,15 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
-from fastmeta.internals import pytree
-from fastmeta.stateless import Stateless, check_inner_steps, for_autograd, one_behind_another, stacked
+from fastmeta.implicit import Solver
+from fastmeta.stateless import Stateless, check_inner_steps, one_behind_another, stacked
+from fastmeta.trees import Tree, for_autograd, select, tasks_of
 
-Tree = Any  # a tensor, or a tuple or dict of tensors
 Loss = Callable[[Any, Any], Tensor]
 State = tuple[Tensor, ...]
 Named = Mapping[str, Tensor]
@@ -84,6 +84,8 @@ class Variant:
             state), the state None at first.
         clip_norm: largest norm of a task's gradient, as `torch.nn.utils.clip_grad_norm_` has it.
         penalty: (φ, φ_0) → what is added to the support loss.
+        implicit: (c, n): φ_K is differentiated as the minimum of support loss and c/2 ‖φ − φ_0‖², by n conjugate
+            gradient steps (Rajeswaran et al. 2019), not through the loop.
         constant_gradients: differentiate through the update, but not through inner gradients.
         first: steps that the loop went already, which count for `rate`, Adam and inner batches.
         states: the optimiser's after them, one a task.
@@ -95,6 +97,7 @@ class Variant:
     update: Update | None = None
     clip_norm: float | None = None
     penalty: Callable[[Named, Named], Tensor] | None = None
+    implicit: tuple[float, int] | None = None
     constant_gradients: bool = False
     first: int = 0
     states: Sequence[Any] | None = None
@@ -127,6 +130,7 @@ class Learner(NamedTuple):
     state: Any  # of the optimiser
     loss: Tensor | None  # weighted query losses; None where no query set came
     outputs: Tree  # on the query set
+    solver: Solver | None = None  # of an implicit derivative
 
 
 def run_tasks(
@@ -148,18 +152,19 @@ def run_tasks(
     )  # fmt: skip
     wanted = [] if outer is None else [k for k, w in enumerate(outer.weights) if w or k == steps]
     learners = []
-    with torch.inference_mode(False), torch.set_grad_enabled(differentiable), call.running(twice=descend.exact):
+    twice = descend.exact or variant.implicit is not None
+    with torch.inference_mode(False), torch.set_grad_enabled(differentiable), call.running(twice=twice):
         support_x, support_y = for_autograd(support_x), for_autograd(support_y)
         if outer is not None:
             outer = replace(outer, query_x=for_autograd(outer.query_x), query_y=for_autograd(outer.query_y))
-        for t in range(_tasks(support_x)):
+        for t in range(tasks_of(support_x)):
             start = call.own({name: p[t] if variant.own_start else p for name, p in theta.items()})
             state = None if variant.states is None else variant.states[t]
-            x = _select(support_x, t)
+            x = select(support_x, t)
             with torch.enable_grad():
-                phis, state = descend(start, state, x, _select(support_y, t), {*wanted, steps})
+                phis, state, solver = descend(start, state, x, select(support_y, t), {*wanted, steps})
             loss, outputs = (None, None) if outer is None else _query(call, phis, wanted, outer, x, t, variant.first)
-            learners.append(Learner(start, phis[steps], state, loss, outputs))
+            learners.append(Learner(start, phis[steps], state, loss, outputs, solver))
     return learners
 
 
@@ -168,7 +173,7 @@ def _query(
     t: int, first: int,
 ) -> tuple[Tensor, Tree]:  # fmt: skip
     """The weighted query losses of task t, and its outputs at φ_K; a module reads the inner step that led to φ_k."""
-    x, y = _select(outer.query_x, t), _select(outer.query_y, t)
+    x, y = select(outer.query_x, t), select(outer.query_y, t)
     total: Tensor | None = None
     every: list[Tree] = []
     for k in wanted:
@@ -223,11 +228,11 @@ def task_outputs(
     call = Stateless(module)
     outputs = []
     with call.running(twice=False):
-        for t in range(_tasks(x)):
+        for t in range(tasks_of(x)):
             phi = call.own({name: p[t] for name, p in params.items()})
             quiet = differentiable is not None and not differentiable[t]
             with torch.no_grad() if quiet else nullcontext(), call.under(phi, step=inner_step):
-                outputs.append(call(_select(x, t), support_x=_select(support_x, t)))
+                outputs.append(call(select(x, t), support_x=select(support_x, t)))
     return outputs
 
 
@@ -237,8 +242,8 @@ def task_losses(loss: Loss, outputs: Tree, targets: Tree) -> Tensor:
     Raises:
         TypeError, ValueError: the loss returns no tensor, or no scalar.
     """
-    tasks = _tasks(outputs)
-    return torch.stack([_scalar("loss", loss(_select(outputs, t), _select(targets, t))) for t in range(tasks)])
+    tasks = tasks_of(outputs)
+    return torch.stack([_scalar("loss", loss(select(outputs, t), select(targets, t))) for t in range(tasks)])
 
 
 # The inner loop of one task.
@@ -264,13 +269,17 @@ class _Descent:
     @property
     def exact(self) -> bool:
         """Whether inner gradients are differentiated again."""
-        return self.differentiable and not self.first_order and not self.variant.constant_gradients
+        plain = not self.first_order and not self.variant.constant_gradients and self.variant.implicit is None
+        return self.differentiable and plain
 
     def __call__(
         self, start: dict[str, Tensor], state: Any, x: Tree, y: Tree, asked: set[int]
-    ) -> tuple[dict[int, dict[str, Tensor]], Any]:
-        straight, exact = self.first_order or not self.differentiable, self.exact
+    ) -> tuple[dict[int, dict[str, Tensor]], Any, Solver | None]:
+        implicit = self.variant.implicit is not None and self.differentiable and self.steps > 0
+        straight, exact = self.first_order or implicit or not self.differentiable, self.exact
         phi = {name: p.detach() for name, p in start.items()} if straight else start
+        if exact:  # a start that nothing is learned of, such as zeros, is moved along gradients all the same
+            phi = {name: p if p.requires_grad else p.detach().requires_grad_() for name, p in phi.items()}
         learned: dict[str, Tensor] = {}  # zeros with the graph of what first-order updates learn
         found = {0: self.linked(start, phi, learned) if straight else phi} if 0 in asked else {}
         for i in range(self.steps):
@@ -283,7 +292,19 @@ class _Descent:
                 phi = {name: p.detach() for name, p in phi.items()}
             if i + 1 in asked:
                 found[i + 1] = self.linked(start, phi, learned) if straight else phi
-        return found, state
+        if not implicit:
+            return found, state, None
+        solver = self.solver(start, phi, x, y)
+        return found | {self.steps: solver.linked()}, state, solver
+
+    def solver(self, start: Named, phi: Named, x: Tree, y: Tree) -> Solver:
+        """Of φ_K as the minimum of its objective."""
+        strength, steps = cast("tuple[float, int]", self.variant.implicit)
+        here = {name: p.detach().requires_grad_() for name, p in phi.items()}
+        with self.call.under(here, step=self.variant.first + self.steps - 1):
+            loss = _scalar("inner_loss", self.loss(self.call(x), y))
+            gradients = torch.autograd.grad(loss, list(here.values()), create_graph=True, materialize_grads=True)
+        return Solver(here, gradients, start, strength=strength, steps=steps)
 
     def linked(self, start: Named, phi: dict[str, Tensor], learned: Named) -> dict[str, Tensor]:
         """First-order fast weights, of which φ_0 has the identity as derivative."""
@@ -368,28 +389,12 @@ def _square(x: Tensor) -> Tensor:
     return (torch.view_as_real(x.resolve_conj()) if x.is_complex() else x).square().sum()
 
 
-# Data of one task.
-
-
 def _slice(x: Tree, y: Tree, batch: int | None, k: int) -> tuple[Tree, Tree]:
     """The k-th slice of `batch` samples of one task, cyclically; None: all."""
     if batch is None:
         return x, y
-    index = (k * batch + torch.arange(batch)) % _tasks(x)
-    return _select(x, index), _select(y, index)
-
-
-def _select(tree: Tree, index: int | Tensor) -> Tree:
-    if isinstance(tree, Tensor) or tree is None:
-        return tree if tree is None else tree[index]
-    return pytree.tree_map_only(Tensor, lambda leaf: leaf[index], tree)
-
-
-def _tasks(tree: Tree) -> int:
-    """Length of the first tensor in `tree`."""
-    if isinstance(tree, Tensor):
-        return tree.shape[0]
-    return next(leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)).shape[0]
+    index = (k * batch + torch.arange(batch)) % tasks_of(x)
+    return select(x, index), select(y, index)
 
 
 def _scalar(name: str, value: Any) -> Tensor:

@@ -194,11 +194,6 @@ def one_behind_another(outputs: Sequence[Any]) -> Any:
     return pytree.tree_map(join, *outputs)
 
 
-def for_autograd(tree: Any) -> Any:
-    """Tensors made under `torch.inference_mode` as copies that autograd accepts."""
-    return pytree.tree_map_only(Tensor, lambda leaf: leaf.clone() if leaf.is_inference() else leaf, tree)
-
-
 class State:
     """All that forward could write in some modules, as it was, but for their parameters' values."""
 

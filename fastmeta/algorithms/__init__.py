@@ -3,7 +3,10 @@
 from .abml import ABML
 from .anil import ANIL, BOIL
 from .base import MetaLearner
+from .cavia import CAVIA
+from .distillation import Distillation, SupportSet
 from .features import FeatureLearner, TaskClassifiers
+from .imaml import IMAML
 from .learned_optimizer import Carry, LearnedOptimizer
 from .lstm import LSTMMetaLearner
 from .maml import FOMAML, MAML
@@ -18,10 +21,11 @@ from .protonet import ProtoNet
 from .reptile import Reptile
 from .ridge import R2D2, MetaOptNetRR
 from .sparse_maml import SparseMAML
+from .weighting import weighted
 
 __all__ = [
-    "ABML", "ANIL", "BOIL", "FOMAML", "MAML", "R2D2", "Carry", "FeatureLearner", "LSTMMetaLearner",
-    "LearnedOptimizer", "Learners", "MAMLPlusPlus", "MetaCurvature", "MetaGAN", "MetaGANOutput", "MetaLearner",
-    "MetaOptNetRR", "MetaOutput", "MetaSGD", "Online", "ProtoMAML", "ProtoNet", "Reptile", "SparseMAML",
-    "TaskClassifiers",
+    "ABML", "ANIL", "BOIL", "CAVIA", "FOMAML", "IMAML", "MAML", "R2D2", "Carry", "Distillation", "FeatureLearner",
+    "LSTMMetaLearner", "LearnedOptimizer", "Learners", "MAMLPlusPlus", "MetaCurvature", "MetaGAN", "MetaGANOutput",
+    "MetaLearner", "MetaOptNetRR", "MetaOutput", "MetaSGD", "Online", "ProtoMAML", "ProtoNet", "Reptile",
+    "SparseMAML", "SupportSet", "TaskClassifiers", "weighted",
 ]  # fmt: skip

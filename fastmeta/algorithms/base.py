@@ -230,6 +230,9 @@ class MetaLearner(nn.Module):
         """Called by a training loop before the meta-step of this number, counted from 0; here an algorithm anneals what
         it anneals. `fastmeta train` calls it; a script of yours does where its algorithm's docstring says so."""
 
+    def noted(self, *notes: Tensor, finite: Tensor) -> None:
+        """Called after a meta-step with what its adjoint said of its own accuracy, [T] each."""
+
     # Calls. -----------------------------------------------------------------------------------------------------------
 
     if TYPE_CHECKING:
@@ -264,6 +267,8 @@ class MetaLearner(nn.Module):
         loss, losses, step = session.differentiable_step()
         finite = step.tasks.finite
         self._warn(finite)
+        if step.tasks.notes:
+            self.noted(*step.tasks.notes, finite=finite)
         return MetaOutput(loss, losses, session.backend.output_tree(step.tasks.outputs), finite)
 
     @outside_of_compile

@@ -33,6 +33,7 @@ class Cotangents(NamedTuple):
     support: tuple[Tensor | None, ...] = ()  # of support inputs, then targets, [T, N, ...]
     query: tuple[Tensor | None, ...] = ()  # of query inputs, then targets, [T, M, ...]
     state: State = ()  # of the rule's state at φ_0
+    notes: tuple[Tensor, ...] = ()  # [T] each: what an adjoint says of its own accuracy; no cotangents
 
     @property
     def start_alone(self) -> bool:
@@ -222,7 +223,11 @@ class Implicit(Adjoint):
     """iMAML (Rajeswaran et al. 2019, equation 6): x of (I + H(φ_K) / strength) x = λ_K, by conjugate gradients.
 
     All tasks are solved at once, each with step sizes of its own; H is that of the support loss at φ_K, without the
-    proximal term `Proximal(strength)` of the inner loop.
+    proximal term `Proximal(strength)` of the inner loop. It is evaluated there once, and every product sweeps the same
+    tape. Without inner steps φ_K is φ_0 and nothing is solved.
+
+    Notes: the relative residual ‖λ_K − (I + H / strength) x‖ / ‖λ_K‖, and the norm of the gradient of support loss and
+    proximal term at φ_K, which is zero where the inner loop has converged, as the equation assumes.
 
     Args:
         strength: λ of the paper, that of the proximal term; must be positive.
@@ -246,33 +251,45 @@ class Implicit(Adjoint):
         """x is φ_0's cotangent; ψ and the data, which inner gradients read, get −∂²L_s/∂ψ∂φ x / strength as well."""
         found = outer(loop.steps, run.last)
         assert found is not None, "the query loss at φ_K has a weight"
-        k = loop.first + loop.steps
+        if not loop.steps:
+            zero = found.start[:, :0].sum(1)
+            return found._replace(state=sigma or (), notes=(zero, zero + torch.nan))
+        k = loop.first + loop.steps - 1  # as the step that led to φ_K sees the module
+        g, record = loop.gradient(run.last, run.start, k, support, context, keep=True, read=True)
+        assert record.at is not None
 
         def product(v: Tensor) -> Slopes:
-            _, record = loop.gradient(run.last, run.start, k, support, context, keep=True, read=False)
-            assert record.at is not None
-            return loop.objective.hessian_product(record.at, support, record.cotangents, v)
+            # sweeps drop what they have used from these lists, not from the record's
+            at = record.at._replace(tape=list(record.at.tape))
+            return loop.objective.hessian_product(at, support, list(record.cotangents), v)
 
         def system(v: Tensor) -> Tensor:
             return v.add(product(v).phi, alpha=1.0 / self.strength)
 
-        x = conjugate_gradients(system, found.start, self.steps)
+        x, residual = conjugate_gradients(system, found.start, self.steps)
         if loop.objective.shared_or_data:
             mixed = plus_shared(Slopes(x, None, ()), product(x), -1.0 / self.strength)
             found = joined(found, Cotangents(x, mixed.shared, (), mixed.data), x)
-        return found._replace(start=x, state=sigma or ())
+        stationarity = (g if record.g is None else record.g).square().sum(1).sqrt()
+        return found._replace(start=x, state=sigma or (), notes=(residual, stationarity))
 
 
-def conjugate_gradients(product: Callable[[Tensor], Tensor], b: Tensor, steps: int) -> Tensor:
-    """x [T, P] of A x = b for symmetric positive A = `product`, every row by itself; a row that is solved stays."""
+def conjugate_gradients(product: Callable[[Tensor], Tensor], b: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    """x [T, P] of A x = b for symmetric positive A = `product`, every row by itself, and ‖b − A x‖ / ‖b‖ [T].
+
+    A row whose residual has come to the rounding of ‖b‖ stays. The residual is the one that the recursion carries.
+    """
     x, r, p = torch.zeros_like(b), b, b
-    square = (r * r).sum(1, keepdim=True)
+    square = first = (b * b).sum(1, keepdim=True)
+    solved = first * torch.finfo(b.dtype).eps ** 2
     for _ in range(steps):
         ap = product(p)
         curvature = (p * ap).sum(1, keepdim=True)
-        alpha = torch.where(curvature != 0, square / torch.where(curvature != 0, curvature, 1.0), 0.0)
+        stays = (square <= solved) | (curvature == 0)  # of a NaN neither: it must reach x
+        alpha = torch.where(stays, 0.0, square / torch.where(stays, 1.0, curvature))
         x, r = x + alpha * p, r - alpha * ap
         new = (r * r).sum(1, keepdim=True)
-        p = r + torch.where(square > 0, new / torch.where(square > 0, square, 1.0), 0.0) * p
+        p = torch.where(stays, p, r + new / torch.where(stays, 1.0, square) * p)
         square = new
-    return x
+    left = torch.where(first == 0, 0.0, square / torch.where(first == 0, 1.0, first))
+    return x, left.sqrt().squeeze(1)

@@ -63,15 +63,16 @@ class TaskResults(NamedTuple):
     finite: Tensor  # [T] bool
     cotangents: Cotangents | None  # each task's share of the meta-gradient, where it was asked for
     ends: tuple[Tensor, ...] = ()  # φ_K and the rule's state, [T, ...], where they were asked for
+    notes: tuple[Tensor, ...] = ()  # [T] each: what the adjoint says of its own accuracy
 
     @classmethod
     def joined(cls, slices: Sequence[TaskResults]) -> TaskResults:
         """Of slices of the tasks, in new tensors."""
-        losses, outputs, finite, cotangents, ends = zip(*slices, strict=True)
+        losses, outputs, finite, cotangents, *more = zip(*slices, strict=True)
         joined = [torch.cat(ys) for ys in zip(*outputs, strict=True)]
         found = None if cotangents[0] is None else over_tasks(torch.cat, cotangents)
-        ends = tuple(torch.cat(xs) for xs in zip(*ends, strict=True))
-        return cls(torch.cat(losses), joined, torch.cat(finite), found, ends)
+        ends, notes = (tuple(torch.cat(xs) for xs in zip(*rows, strict=True)) for rows in more)
+        return cls(torch.cat(losses), joined, torch.cat(finite), found, ends, notes)
 
 
 class MetaGradient(NamedTuple):
@@ -343,7 +344,8 @@ class Engine:
             given = self._features(support, context, keep=True)
         else:  # no gradient is computed again
             given = Features(None, support, context, [])
-        return self._pull(adjoint, run, given, at, outer, sigma=sigma or None)
+        found = self._pull(adjoint, run, given, at, outer, sigma=sigma or None)
+        return found._replace(notes=()) if found.notes else found
 
     def _pull(
         self, adjoint: Adjoint, run: Trajectory, given: Features, at: MetaInputs, outer: Outer,
@@ -400,10 +402,10 @@ class Engine:
         if not keep:
             return TaskResults(outer.losses, outer.outputs, finite_tasks(support.inputs, outer.losses), None, ends)
         found = seen.pulled(self._pull(self.adjoint, run, given, at, outer), "query")
-        losses = outer.losses
-        found = found._replace(state=found.state if at.state is not None else ())
+        losses, notes = outer.losses, found.notes
+        found = found._replace(state=found.state if at.state is not None else (), notes=())
         finite = finite_tasks(support.inputs, losses, found.start, *found.meta)
-        return TaskResults(losses, outer.outputs, finite, only_finite(found, finite), ends)
+        return TaskResults(losses, outer.outputs, finite, only_finite(found, finite), ends, notes)
 
 
 def only_finite(found: Cotangents, finite: Tensor) -> Cotangents:

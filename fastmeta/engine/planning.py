@@ -14,7 +14,7 @@ from fastmeta.program.program import Program, leaves_of
 from fastmeta.program.trace import Untraceable
 from fastmeta.reference import task_outputs
 
-from .adjoint import Displacement, Identity, Unrolled
+from .adjoint import Displacement, Identity, Implicit, Unrolled
 from .backends.base import Backend
 from .backends.choose import choose
 from .backends.one_by_one import OneByOne
@@ -56,6 +56,7 @@ def make_backend(program: Program, options: Options, batch: TaskBatch, kind: Kin
 def _loop_pays(engine: Engine, options: Options, tasks: int) -> str:
     """Why the plain loop, which holds all tasks in memory, is the faster way; empty where it is not, or no way."""
     fits = options.memory == "save" and options.task_chunk is None and not options.compile
+    fits = fits and not isinstance(options.adjoint, Implicit)  # which the loop solves twice
     on_cpu = engine.outer.layout.device.type == "cpu"
     return loop_pays(engine, tasks) if fits and on_cpu and not _not_in_the_loop(options) else ""
 
@@ -64,7 +65,7 @@ def _not_in_the_loop(options: Options) -> str:
     """The name of an option that the plain loop does not have; empty where it has all."""
     if options.precision == "bfloat16":
         return "precision"
-    if not isinstance(options.adjoint, Unrolled | Identity | Displacement):
+    if not isinstance(options.adjoint, Unrolled | Identity | Displacement | Implicit):
         return "adjoint"
     return "prior" if options.prior is not None and not hasattr(options.prior, "value") else ""
 

@@ -18,7 +18,7 @@ from fastmeta.optim.base import State
 from fastmeta.program.layout import Layout
 from fastmeta.program.program import Program, leaves_of
 
-from .adjoint import Cotangents, Displacement
+from .adjoint import Cotangents, Displacement, Implicit
 from .autograd import Adapt, MetaStep, QueryOutputs, Sources, no_autocast
 from .backends.base import Backend, Planned
 from .backends.cuda_graph import REFERENCE, MetaStepGraphs
@@ -278,6 +278,8 @@ class PlanCache:
             start = checked_start(call.start(program.layout.row(start), support), program.layout, batch.tasks)
         meta = options.inner_optimizer.meta(program.layout, first + call.steps)
         weights, asked = checked_weights(call.weights, call.steps, program.layout)
+        if isinstance(options.adjoint, Implicit):
+            _check_implicit(call, asked)
         at = MetaInputs(start, tuple(program.shared_of(state.trainable)), meta, weights, rule_state)
         kind = Kind(call.steps, first, asked, _form_of(start), tuple(map(_form_of_meta, meta)), call.ends)
         if plain and options.inner_optimizer.fixed:
@@ -368,6 +370,20 @@ class PlanCache:
         backend = self._backends.get((program, options.key, key), make)
         self._latest = (program, options, key, backend)
         return backend
+
+
+def _check_implicit(call: Call, asked: tuple[int, ...] | None) -> None:
+    """Raises where an implicit meta-gradient would not be that of what is asked for."""
+    if call.going_on is not None:
+        raise ValueError(
+            "adapt_further has no implicit meta-gradient: the proximal term would be to where it goes on from, not to "
+            "θ. Adapt with more steps at once, adapt(..., steps=...)"
+        )
+    if asked not in (None, (call.steps,)):
+        raise ValueError(
+            f"weights() counts the query losses at steps {list(asked or ())}, and an implicit meta-gradient is of the "
+            f"last alone, {call.steps}; use MAML, or leave weights() out"
+        )
 
 
 def _form_of(start: tuple[Tensor, ...] | Tensor) -> str:

@@ -6,10 +6,14 @@ from .autoencoder import ClusteringAutoencoder as ClusteringAutoencoder
 from .clustering_loss import ClusteringLoss as ClusteringLoss
 from .few_shot import conv4 as conv4
 from .few_shot import sinusoid_mlp as sinusoid_mlp
+from .film import ContextMLP as ContextMLP
+from .film import FiLM as FiLM
+from .film import FilmConv4 as FilmConv4
 from .forecast import ForecastLSTM as ForecastLSTM
 from .forecast import forecast_mlp as forecast_mlp
 from .gaussian import Gaussian as Gaussian
 from .generator import ImageGenerator as ImageGenerator
+from .modulated_siren import ModulatedSiren as ModulatedSiren
 from .per_step_norm import PerStepBatchNorm as PerStepBatchNorm
 from .per_step_norm import per_step_batch_norm as per_step_batch_norm
 from .registry import MODELS as MODELS

@@ -94,8 +94,9 @@ class Recording:
         self._replay()
         self._replays += 1
         step, tasks = self._results, self._results.tasks
-        ends = tuple(x.clone() for x in tasks.ends)
-        kept = TaskResults(tasks.losses.clone(), [y.clone() for y in tasks.outputs], tasks.finite.clone(), None, ends)
+        ends, notes = (tuple(x.clone() for x in xs) for xs in (tasks.ends, tasks.notes))
+        outputs = [y.clone() for y in tasks.outputs]
+        kept = TaskResults(tasks.losses.clone(), outputs, tasks.finite.clone(), None, ends, notes)
         if step.gradient is None or tasks.cotangents is None:
             return MetaGradient(step.loss.clone(), None, kept)
         gradient = over_tasks(lambda xs: xs[0].clone(), [step.gradient])

@@ -13,12 +13,13 @@ from typing import Any, ClassVar, Concatenate, ParamSpec, TypeVar, cast
 import torch
 from torch import Tensor, nn
 
-from fastmeta.engine.adjoint import Adjoint, Cotangents, Displacement, Identity, Unrolled
+from fastmeta.engine.adjoint import Adjoint, Cotangents, Displacement, Identity, Implicit, Unrolled
 from fastmeta.engine.batch import TaskBatch, Tree, finite_tasks
 from fastmeta.engine.meta_step import MetaGradient, MetaInputs, TaskResults, finite_count, mean_finite
 from fastmeta.engine.objective import Context, Data
 from fastmeta.engine.options import Kind, Options
 from fastmeta.engine.prior import Prior
+from fastmeta.implicit import Solver
 from fastmeta.internals import pytree
 from fastmeta.optim.adam import Adam
 from fastmeta.optim.base import State, reads_loss
@@ -112,8 +113,23 @@ class OneByOne:
         if keep and not total.requires_grad:
             total = total + _zero(at, context)  # what no task's results depend on has a gradient of zero
         ends = self._ends(learners) if self._kind.ends else ()
-        tasks = TaskResults(total, leaves, finite, None, ends)
+        notes = self._notes(learners, losses) if keep else ()
+        tasks = TaskResults(total, leaves, finite, None, ends, notes)
         return MetaGradient(mean_finite(total, finite, finite_count(finite)), None, tasks)
+
+    def _notes(self, learners: list[Learner], losses: list[Tensor]) -> tuple[Tensor, ...]:
+        """How well implicit derivatives are solved for: relative residuals, and norms of the gradients at φ_K, [T]."""
+        if not isinstance(self._options.adjoint, Implicit):
+            return ()
+        solvers = [learner.solver for learner in learners]
+        if not self._kind.steps:
+            zero = torch.stack(losses).detach() * 0.0
+            return zero, zero * torch.nan
+        for solver, loss in zip(solvers, losses, strict=True):
+            cast("Solver", solver).look(loss)
+        return tuple(
+            torch.stack([getattr(solver, name) for solver in solvers]) for name in ("residual", "stationarity")
+        )
 
     @staticmethod
     def _of_finite(values: list[Tensor], finite: Tensor) -> list[Tensor]:
@@ -141,8 +157,9 @@ class OneByOne:
         return Variant(
             start=start, own_start=own, rate=_rate(layout, at.meta) if known else None,
             update=None if known else _by_rows(layout, self._options, at), clip_norm=self._options.inner_clip_norm,
-            penalty=self._penalty, constant_gradients=self._options.adjoint == Unrolled(hessian=False),
-            first=self._kind.first, states=_named_states(layout, at.state, known=known),
+            penalty=self._penalty, implicit=_implicit(self._options.adjoint),
+            constant_gradients=self._options.adjoint == Unrolled(hessian=False), first=self._kind.first,
+            states=_named_states(layout, at.state, known=known),
         )  # fmt: skip
 
     def _ends(self, learners: Sequence[Learner]) -> tuple[Tensor, ...]:
@@ -280,11 +297,15 @@ def _state_rows(layout: Layout, states: Sequence[Any]) -> State:
 
 
 def _check_adjoint(adjoint: Adjoint) -> None:
-    if not isinstance(adjoint, Unrolled | Identity | Displacement):
+    if not isinstance(adjoint, Unrolled | Identity | Displacement | Implicit):
         raise ValueError(
-            f'backend="reference" differentiates an inner loop by unrolling it, and {adjoint} does not; use '
+            f'backend="reference" does not know {adjoint}, of fastmeta.engine.adjoint it has all others; use '
             'backend="torch"'
         )
+
+
+def _implicit(adjoint: Adjoint) -> tuple[float, int] | None:
+    return (adjoint.strength, adjoint.steps) if isinstance(adjoint, Implicit) else None
 
 
 def _penalty(layout: Layout, prior: Prior | None) -> Callable[[Any, Any], Tensor] | None:
