@@ -8,6 +8,9 @@ from .few_shot import conv4 as conv4
 from .few_shot import sinusoid_mlp as sinusoid_mlp
 from .forecast import ForecastLSTM as ForecastLSTM
 from .forecast import forecast_mlp as forecast_mlp
+from .policies import CategoricalPolicy as CategoricalPolicy
+from .policies import GaussianPolicy as GaussianPolicy
+from .policies import navigation_policy as navigation_policy
 from .registry import MODELS as MODELS
 from .registry import build_model as build_model
 from .registry import head_of as head_of
