@@ -77,6 +77,7 @@ SLOW: dict[str, tuple[str, ...]] = {
     "tests/algorithms/test_golden_algorithms.py::test_gradients_of_the_support_set": _NOT_COMPILED,
     "tests/test_user_code.py::test_data_parallel_processes_equal_one_process_on_all_tasks": (),
     "tests/algorithms/test_algorithms.py::test_compiled": (),
+    "tests/algorithms/test_policy.py::test_compiled": (),
     "tests/algorithms/test_algorithms.py::test_compiled_convolutional_network_of_strided_images": (),
     "tests/engine/test_batch.py::test_finite_tasks_survives_the_compiler": (),
     "tests/engine/test_cuda_graph.py::test_a_compiled_step_is_replayed": (),

@@ -110,8 +110,8 @@ class _Arguments(TypedDict, total=False):
 class PolicyMAML(MAML):
     """MAML for policies (Finn et al. 2017, algorithm 3), all tasks at once, with the whole derivative of the return.
 
-    For J_t(φ) = E_{τ ~ π_φ}[Σ_h γ^h r_h] / H, the discounted return of task t for each step of the horizon H, the outer
-    optimiser climbs
+    For J_t(φ) = E_{τ ~ π_φ}[Σ_h γ^h r_h] / H, the discounted return of task t for each step of the horizon H, the
+    outer optimiser climbs
 
         mean_t J_t(φ_K),   φ_{k+1} = φ_k + α ∇J_t(φ_k),   φ_0 = θ,
 
@@ -120,20 +120,21 @@ class PolicyMAML(MAML):
 
         ∇²J = E[Σ_h A_h (∇² log π_h + ∇ log π_h ∇ log π_hᵀ)] + E[Σ_h ∇ log π_h (∇Q_h)ᵀ + its transpose].
 
-    `surrogate` is the loss whose Hessian stands for it. Gradients are equal for all three; the Hessian's expectation is
+    (A_h is the advantage γ^h (return to go − baseline)). `surrogate` is the loss whose Hessian stands for it. Gradients
+    are equal for all three; the Hessian's expectation is
 
     - "dice": all of it (Foerster et al. 2018), Σ_h □(log π_0 + … + log π_h) (A_h − A_{h+1}), □(x) = exp(x − ⊥x). Its
       variance grows with the horizon, as that of likelihood ratios does.
     - "lvc": the first expectation, Σ_h □(log π_h) A_h (low-variance curvature, Rothfuss et al. 2019: ProMP). Without
       bias to first order; of the Hessian it leaves out how later returns change with φ, the second expectation, which
-      is zero for a horizon of one step, and is much less noisy.
-    - "plain": E[Σ_h A_h ∇² log π_h] alone, from Σ_h log π_h A_h. Its gradient is the policy gradient, so it is tempting,
-      but it is a function of fixed episodes: differentiated once more, it holds them fixed while φ moves, and even
-      loses ∇ log π ∇ log πᵀ, the larger part. The adjoint of this surrogate is **not** the meta-gradient, at any number
-      of episodes; it is here to be compared with.
+      is zero for a horizon of one step, and is less noisy.
+    - "plain": E[Σ_h A_h ∇² log π_h] alone, from Σ_h log π_h A_h. Its gradient is the policy gradient, which makes it
+      tempting, but it is a function of fixed episodes: differentiated once more it holds them fixed while φ moves, and
+      so loses even ∇ log π ∇ log πᵀ. The adjoint of this surrogate is **not** the meta-gradient, at any number of
+      episodes; it is here to be compared with.
 
-    A meta-gradient of N episodes is that of J up to an error in O(α/√N), whose expectation is in O(α/N): φ_1 is itself
-    an estimate, and ∇J is no linear function.
+    With N episodes a task the meta-gradient has noise of O(1/√N) and a bias of O(α²/N): φ_1 is itself an estimate, and
+    ∇J no linear function of it.
 
     Costs a meta-step of `MAML`, and K + 1 times the episodes.
 
@@ -149,8 +150,8 @@ class PolicyMAML(MAML):
         generator: what actions are drawn with, on the policy's device; None: PyTorch's own.
 
     All other arguments are described at `fastmeta.MetaLearner`: inner_optimizer, inner_steps, inner_clip_norm,
-    first_order, backend, compile, memory, task_chunk, precision, proof. As losses are means over E · H steps, rates that
-    were published for such means carry over.
+    first_order, backend, compile, memory, task_chunk, precision, proof. As losses are means over E · H steps, rates
+    that were published for such means carry over.
 
     Raises:
         TypeError, ValueError: an option out of range or one that does not go with policies; a policy without `draw` or
@@ -158,7 +159,7 @@ class PolicyMAML(MAML):
 
     Example:
         >>> learner = fastmeta.PolicyMAML(policy, inner_optimizer=fastmeta.SGD(lr=0.1))
-        >>> tasks = fastmeta.tasks.Navigation().sample(20, generator)  # or any callable (act) -> Trajectories
+        >>> tasks = Navigation().sample(20, generator)  # of fastmeta.tasks; or any callable (act) -> Trajectories
         >>> out = learner.step(tasks)
         >>> out.loss.backward()  # the meta-gradient, in policy.parameters()
     """

@@ -1,7 +1,7 @@
 """Losses of a policy whose derivatives are those of its expected return, and the advantages in them.
 
-A return is expected over what the policy itself draws, J(φ) = E_{τ ~ π_φ}[R(τ)]: its derivatives have a part through the
-sampling. Automatic differentiation knows nothing of that, so a loss of drawn episodes must carry it.
+A return is expected over what the policy itself draws, J(φ) = E_{τ ~ π_φ}[R(τ)]: its derivatives have a part through
+the sampling. Automatic differentiation knows nothing of that, so a loss of drawn episodes must carry it.
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ class Surrogate:
         return advantages - F.pad(advantages[..., 1:], (0, 1)) if self.kind == "dice" else advantages
 
     def __call__(self, outputs: Tree, targets: tuple[Tensor, Tensor, Tensor]) -> Tensor:
-        actions, credits, mask = targets
-        log_p = self.log_probability(outputs, actions).reshape(credits.shape) * mask
+        actions, credit, mask = targets
+        log_p = self.log_probability(outputs, actions).reshape(credit.shape) * mask
         if self.kind == "plain":
-            return -(log_p * credits).mean((-2, -1))
-        return -(magic_box(log_p.cumsum(-1) if self.kind == "dice" else log_p) * credits).mean((-2, -1))
+            return -(log_p * credit).mean((-2, -1))
+        return -(magic_box(log_p.cumsum(-1) if self.kind == "dice" else log_p) * credit).mean((-2, -1))
 
 
 def returns_to_go(rewards: Tensor, mask: Tensor, discount: float) -> Tensor:
