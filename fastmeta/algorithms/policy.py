@@ -29,8 +29,10 @@ _NOT_TAKEN = {
 class Policy(Protocol):
     """What a policy has beside being an `nn.Module` [N, *observation] → outputs [N, ...].
 
-    Both functions take outputs with any dimensions in front, and are best static: what they read of the module itself
-    is no fast weight. `fastmeta.models.GaussianPolicy` and `CategoricalPolicy` are two.
+    Both functions take outputs with any dimensions in front, and read no parameter of the module, as that would be
+    θ and no task's fast weight: a learned standard deviation is one of the outputs. All tasks run at once where
+    `log_probability` is made of tensor operations; `torch.distributions` look at values unless validate_args=False.
+    `fastmeta.models.GaussianPolicy` and `CategoricalPolicy` are two.
     """
 
     def draw(self, outputs: Any, generator: torch.Generator | None, /) -> Tensor:
@@ -260,6 +262,7 @@ class PolicyMAML(MAML):
             drawn.append(trajectories)
             if k < steps or learners is None:
                 x, targets = self.data(trajectories)
+                self._check_policy(x[0], targets[0][0])
                 more = min(1, steps)
                 if learners is None:
                     learners = self.adapt(x, targets, steps=more)
@@ -267,6 +270,26 @@ class PolicyMAML(MAML):
                     learners = learners.adapt_further(x, targets, steps=more)
         assert learners is not None
         return learners, drawn
+
+    def _check_policy(self, observations: Tensor, actions: Tensor) -> None:
+        """Raises where log probabilities do not fit, or read θ beside the outputs of the one task that is looked at."""
+        policy: Any = self.module
+        with torch.no_grad():
+            outputs = pytree.tree_map_only(Tensor, Tensor.detach, policy(observations))  # a view still has a graph
+        with torch.enable_grad():
+            log_p = policy.log_probability(outputs, actions)
+            drawn = policy.draw(outputs, torch.Generator(observations.device))
+        for name, found in (("log_probability", log_p), ("draw", drawn)):
+            if found.requires_grad:
+                raise ValueError(
+                    f"policy.{name} reads a parameter of {type(policy).__name__}: it would be that of θ and not the "
+                    "adapted one; return it from forward, as one of the outputs, and read it there"
+                )
+        if log_p.shape != observations.shape[:1]:
+            raise ValueError(
+                f"policy.log_probability must give one number for each of the {len(observations)} actions (shape "
+                f"{list(actions.shape)}), got shape {list(log_p.shape)}; sum over the numbers of an action"
+            )
 
     def _shared(self, observations: Tensor) -> Tree:
         """Outputs at θ, which all tasks share: one call of the policy."""

@@ -527,6 +527,58 @@ def test_outputs_that_all_observations_share_are_refused():
         make(policy).step(line)
 
 
+def test_a_parameter_beside_the_outputs_is_refused():
+    class Beside(GaussianPolicy):
+        def log_probability(self, outputs, actions):
+            return GaussianPolicy.log_probability((outputs[0], self.log_std), actions)
+
+    policy = Beside(nn.Linear(1, 1), actions=1).double()
+    with pytest.raises(ValueError, match=r"policy.log_probability reads a parameter of Beside"):
+        make(policy).step(line)
+
+
+def test_log_probabilities_of_each_number_of_an_action_are_refused():
+    class Each(GaussianPolicy):
+        @staticmethod
+        def log_probability(outputs: tuple[Tensor, Tensor], actions: Tensor) -> Tensor:
+            return -(actions - outputs[0]).square()
+
+    with pytest.raises(ValueError, match=r"one number for each of the 20 actions .*got shape \[20, 1\]; sum over"):
+        make(Each(nn.Linear(1, 1), actions=1).double()).step(line)
+
+
+def test_a_policy_on_distributions_of_torch():
+    """Checked or not, of the distribution's own arguments; unchecked ones run on all tasks at once."""
+
+    class Torch(nn.Module):
+        def __init__(self, mean: nn.Module, *, checked: bool) -> None:
+            super().__init__()
+            self.mean, self.checked = mean, checked
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return self.mean(x), 0.7 * torch.ones_like(x)
+
+        def normal(self, outputs: tuple[Tensor, Tensor]) -> torch.distributions.Normal:
+            return torch.distributions.Normal(*outputs, validate_args=self.checked)
+
+        def draw(self, outputs: tuple[Tensor, Tensor], generator: torch.Generator | None) -> Tensor:
+            noise = torch.randn(outputs[0].shape, generator=generator, dtype=outputs[0].dtype)
+            return outputs[0] + outputs[1] * noise
+
+        def log_probability(self, outputs: tuple[Tensor, Tensor], actions: Tensor) -> Tensor:
+            return self.normal(outputs).log_prob(actions).sum(-1)
+
+    found = []
+    for checked in (False, True):
+        learner = make(
+            Torch(line_policy().mean, checked=checked), inner_optimizer=fastmeta.SGD(lr=0.05),
+            generator=torch.Generator().manual_seed(0),
+        )  # fmt: skip
+        found.append(drawn_gradient(learner, line))
+        assert ("task by task" in learner.explain()) == checked
+    assert off(found[1], found[0]) < 1e-12
+
+
 def test_navigation_float32():
     """One meta-step as the paper has it, on fewer and shorter episodes."""
     torch.manual_seed(0)
