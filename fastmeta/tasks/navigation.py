@@ -70,6 +70,7 @@ class Navigation:
 
     The policy sees the position and gives a velocity, clipped to [−0.1, 0.1] in each direction. Each step earns minus
     the squared distance to the goal, after the move; an episode ends within 0.01 of the goal, or after the horizon.
+    So the paper has it; its authors' code (cbfinn/maml_rl) takes the distance itself, and a square around the goal.
 
     Args:
         episodes: E of a task at each call.
