@@ -110,13 +110,18 @@ class Exact:
 
     def meta_gradient(self, steps: int) -> Tensor:
         """Of minus the mean over tasks of J(φ_K) / H."""
-        theta, total = self.theta.clone().requires_grad_(), 0.0
+        return self.meta_gradients(torch.full((steps,), ALPHA, dtype=torch.float64))[0]
+
+    def meta_gradients(self, rates: Tensor) -> tuple[Tensor, ...]:
+        """The same, and that of the steps' rates."""
+        theta, rates = self.theta.clone().requires_grad_(), rates.clone().requires_grad_()
+        total = torch.zeros((), dtype=torch.float64)
         for task in range(TASKS):
             phi = theta
-            for _ in range(steps):
-                phi = phi + ALPHA * self.gradient(phi, task)
+            for rate in rates:
+                phi = phi + rate * self.gradient(phi, task)
             total = total - self.value(phi, task) / TASKS
-        return torch.autograd.grad(total, theta)[0]  # pyright: ignore[reportArgumentType]
+        return torch.autograd.grad(total, (theta, rates), allow_unused=True)
 
     def meta_gradient_of(self, hessian: Callable[[int], Tensor]) -> Tensor:
         """The same for one step, with another matrix for the Hessian of J / H."""
@@ -184,6 +189,20 @@ def test_dice_is_the_derivative_of_the_adapted_return(mode: str, steps: int):
     process = Process()
     got = meta_gradient(process, inner_steps=steps, **MODES[mode])
     assert off(got, Exact(make_policy(), process).meta_gradient(steps)) < 1e-12
+
+
+def test_learned_rates_of_every_step_get_theirs_too():
+    process, rates = Process(), [2.0, 0.5, 1.0]
+    rule = fastmeta.SGD(lr=fastmeta.PerLayerPerStep(1.0))
+    learner = make(make_policy(), inner_steps=3, inner_optimizer=rule)
+    with torch.no_grad():
+        for rate in learner.learned.parameters():
+            rate.copy_(torch.tensor(rates, dtype=torch.float64).view(3, *(1,) * (rate.dim() - 1)).expand_as(rate))
+    got = drawn_gradient(learner, process)
+    theta, of_rates = Exact(make_policy(), process).meta_gradients(torch.tensor(rates, dtype=torch.float64))
+    assert off(got, theta) < 1e-12
+    slopes = torch.stack([rate.grad.flatten(1).sum(1) for rate in learner.learned.parameters()]).sum(0)
+    assert off(slopes, of_rates) < 1e-12
 
 
 @pytest.mark.parametrize("surrogate", ["dice", "lvc"])
@@ -394,9 +413,11 @@ def test_a_task_without_numbers_is_left_out():
     def sample(act: Actor) -> fastmeta.Trajectories:
         drawn = line(act)
         drawn.rewards[1, 0, 0] = torch.nan
+        drawn.observations[1, 0, 0] = torch.nan
         return drawn
 
-    learner = make(line_policy(), inner_optimizer=fastmeta.SGD(lr=0.05))
+    rule = fastmeta.SGD(lr=0.05)
+    learner = make(line_policy(), inner_optimizer=rule, baseline=LinearBaseline())
     with pytest.warns(RuntimeWarning, match=r"task\(s\) \[1\]"):
         out = learner.step(sample)
     assert out.finite.tolist() == [True, False, True]
