@@ -16,6 +16,7 @@ from fastmeta.algorithms.meta_sgd import MetaSGD
 from fastmeta.algorithms.metagan import MetaGAN, MetaGANOutput
 from fastmeta.algorithms.online import Online
 from fastmeta.algorithms.outputs import Learners, MetaOutput
+from fastmeta.algorithms.policy import PolicyMAML
 from fastmeta.algorithms.proto_maml import ProtoMAML
 from fastmeta.algorithms.protonet import ProtoNet
 from fastmeta.algorithms.reptile import Reptile
@@ -25,11 +26,13 @@ from fastmeta.algorithms.weighting import weighted
 from fastmeta.optim.adam import Adam
 from fastmeta.optim.rates import PerLayerPerStep, PerParameter
 from fastmeta.optim.sgd import SGD
+from fastmeta.trajectories import Trajectories
 
 __all__ = [
     "ABML", "ANIL", "BOIL", "CAVIA", "FOMAML", "IMAML", "MAML", "R2D2", "SGD", "Adam", "Distillation",
     "FeatureLearner", "LSTMMetaLearner", "LearnedOptimizer", "Learners", "MAMLPlusPlus", "MetaCurvature", "MetaGAN",
     "MetaGANOutput", "MetaLearner", "MetaOptNetRR", "MetaOutput", "MetaSGD", "Online", "PerLayerPerStep",
-    "PerParameter", "ProtoMAML", "ProtoNet", "Reptile", "SparseMAML", "SupportSet", "TaskClassifiers", "weighted",
+    "PerParameter", "PolicyMAML", "ProtoMAML", "ProtoNet", "Reptile", "SparseMAML", "SupportSet", "TaskClassifiers",
+    "Trajectories", "weighted",
 ]  # fmt: skip
 __version__ = "0.1.0"

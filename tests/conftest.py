@@ -83,6 +83,7 @@ SLOW: dict[str, tuple[str, ...]] = {
     "tests/algorithms/test_algorithms.py::test_what_is_compiled_is_traced_exactly": (
         *("maml-*", "fomaml-*", "reptile-*", "*-sgd-eager"),
     ),
+    "tests/algorithms/test_policy.py::test_compiled": (),
     "tests/algorithms/test_algorithms.py::test_compiled_convolutional_network_of_strided_images": (),
     "tests/engine/test_batch.py::test_finite_tasks_survives_the_compiler": (),
     "tests/engine/test_cuda_graph.py::test_a_compiled_step_is_replayed": (),

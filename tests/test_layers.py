@@ -17,12 +17,13 @@ FOLDERS = ("fastmeta", "kernels", "bench", "tests")
 LAYERS: dict[str, tuple[str, ...]] = {
     "fastmeta.internals": (),
     "fastmeta.stateless": (),
+    "fastmeta.trajectories": (),
     "fastmeta.reference": ("fastmeta.stateless",),  # no code of what it judges
     "fastmeta.kernels": (),
     "fastmeta.ops": (),
     "fastmeta.optim": (),
     "fastmeta.models": (),
-    "fastmeta.tasks": (),
+    "fastmeta.tasks": ("fastmeta.trajectories",),
     "fastmeta.program": ("fastmeta.ops", "fastmeta.stateless"),
     "fastmeta.engine": ("fastmeta.program", "fastmeta.ops", "fastmeta.optim", "fastmeta.stateless"),
     "fastmeta.engine.backends": (
@@ -56,8 +57,9 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "fastmeta.engine.ladder",
         *("fastmeta.engine", "fastmeta.engine.session", "fastmeta.engine.explain", "fastmeta.optim"),
         "fastmeta.stateless",
+        "fastmeta.trajectories",
     ),
-    "fastmeta": ("fastmeta.algorithms", "fastmeta.optim"),
+    "fastmeta": ("fastmeta.algorithms", "fastmeta.optim", "fastmeta.trajectories"),
     "fastmeta.train": ("fastmeta", "fastmeta.algorithms", "fastmeta.optim", "fastmeta.tasks", "fastmeta.models"),
     "fastmeta.__main__": ("fastmeta.train",),
 }

@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 SHIPPED = ("fastmeta", "kernels", "setup.py", "pyproject.toml", "README.md", "LICENSE")
 TOP_LEVEL = {
-    *("fastmeta", "kernels", "bench", "tests"),
+    *("fastmeta", "kernels", "bench", "tests", "docs"),
     *("setup.py", "pyproject.toml", "README.md", "CHANGELOG.md", "LICENSE"),
 }
 FOLDERS = ("fastmeta", "kernels", "bench", "tests")

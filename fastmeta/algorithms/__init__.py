@@ -16,16 +16,19 @@ from .meta_sgd import MetaSGD
 from .metagan import MetaGAN, MetaGANOutput
 from .online import Online
 from .outputs import Learners, MetaOutput
+from .policy import AdaptedPolicies, PolicyMAML, PolicyOutput
 from .proto_maml import ProtoMAML
 from .protonet import ProtoNet
 from .reptile import Reptile
 from .ridge import R2D2, MetaOptNetRR
 from .sparse_maml import SparseMAML
+from .surrogates import LinearBaseline
 from .weighting import weighted
 
 __all__ = [
-    "ABML", "ANIL", "BOIL", "CAVIA", "FOMAML", "IMAML", "MAML", "R2D2", "Carry", "Distillation", "FeatureLearner",
-    "LSTMMetaLearner", "LearnedOptimizer", "Learners", "MAMLPlusPlus", "MetaCurvature", "MetaGAN", "MetaGANOutput",
-    "MetaLearner", "MetaOptNetRR", "MetaOutput", "MetaSGD", "Online", "ProtoMAML", "ProtoNet", "Reptile",
-    "SparseMAML", "SupportSet", "TaskClassifiers", "weighted",
+    "ABML", "ANIL", "BOIL", "CAVIA", "FOMAML", "IMAML", "MAML", "R2D2", "AdaptedPolicies", "Carry", "Distillation",
+    "FeatureLearner", "LSTMMetaLearner", "LearnedOptimizer", "Learners", "LinearBaseline", "MAMLPlusPlus",
+    "MetaCurvature", "MetaGAN", "MetaGANOutput", "MetaLearner", "MetaOptNetRR", "MetaOutput", "MetaSGD", "Online",
+    "PolicyMAML", "PolicyOutput", "ProtoMAML", "ProtoNet", "Reptile", "SparseMAML", "SupportSet", "TaskClassifiers",
+    "weighted",
 ]  # fmt: skip

@@ -16,6 +16,9 @@ from .generator import ImageGenerator as ImageGenerator
 from .modulated_siren import ModulatedSiren as ModulatedSiren
 from .per_step_norm import PerStepBatchNorm as PerStepBatchNorm
 from .per_step_norm import per_step_batch_norm as per_step_batch_norm
+from .policies import CategoricalPolicy as CategoricalPolicy
+from .policies import GaussianPolicy as GaussianPolicy
+from .policies import navigation_policy as navigation_policy
 from .registry import MODELS as MODELS
 from .registry import build_model as build_model
 from .registry import head_of as head_of

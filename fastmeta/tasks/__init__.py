@@ -27,6 +27,8 @@ from .datasets.text import load_text as load_text
 from .few_shot import FewShot as FewShot
 from .glyphs import Glyphs as Glyphs
 from .glyphs import draw_glyphs as draw_glyphs
+from .navigation import Journeys as Journeys
+from .navigation import Navigation as Navigation
 from .pretexts import PRETEXTS as PRETEXTS
 from .pretexts import Pretext as Pretext
 from .pretexts import SelfSupervised as SelfSupervised
