@@ -102,8 +102,8 @@ def _proved(given: _Given) -> Verdict:
         raise
     except Exception:  # a float32 constant in the module or a loss, or a device without float64
         trial = _trial(given, double=False)
-    found, failure, ways = "", "", list(_ways(given, trial))
-    for way in ways:
+    found, failure = "", ""
+    for way in _ways(given, trial):
         try:
             engine = way.engine or way.trial.planned()
             differences = way.trial.compare(_same_layout(engine, way.trial))

@@ -45,8 +45,9 @@ class Linear(Bilinear):
     def product_plus(self, y: Tensor | None, x: Tensor, w: Tensor) -> Tensor:
         if y is None or shared(w):
             return super().product_plus(y, x, w)
-        z = _product(_rows(x), w.transpose(1, 2), _rows(y))
-        return z if x.dim() == 3 else z.view(*x.shape[:-1], w.shape[1])
+        if x.dim() == 3:
+            return _product(x, w.transpose(1, 2), y)
+        return _product(_rows(x), w.transpose(1, 2), _rows(y)).view(*x.shape[:-1], w.shape[1])
 
     def product_backward(
         self, dy: Tensor, x: Tensor, w: Tensor, need_x: bool, need_w: bool
@@ -62,13 +63,14 @@ class Linear(Bilinear):
     def product_backward_plus(
         self, d: tuple[Tensor | None, Tensor | None], dy: Tensor, x: Tensor, w: Tensor, need_x: bool, need_w: bool
     ) -> tuple[Tensor | None, Tensor | None]:
-        (dx, dw), rows = d, _rows(dy)
+        dx, dw = d
         if shared(w) or (need_x and dx is None):
             return super().product_backward_plus(d, dy, x, w, need_x, need_w)
+        flat = dy.dim() == 3  # as most are; asking four times would cost as much as a small product
+        rows = dy if flat else _rows(dy)
         if need_x and dx is not None:
-            flat = _product(rows, w, _rows(dx))
-            dx = flat if dx.dim() == 3 else flat.view(dx.shape)
-        return dx, _product(rows.transpose(1, 2), _rows(x), dw) if need_w else dw
+            dx = _product(rows, w, dx) if flat else _product(rows, w, _rows(dx)).view(dx.shape)
+        return dx, _product(rows.transpose(1, 2), x if flat else _rows(x), dw) if need_w else dw
 
     def backward_dot(
         self, saved: Factors, saved_dot: FactorsDot, dy: Tensor, dy_dot: Tensor, needs: Needs
