@@ -147,12 +147,14 @@ def run_tasks(
         support_x, support_y = _for_autograd(support_x), _for_autograd(support_y)
         if outer is not None:
             outer = replace(outer, query_x=_for_autograd(outer.query_x), query_y=_for_autograd(outer.query_y))
+        links = {name: p - p.detach() for name, p in theta.items()} if descend.linked else {}
         for t in range(_tasks(support_x)):
-            start = call.own({name: p[t] if variant.own_start else p for name, p in theta.items()})
+            start, link = (_of_task(named, t) if variant.own_start else dict(named) for named in (theta, links))
+            start = call.own(start)
             state = None if variant.states is None else variant.states[t]
             x = _select(support_x, t)
             with torch.enable_grad():
-                phis, state = descend(start, state, x, _select(support_y, t), {*wanted, steps})
+                phis, state = descend(start, link, state, x, _select(support_y, t), {*wanted, steps})
             loss, outputs = None, None
             if outer is not None:
                 loss, outputs = _query(call, phis, wanted, outer, x, t)
@@ -220,7 +222,7 @@ def task_outputs(
     outputs = []
     with call.running(twice=False):
         for t in range(_tasks(x)):
-            phi = call.own({name: p[t] for name, p in params.items()})
+            phi = call.own(_of_task(params, t))
             quiet = differentiable is not None and not differentiable[t]
             with torch.no_grad() if quiet else nullcontext(), call.under(phi):
                 outputs.append(call(_select(x, t), support_x=_select(support_x, t)))
@@ -244,8 +246,9 @@ def task_losses(loss: Loss, outputs: Tree, targets: Tree) -> Tensor:
 class _Descent:
     """φ_0, support set → φ_k for each k asked for; where `differentiable`, with their graph back to θ, rates and data.
 
-    With `first_order` ∂φ_{k+1}/∂φ_k is the identity; what the update itself learns keeps its derivative, and what the
-    inner loss learns has none, as it reaches φ_K through inner gradients alone.
+    With `first_order` ∂φ_{k+1}/∂φ_k is the identity: a link, which is zero and has that derivative, is added to each
+    φ_k asked for. What the update itself learns keeps its derivative, and what the inner loss learns has none, as it
+    reaches φ_K through inner gradients alone.
     """
 
     call: Stateless
@@ -262,31 +265,29 @@ class _Descent:
         """Whether inner gradients are differentiated again."""
         return self.differentiable and not self.first_order and not self.variant.constant_gradients
 
+    @property
+    def linked(self) -> bool:
+        """Whether fast weights get their derivative by a link."""
+        return self.differentiable and self.first_order
+
     def __call__(
-        self, start: dict[str, Tensor], state: Any, x: Tree, y: Tree, asked: set[int]
+        self, start: dict[str, Tensor], link: Named, state: Any, x: Tree, y: Tree, asked: set[int]
     ) -> tuple[dict[int, dict[str, Tensor]], Any]:
-        straight, exact = self.first_order or not self.differentiable, self.exact
+        straight, exact, linked = self.first_order or not self.differentiable, self.exact, self.linked
         phi = {name: p.detach() for name, p in start.items()} if straight else start
-        learned: dict[str, Tensor] = {}  # zeros with the graph of what first-order updates learn
-        found = {0: self.linked(start, phi, learned) if straight else phi} if 0 in asked else {}
+        found = {0: _sum(phi, link) if linked else phi} if 0 in asked else {}
         for i in range(self.steps):
             k = self.variant.first + i
             here = phi if exact else {name: p.detach().requires_grad_() for name, p in phi.items()}
             grads = self.gradients(here, start, *self.samples(k, x, y), keep=exact)
             phi, state = self.update(phi, grads, state, k)
-            if straight:
-                learned |= {n: p - p.detach() + learned.get(n, 0.0) for n, p in phi.items() if p.requires_grad}
+            if straight and any(p.requires_grad for p in phi.values()):  # by what the update learns
+                if linked:
+                    link = _sum(link, {name: p - p.detach() for name, p in phi.items()})
                 phi = {name: p.detach() for name, p in phi.items()}
             if i + 1 in asked:
-                found[i + 1] = self.linked(start, phi, learned) if straight else phi
+                found[i + 1] = _sum(phi, link) if linked else phi
         return found, state
-
-    def linked(self, start: Named, phi: dict[str, Tensor], learned: Named) -> dict[str, Tensor]:
-        """First-order fast weights, of which φ_0 has the identity as derivative."""
-        if not self.differentiable:
-            return phi
-        linked = {name: p + (start[name] - start[name].detach()) for name, p in phi.items()}
-        return linked | {name: linked[name] + zero for name, zero in learned.items()}
 
     def samples(self, k: int, x: Tree, y: Tree) -> tuple[Tree, Tree]:
         if self.batch is None:
@@ -337,10 +338,15 @@ def _sgd(opt: Any, lr: Any, p: Tensor, g: Tensor, state: State, _: int) -> tuple
     """torch.optim.SGD with dampening 0: b ← μ b + d, then along d + μ b (Nesterov) or b."""
     d = g + opt.weight_decay * p if opt.weight_decay else g
     if not opt.momentum:
-        return p - lr * d, ()
+        return _step(p, lr, d), ()
     b = opt.momentum * state[0] + d if state else d
     direction = d + opt.momentum * b if opt.nesterov else b
-    return p - lr * direction, (b,)
+    return _step(p, lr, direction), (b,)
+
+
+def _step(p: Tensor, lr: Any, direction: Tensor) -> Tensor:
+    """p − lr · direction, in one op where lr is a number."""
+    return torch.sub(p, direction, alpha=lr) if isinstance(lr, float) else p - lr * direction
 
 
 def _adam(opt: Any, lr: Any, p: Tensor, g: Tensor, state: State, k: int) -> tuple[Tensor, State]:
@@ -363,6 +369,10 @@ def _adam(opt: Any, lr: Any, p: Tensor, g: Tensor, state: State, k: int) -> tupl
     return p - lr * m_hat / (root + opt.eps), (m, v)
 
 
+def _sum(a: Named, b: Named) -> dict[str, Tensor]:
+    return {name: x + b[name] for name, x in a.items()}
+
+
 def _square(x: Tensor) -> Tensor:
     """‖x‖²."""
     return (torch.view_as_real(x.resolve_conj()) if x.is_complex() else x).square().sum()
@@ -377,6 +387,10 @@ def _select(tree: Tree, index: int | Tensor) -> Tree:
     return pytree.tree_map_only(Tensor, lambda leaf: leaf[index], tree)
 
 
+def _of_task(named: Named, t: int) -> dict[str, Tensor]:
+    return {name: p[t] for name, p in named.items()}
+
+
 def _tasks(tree: Tree) -> int:
     """Length of the first tensor in `tree`."""
     if isinstance(tree, Tensor):
@@ -386,6 +400,8 @@ def _tasks(tree: Tree) -> int:
 
 def _for_autograd(tree: Tree) -> Tree:
     """Tensors made under `torch.inference_mode` as copies that autograd accepts."""
+    if isinstance(tree, Tensor):
+        return tree.clone() if tree.is_inference() else tree
     return pytree.tree_map_only(Tensor, lambda leaf: leaf.clone() if leaf.is_inference() else leaf, tree)
 
 

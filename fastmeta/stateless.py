@@ -34,6 +34,7 @@ TURN = threading.RLock()
 """Held while a module holds other tensors than its own: nobody else may run it then, or look at it."""
 
 _NUMBERS = (bool, int, float, str)
+_HOLD_NOTHING = frozenset({*_NUMBERS, type(None), Tensor, nn.Parameter})
 _MOST = 1000  # entries of a list or dict that is looked after: a vocabulary is none that forward writes
 
 
@@ -190,7 +191,8 @@ class State:
             if isinstance(value, dict):
                 self._held.append((value, before))
         for x in inside:
-            self._remember(x)
+            if type(x) not in _HOLD_NOTHING:
+                self._remember(x)
 
     def exchange(self) -> None:
         """Copies of buffers and of plain tensors, for forward to write into; one tensor has one copy."""

@@ -104,19 +104,16 @@ class OneByOne:
             losses = [x.detach() + _pull(learner) for x, learner in zip(losses, learners, strict=True)]
         with torch.no_grad():
             leaves, self._output_spec = pytree.tree_flatten(stacked([learner.outputs for learner in learners]))
-            # as in every backend: the inner loop's end, not its start, says whether a task diverged
-            phi = {name: torch.stack([learner.phi[name] for learner in learners]) for name in self._layout.names}
-            finite = finite_tasks(support.inputs, phi, torch.stack(losses))
-        total = torch.stack(self._of_finite(losses, finite) if keep else losses)
+        total = torch.stack(losses)
+        # as in every backend: the inner loop's end, not its start, says whether a task diverged
+        finite = finite_tasks(support.inputs, _ends(learners), total)
+        every = keep and all(finite.tolist())
+        if keep and not every:
+            total = torch.stack(_of_finite(losses, finite))
         if keep and not total.requires_grad:
             total = total + _zero(at, context)  # what no task's results depend on has a gradient of zero
-        tasks = TaskResults(total, leaves, finite, None)
-        return MetaGradient(mean_finite(total, finite, finite_count(finite)), None, tasks)
-
-    @staticmethod
-    def _of_finite(values: list[Tensor], finite: Tensor) -> list[Tensor]:
-        """A task that diverged stays out of the graph: its 0 · NaN would reach the others' gradients."""
-        return [x if kept else x.detach() for x, kept in zip(values, finite.tolist(), strict=True)]
+        mean = total.mean() if every else mean_finite(total, finite, finite_count(finite))
+        return MetaGradient(mean, None, TaskResults(total, leaves, finite, None))
 
     def _run(self, at: MetaInputs, support: Data, outer: Outer | None) -> list[Learner]:
         x, y = self._filled(self._trees.support_x, support.inputs), self._filled(self._trees.support_y, support.targets)
@@ -145,6 +142,8 @@ class OneByOne:
 
     @staticmethod
     def _filled(tree: Tree, leaves: Sequence[Tensor]) -> Tree:
+        if tree is True or tree is None:
+            return leaves[0] if tree else None
         rest = iter(leaves)
         return pytree.tree_map(lambda leaf: None if leaf is None else next(rest), tree)
 
@@ -155,7 +154,7 @@ class OneByOne:
         rows = [layout.row(layout.take(learner.phi)) for learner in learners]
         phi = torch.stack(rows)
         if keep:
-            phi = torch.stack(self._of_finite(rows, finite_tasks(support.inputs, phi)))
+            phi = torch.stack(_of_finite(rows, finite_tasks(support.inputs, phi)))
             if not phi.requires_grad:
                 phi = phi + _zero(at, context)
         return Adapted(phi, _state_rows(layout, [learner.state for learner in learners]), _recorded)
@@ -184,6 +183,17 @@ def _fields(batch: TaskBatch) -> tuple[Tree, ...]:
     return batch.support_x, batch.support_y, batch.query_x, batch.query_y
 
 
+def _ends(learners: Sequence[Learner]) -> Tensor:
+    """φ_K of every task, [T, P], without a graph."""
+    parts = [p.detach().flatten() for learner in learners for p in learner.phi.values()]
+    return torch.cat(parts).view(len(learners), -1)
+
+
+def _of_finite(values: list[Tensor], finite: Tensor) -> list[Tensor]:
+    """A task that diverged stays out of the graph: its 0 · NaN would reach the others' gradients."""
+    return [x if kept else x.detach() for x, kept in zip(values, finite.tolist(), strict=True)]
+
+
 def _pull(learner: Learner) -> Tensor:
     """Zero whose gradient with respect to θ is θ − φ_K of a task."""
     terms = []
@@ -207,13 +217,13 @@ def _rate(layout: Layout, meta: tuple[Tensor, ...]) -> Callable[[str, int], Any]
     """The step size of a parameter in step k out of rates [K, P] or what broadcasts to it."""
     (rates,) = meta
     rates = rates.real if rates.is_complex() else rates
+    if rates.shape[1] == 1 and not rates.requires_grad:
+        numbers = rates.flatten().tolist()  # nothing to differentiate: a number costs less than a tensor
+        return lambda name, k: numbers[k if len(numbers) > 1 else 0]
     where = {
         name: (shape, at, torch.empty((), dtype=dtype).real.dtype)
         for name, shape, at, dtype in zip(layout.names, layout.shapes, layout.offsets, layout.dtypes, strict=True)
     }
-    if rates.shape[1] == 1 and not rates.requires_grad:
-        numbers = rates.flatten().tolist()  # nothing to differentiate: a number costs less than a tensor
-        return lambda name, k: numbers[k if len(numbers) > 1 else 0]
 
     def rate(name: str, k: int) -> Tensor:
         row = rates[k if rates.shape[0] > 1 else 0]
