@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -145,8 +145,7 @@ def run_tasks(
     learners = []
     with torch.inference_mode(False), torch.set_grad_enabled(differentiable), call.running(twice=descend.exact):
         support_x, support_y = _for_autograd(support_x), _for_autograd(support_y)
-        if outer is not None:
-            outer = replace(outer, query_x=_for_autograd(outer.query_x), query_y=_for_autograd(outer.query_y))
+        query_x, query_y = (None, None) if outer is None else map(_for_autograd, (outer.query_x, outer.query_y))
         links = {name: p - p.detach() for name, p in theta.items()} if descend.linked else {}
         for t in range(_tasks(support_x)):
             start, link = (_of_task(named, t) if variant.own_start else dict(named) for named in (theta, links))
@@ -157,16 +156,16 @@ def run_tasks(
                 phis, state = descend(start, link, state, x, _select(support_y, t), {*wanted, steps})
             loss, outputs = None, None
             if outer is not None:
-                loss, outputs = _query(call, phis, wanted, outer, x, t)
+                loss, outputs = _query(call, phis, wanted, outer, x, _select(query_x, t), _select(query_y, t))
             learners.append(Learner(start, phis[steps], state, loss, outputs))
     return learners
 
 
 def _query(
-    call: Stateless, phis: Mapping[int, dict[str, Tensor]], wanted: Sequence[int], outer: Outer, support_x: Tree, t: int
-) -> tuple[Tensor, Tree]:
-    """The weighted query losses of task t, and its outputs at φ_K."""
-    x, y = _select(outer.query_x, t), _select(outer.query_y, t)
+    call: Stateless, phis: Mapping[int, dict[str, Tensor]], wanted: Sequence[int], outer: Outer, support_x: Tree,
+    x: Tree, y: Tree,
+) -> tuple[Tensor, Tree]:  # fmt: skip
+    """The weighted query losses of one task, and its outputs at φ_K."""
     total: Tensor | None = None
     outputs: Tree = None
     for k in wanted:
@@ -320,16 +319,14 @@ def _update_rule(optimizer: Any, rate: Callable[[str, int], Tensor] | None) -> U
     rules = {"SGD": _sgd, "Adam": _adam}
     if kind not in rules:
         raise TypeError(f"inner_optimizer must be fastmeta.SGD or fastmeta.Adam, got {kind}")
+    rule = rules[kind]
 
     def update(phi: Named, grads: Named, state: Any, k: int) -> tuple[dict[str, Tensor], Any]:
-        state = dict.fromkeys(phi, ()) if state is None else state
-        moved = {
-            name: rules[kind](
-                optimizer, optimizer.lr if rate is None else rate(name, k), p, grads[name], state[name], k
-            )
-            for name, p in phi.items()
-        }
-        return {name: p for name, (p, _) in moved.items()}, {name: s for name, (_, s) in moved.items()}
+        moved, after = {}, {}
+        for name, p in phi.items():
+            lr, before = optimizer.lr if rate is None else rate(name, k), () if state is None else state[name]
+            moved[name], after[name] = rule(optimizer, lr, p, grads[name], before, k)
+        return moved, after
 
     return update
 

@@ -12,7 +12,7 @@ import threading
 import types
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import is_dataclass
 from typing import Any
 
@@ -68,7 +68,7 @@ class Stateless:
         self._state = State(modules)
         self._recurrent = any(isinstance(m, nn.RNNBase) and next(m.parameters()).is_cuda for m in modules)
         self._weight_norm = any(map(_has_weight_norm, modules))
-        renormed = [m for m in modules if getattr(m, "max_norm", None) is not None]
+        renormed = [m for m in modules if m._parameters and getattr(m, "max_norm", None) is not None]
         self._renormed: list[tuple[Any, str, Tensor]] = [
             (m._parameters, key, p) for m in renormed for key, p in m._parameters.items() if p is not None
         ]
@@ -98,14 +98,13 @@ class Stateless:
         Args:
             twice: and again; cuDNN's recurrent layers cannot be, so that others run in their place.
         """
-        with ExitStack() as stack:
-            stack.enter_context(TURN)
-            stack.enter_context(checkpointing_off())
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # the only attention that can be differentiated twice
-            if twice and self._recurrent:
-                stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-            if self._weight_norm:
-                stack.enter_context(_WeightNormWrittenOut())
+        with (
+            TURN,
+            checkpointing_off(),
+            sdpa_kernel(SDPBackend.MATH),  # the only attention that can be differentiated twice
+            torch.backends.cudnn.flags(enabled=False) if twice and self._recurrent else nullcontext(),
+            _WeightNormWrittenOut() if self._weight_norm else nullcontext(),
+        ):
             yield
 
     def __call__(self, x: Any, *, support_x: Any = None) -> Any:
@@ -143,6 +142,8 @@ def stacked(outputs: Sequence[Any]) -> Any:
             return None
         return torch.stack(leaves) if len({leaf.shape for leaf in leaves}) == 1 else leaves
 
+    if isinstance(outputs[0], Tensor):
+        return stack(*outputs)
     return pytree.tree_map(stack, *outputs)
 
 
@@ -191,7 +192,9 @@ class State:
             if isinstance(value, dict):
                 self._held.append((value, before))
         for x in inside:
-            if type(x) not in _HOLD_NOTHING:
+            if type(x) is OrderedDict and not x:  # of a module, most are
+                self._empty.append(x)
+            elif type(x) not in _HOLD_NOTHING:
                 self._remember(x)
 
     def exchange(self) -> None:

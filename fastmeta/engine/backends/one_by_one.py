@@ -74,7 +74,7 @@ class OneByOne:
         _check_adjoint(options.adjoint)
         self._module, self._layout, self._options, self._kind = module, program.layout, options, kind
         self.why = why
-        self._proximal = _proximal(options.prior)
+        self._proximal, self._constant = _proximal(options.prior), options.adjoint == Unrolled(hessian=False)
         self._trees = TaskBatch(*pytree.tree_map(lambda leaf: None if leaf is None else True, tuple(_fields(batch))))
         self._keys = torch.zeros(batch.tasks, dtype=torch.int64, device=program.layout.device)
         self._output_spec: Any = None
@@ -102,11 +102,11 @@ class OneByOne:
         losses = [cast("Tensor", learner.loss) for learner in learners]
         if isinstance(self._options.adjoint, Displacement) and keep:
             losses = [x.detach() + _pull(learner) for x, learner in zip(losses, learners, strict=True)]
+        total = torch.stack(losses)
         with torch.no_grad():
             leaves, self._output_spec = pytree.tree_flatten(stacked([learner.outputs for learner in learners]))
-        total = torch.stack(losses)
-        # as in every backend: the inner loop's end, not its start, says whether a task diverged
-        finite = finite_tasks(support.inputs, _ends(learners), total)
+            # as in every backend: the inner loop's end, not its start, says whether a task diverged
+            finite = finite_tasks(*support.inputs, _ends(learners), total)
         every = keep and all(finite.tolist())
         if keep and not every:
             total = torch.stack(_of_finite(losses, finite))
@@ -136,7 +136,7 @@ class OneByOne:
         return Variant(
             start=start, own_start=own, rate=_rate(layout, at.meta) if known else None,
             update=None if known else _by_rows(layout, self._options, at), clip_norm=self._options.inner_clip_norm,
-            proximal=self._proximal, constant_gradients=self._options.adjoint == Unrolled(hessian=False),
+            proximal=self._proximal, constant_gradients=self._constant,
             first=self._kind.first, states=_named_states(layout, at.state, known=known),
         )  # fmt: skip
 
@@ -184,9 +184,8 @@ def _fields(batch: TaskBatch) -> tuple[Tree, ...]:
 
 
 def _ends(learners: Sequence[Learner]) -> Tensor:
-    """φ_K of every task, [T, P], without a graph."""
-    parts = [p.detach().flatten() for learner in learners for p in learner.phi.values()]
-    return torch.cat(parts).view(len(learners), -1)
+    """φ_K of every task, [T, P]."""
+    return torch.cat([p.flatten() for learner in learners for p in learner.phi.values()]).view(len(learners), -1)
 
 
 def _of_finite(values: list[Tensor], finite: Tensor) -> list[Tensor]:
