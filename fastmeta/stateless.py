@@ -77,19 +77,17 @@ class Stateless:
         """Copies where forward writes into weights: an embedding with `max_norm` scales its rows in place."""
         return {name: p.clone() for name, p in weights.items()} if self._renormed else weights
 
-    @contextmanager
-    def under(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
-        """The module holds `weights` by name, each as often as it is tied, and copies of its buffers."""
+    def under(self, weights: Mapping[str, Tensor]) -> _Under:
+        """A context: the module holds `weights` by name, each as often as it is tied, and copies of its buffers."""
+        return _Under(self, weights)
+
+    def _hold(self, weights: Mapping[str, Tensor]) -> None:
         self._state.exchange()
         for contents, key, p in self._renormed:
             contents[key] = p.clone()  # of those that do not move: forward writes into them
         for name, value in weights.items():
             for contents, key in self._places[name]:
                 contents[key] = value
-        try:
-            yield
-        finally:
-            self._state.restore()
 
     @contextmanager
     def running(self, *, twice: bool) -> Iterator[None]:
@@ -122,6 +120,21 @@ class Stateless:
         if isinstance(x, dict):
             return self.module(**x)
         return self.module(*x) if isinstance(x, tuple | list) else self.module(x)
+
+
+class _Under:
+    """What `Stateless.under` gives. Entered for every step of every task, so that it is no generator."""
+
+    __slots__ = ("_call", "_weights")
+
+    def __init__(self, call: Stateless, weights: Mapping[str, Tensor]) -> None:
+        self._call, self._weights = call, weights
+
+    def __enter__(self) -> None:
+        self._call._hold(self._weights)
+
+    def __exit__(self, *_: object) -> None:
+        self._call._state.restore()
 
 
 def stacked(outputs: Sequence[Any]) -> Any:

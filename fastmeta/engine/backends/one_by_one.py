@@ -106,7 +106,7 @@ class OneByOne:
         with torch.no_grad():
             leaves, self._output_spec = pytree.tree_flatten(stacked([learner.outputs for learner in learners]))
             # as in every backend: the inner loop's end, not its start, says whether a task diverged
-            finite = finite_tasks(*support.inputs, _ends(learners), total)
+            finite = finite_tasks(*support.inputs, _ends(learners, losses))
         every = keep and all(finite.tolist())
         if keep and not every:
             total = torch.stack(_of_finite(losses, finite))
@@ -183,9 +183,10 @@ def _fields(batch: TaskBatch) -> tuple[Tree, ...]:
     return batch.support_x, batch.support_y, batch.query_x, batch.query_y
 
 
-def _ends(learners: Sequence[Learner]) -> Tensor:
-    """φ_K of every task, [T, P]."""
-    return torch.cat([p.flatten() for learner in learners for p in learner.phi.values()]).view(len(learners), -1)
+def _ends(learners: Sequence[Learner], losses: Sequence[Tensor]) -> Tensor:
+    """φ_K and query loss of every task, [T, P + 1]."""
+    parts = [x.flatten() for learner, loss in zip(learners, losses, strict=True) for x in (*learner.phi.values(), loss)]
+    return torch.cat(parts).view(len(learners), -1)
 
 
 def _of_finite(values: list[Tensor], finite: Tensor) -> list[Tensor]:
