@@ -137,23 +137,22 @@ def run_tasks(
         theta = {name: p for name, p in module.named_parameters() if p.requires_grad}
     differentiable = torch.is_grad_enabled()
     call = Stateless(module, inner_loss, None if outer is None else outer.loss)
-    descend = _Descent(
-        call, inner_loss, variant.update or _update_rule(inner_optimizer, variant.rate), steps, inner_batch_size,
-        differentiable, first_order, variant,
-    )  # fmt: skip
+    update = variant.update or _update_rule(inner_optimizer, variant.rate)
+    # what SGD and Adam add to φ depends on φ through the gradient alone, but for weight decay
+    if first_order and differentiable and (variant.update or getattr(inner_optimizer, "weight_decay", 0)):
+        update = _straight_through(update)
+    descend = _Descent(call, inner_loss, update, steps, inner_batch_size, differentiable, first_order, variant)
     wanted = [] if outer is None else [k for k, w in enumerate(outer.weights) if w or k == steps]
     learners = []
     with torch.inference_mode(False), torch.set_grad_enabled(differentiable), call.running(twice=descend.exact):
         support_x, support_y = _for_autograd(support_x), _for_autograd(support_y)
         query_x, query_y = (None, None) if outer is None else map(_for_autograd, (outer.query_x, outer.query_y))
-        links = {name: p - p.detach() for name, p in theta.items()} if descend.linked else {}
         for t in range(_tasks(support_x)):
-            start, link = (_of_task(named, t) if variant.own_start else dict(named) for named in (theta, links))
-            start = call.own(start)
+            start = call.own(_of_task(theta, t) if variant.own_start else dict(theta))
             state = None if variant.states is None else variant.states[t]
             x = _select(support_x, t)
             with torch.enable_grad():
-                phis, state = descend(start, link, state, x, _select(support_y, t), {*wanted, steps})
+                phis, state = descend(start, state, x, _select(support_y, t), {*wanted, steps})
             loss, outputs = None, None
             if outer is not None:
                 loss, outputs = _query(call, phis, wanted, outer, x, _select(query_x, t), _select(query_y, t))
@@ -245,9 +244,8 @@ def task_losses(loss: Loss, outputs: Tree, targets: Tree) -> Tensor:
 class _Descent:
     """φ_0, support set → φ_k for each k asked for; where `differentiable`, with their graph back to θ, rates and data.
 
-    With `first_order` ∂φ_{k+1}/∂φ_k is the identity: a link, which is zero and has that derivative, is added to each
-    φ_k asked for. What the update itself learns keeps its derivative, and what the inner loss learns has none, as it
-    reaches φ_K through inner gradients alone.
+    With `first_order` inner gradients are constants and ∂φ_{k+1}/∂φ_k is the identity. What the update itself learns
+    keeps its derivative, and what the inner loss learns has none, as it reaches φ_K through inner gradients alone.
     """
 
     call: Stateless
@@ -264,28 +262,21 @@ class _Descent:
         """Whether inner gradients are differentiated again."""
         return self.differentiable and not self.first_order and not self.variant.constant_gradients
 
-    @property
-    def linked(self) -> bool:
-        """Whether fast weights get their derivative by a link."""
-        return self.differentiable and self.first_order
-
     def __call__(
-        self, start: dict[str, Tensor], link: Named, state: Any, x: Tree, y: Tree, asked: set[int]
+        self, start: dict[str, Tensor], state: Any, x: Tree, y: Tree, asked: set[int]
     ) -> tuple[dict[int, dict[str, Tensor]], Any]:
-        straight, exact, linked = self.first_order or not self.differentiable, self.exact, self.linked
-        phi = {name: p.detach() for name, p in start.items()} if straight else start
-        found = {0: _sum(phi, link) if linked else phi} if 0 in asked else {}
+        exact = self.exact
+        phi = start if self.differentiable else _detached(start)
+        found = {0: phi} if 0 in asked else {}
         for i in range(self.steps):
             k = self.variant.first + i
             here = phi if exact else {name: p.detach().requires_grad_() for name, p in phi.items()}
             grads = self.gradients(here, start, *self.samples(k, x, y), keep=exact)
             phi, state = self.update(phi, grads, state, k)
-            if straight and any(p.requires_grad for p in phi.values()):  # by what the update learns
-                if linked:
-                    link = _sum(link, {name: p - p.detach() for name, p in phi.items()})
-                phi = {name: p.detach() for name, p in phi.items()}
+            if not self.differentiable:
+                phi = _detached(phi)
             if i + 1 in asked:
-                found[i + 1] = _sum(phi, link) if linked else phi
+                found[i + 1] = phi
         return found, state
 
     def samples(self, k: int, x: Tree, y: Tree) -> tuple[Tree, Tree]:
@@ -312,6 +303,21 @@ class _Descent:
             scale = (self.variant.clip_norm / (norm + 1e-6)).clamp(max=1.0)
             grads = [g * scale.to(g.real.dtype) for g in grads]
         return dict(zip(phi, grads, strict=True))
+
+
+def _straight_through(update: Update) -> Update:
+    """The same update with the identity as its derivative with respect to φ."""
+
+    def step(phi: Named, grads: Named, state: Any, k: int) -> tuple[dict[str, Tensor], Any]:
+        constant = _detached(phi)
+        moved, state = update(constant, grads, state, k)
+        return {name: p + (phi[name] - constant[name]) for name, p in moved.items()}, state
+
+    return step
+
+
+def _detached(named: Named) -> dict[str, Tensor]:
+    return {name: p.detach() for name, p in named.items()}
 
 
 def _update_rule(optimizer: Any, rate: Callable[[str, int], Tensor] | None) -> Update:
@@ -364,10 +370,6 @@ def _adam(opt: Any, lr: Any, p: Tensor, g: Tensor, state: State, k: int) -> tupl
     positive = v_hat > 0
     root = torch.where(positive, torch.where(positive, v_hat, 1.0).sqrt(), 0.0)
     return p - lr * m_hat / (root + opt.eps), (m, v)
-
-
-def _sum(a: Named, b: Named) -> dict[str, Tensor]:
-    return {name: x + b[name] for name, x in a.items()}
 
 
 def _square(x: Tensor) -> Tensor:
