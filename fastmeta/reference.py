@@ -139,23 +139,23 @@ def run_tasks(
     call = Stateless(module, inner_loss, None if outer is None else outer.loss)
     update = variant.update or _update_rule(inner_optimizer, variant.rate)
     # what SGD and Adam add to φ depends on φ through the gradient alone, but for weight decay
-    if first_order and differentiable and (variant.update or getattr(inner_optimizer, "weight_decay", 0)):
-        update = _straight_through(update)
-    descend = _Descent(call, inner_loss, update, steps, inner_batch_size, differentiable, first_order, variant)
+    straight = first_order and bool(variant.update or getattr(inner_optimizer, "weight_decay", 0))
+    descend = _Descent(
+        call, inner_loss, update, steps, inner_batch_size, differentiable, first_order, straight, variant
+    )  # fmt: skip
     wanted = [] if outer is None else [k for k, w in enumerate(outer.weights) if w or k == steps]
     learners = []
     with torch.inference_mode(False), torch.set_grad_enabled(differentiable), call.running(twice=descend.exact):
         support_x, support_y = _for_autograd(support_x), _for_autograd(support_y)
         query_x, query_y = (None, None) if outer is None else map(_for_autograd, (outer.query_x, outer.query_y))
         for t in range(_tasks(support_x)):
-            start = call.own(_of_task(theta, t) if variant.own_start else dict(theta))
+            start = call.own({name: p[t] if variant.own_start else p for name, p in theta.items()})
             state = None if variant.states is None else variant.states[t]
             x = _select(support_x, t)
             with torch.enable_grad():
                 phis, state = descend(start, state, x, _select(support_y, t), {*wanted, steps})
-            loss, outputs = None, None
-            if outer is not None:
-                loss, outputs = _query(call, phis, wanted, outer, x, _select(query_x, t), _select(query_y, t))
+            query = _select(query_x, t), _select(query_y, t)
+            loss, outputs = (None, None) if outer is None else _query(call, phis, wanted, outer, x, *query)
             learners.append(Learner(start, phis[steps], state, loss, outputs))
     return learners
 
@@ -220,7 +220,7 @@ def task_outputs(
     outputs = []
     with call.running(twice=False):
         for t in range(_tasks(x)):
-            phi = call.own(_of_task(params, t))
+            phi = call.own({name: p[t] for name, p in params.items()})
             quiet = differentiable is not None and not differentiable[t]
             with torch.no_grad() if quiet else nullcontext(), call.under(phi):
                 outputs.append(call(_select(x, t), support_x=_select(support_x, t)))
@@ -255,6 +255,7 @@ class _Descent:
     batch: int | None
     differentiable: bool
     first_order: bool
+    straight: bool  # the update's own derivative with respect to φ is replaced by the identity
     variant: Variant
 
     @property
@@ -265,14 +266,15 @@ class _Descent:
     def __call__(
         self, start: dict[str, Tensor], state: Any, x: Tree, y: Tree, asked: set[int]
     ) -> tuple[dict[int, dict[str, Tensor]], Any]:
-        exact = self.exact
-        phi = start if self.differentiable else _detached(start)
+        exact, phi = self.exact, start if self.differentiable else _detached(start)
         found = {0: phi} if 0 in asked else {}
         for i in range(self.steps):
             k = self.variant.first + i
             here = phi if exact else {name: p.detach().requires_grad_() for name, p in phi.items()}
             grads = self.gradients(here, start, *self.samples(k, x, y), keep=exact)
-            phi, state = self.update(phi, grads, state, k)
+            base = _detached(phi) if self.straight else phi
+            moved, state = self.update(base, grads, state, k)
+            phi = {name: p + (phi[name] - base[name]) for name, p in moved.items()} if self.straight else moved
             if not self.differentiable:
                 phi = _detached(phi)
             if i + 1 in asked:
@@ -305,17 +307,6 @@ class _Descent:
         return dict(zip(phi, grads, strict=True))
 
 
-def _straight_through(update: Update) -> Update:
-    """The same update with the identity as its derivative with respect to φ."""
-
-    def step(phi: Named, grads: Named, state: Any, k: int) -> tuple[dict[str, Tensor], Any]:
-        constant = _detached(phi)
-        moved, state = update(constant, grads, state, k)
-        return {name: p + (phi[name] - constant[name]) for name, p in moved.items()}, state
-
-    return step
-
-
 def _detached(named: Named) -> dict[str, Tensor]:
     return {name: p.detach() for name, p in named.items()}
 
@@ -325,13 +316,12 @@ def _update_rule(optimizer: Any, rate: Callable[[str, int], Tensor] | None) -> U
     rules = {"SGD": _sgd, "Adam": _adam}
     if kind not in rules:
         raise TypeError(f"inner_optimizer must be fastmeta.SGD or fastmeta.Adam, got {kind}")
-    rule = rules[kind]
 
     def update(phi: Named, grads: Named, state: Any, k: int) -> tuple[dict[str, Tensor], Any]:
         moved, after = {}, {}
         for name, p in phi.items():
-            lr, before = optimizer.lr if rate is None else rate(name, k), () if state is None else state[name]
-            moved[name], after[name] = rule(optimizer, lr, p, grads[name], before, k)
+            lr = optimizer.lr if rate is None else rate(name, k)
+            moved[name], after[name] = rules[kind](optimizer, lr, p, grads[name], state[name] if state else (), k)
         return moved, after
 
     return update
@@ -347,9 +337,8 @@ def _sgd(opt: Any, lr: Any, p: Tensor, g: Tensor, state: State, _: int) -> tuple
     return _step(p, lr, direction), (b,)
 
 
-def _step(p: Tensor, lr: Any, direction: Tensor) -> Tensor:
-    """p − lr · direction, in one op where lr is a number."""
-    return torch.sub(p, direction, alpha=lr) if isinstance(lr, float) else p - lr * direction
+def _step(p: Tensor, lr: Any, d: Tensor) -> Tensor:
+    return torch.sub(p, d, alpha=lr) if isinstance(lr, float) else p - lr * d  # one op where lr is a number
 
 
 def _adam(opt: Any, lr: Any, p: Tensor, g: Tensor, state: State, k: int) -> tuple[Tensor, State]:
@@ -384,10 +373,6 @@ def _select(tree: Tree, index: int | Tensor) -> Tree:
     if isinstance(tree, Tensor) or tree is None:
         return tree if tree is None else tree[index]
     return pytree.tree_map_only(Tensor, lambda leaf: leaf[index], tree)
-
-
-def _of_task(named: Named, t: int) -> dict[str, Tensor]:
-    return {name: p[t] for name, p in named.items()}
 
 
 def _tasks(tree: Tree) -> int:
