@@ -130,12 +130,10 @@ def checkpointing_off() -> Iterator[None]:
     def without(*args: Any, **kwargs: Any) -> Iterator[None]:
         return _passes() if threading.get_ident() == mine else _RECOMPUTES(*args, **kwargs)
 
-    class Direct:
-        @staticmethod
-        def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
-            return function(*args) if threading.get_ident() == mine else _REENTRANT.apply(function, preserve, *args)
+    def apply(function: Callable[..., Any], preserve: bool, *args: Any) -> Any:
+        return function(*args) if threading.get_ident() == mine else _REENTRANT.apply(function, preserve, *args)
 
-    new = {"_checkpoint_without_reentrant_generator": without, "CheckpointFunction": Direct}
+    new = {"_checkpoint_without_reentrant_generator": without, "CheckpointFunction": types.SimpleNamespace(apply=apply)}
     before = [
         (holder, name, getattr(holder, name))
         for holder in (sys.modules.get(module) for module in _HOLDERS)

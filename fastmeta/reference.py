@@ -146,38 +146,41 @@ def run_tasks(
         theta = {name: p for name, p in module.named_parameters() if p.requires_grad}
     differentiable = torch.is_grad_enabled()
     call = Stateless(module, inner_loss, None if outer is None else outer.loss)
+    update = variant.update or _update_rule(inner_optimizer, variant.rate)
+    # what SGD and Adam add to φ depends on φ through the gradient alone, but for weight decay
+    straight = first_order and bool(variant.update or getattr(inner_optimizer, "weight_decay", 0))
     descend = _Descent(
-        call, inner_loss, variant.update or _update_rule(inner_optimizer, variant.rate), steps, inner_batch_size,
-        differentiable, first_order, variant,
+        call, inner_loss, update, steps, inner_batch_size, differentiable, first_order, straight, variant
     )  # fmt: skip
     wanted = [] if outer is None else [k for k, w in enumerate(outer.weights) if w or k == steps]
     learners = []
     twice = descend.exact or variant.implicit is not None
     with torch.inference_mode(False), torch.set_grad_enabled(differentiable), call.running(twice=twice):
         support_x, support_y = for_autograd(support_x), for_autograd(support_y)
-        if outer is not None:
-            outer = replace(outer, query_x=for_autograd(outer.query_x), query_y=for_autograd(outer.query_y))
+        query_x, query_y = (None, None) if outer is None else map(for_autograd, (outer.query_x, outer.query_y))
         for t in range(tasks_of(support_x)):
             start = call.own({name: p[t] if variant.own_start else p for name, p in theta.items()})
             state = None if variant.states is None else variant.states[t]
             x = select(support_x, t)
             with torch.enable_grad():
                 phis, state, solver = descend(start, state, x, select(support_y, t), {*wanted, steps})
-            loss, outputs = (None, None) if outer is None else _query(call, phis, wanted, outer, x, t, variant.first)
+            query = select(query_x, t), select(query_y, t)
+            loss, outputs = (
+                (None, None) if outer is None else _query(call, phis, wanted, outer, x, query, variant.first)
+            )
             learners.append(Learner(start, phis[steps], state, loss, outputs, solver))
     return learners
 
 
 def _query(
     call: Stateless, phis: Mapping[int, dict[str, Tensor]], wanted: Sequence[int], outer: Outer, support_x: Tree,
-    t: int, first: int,
+    first: int,
 ) -> tuple[Tensor, Tree]:  # fmt: skip
-    """The weighted query losses of task t, and its outputs at φ_K; a module reads the inner step that led to φ_k."""
-    x, y = select(outer.query_x, t), select(outer.query_y, t)
+    """The weighted query losses of one task, and its outputs at φ_K; a module reads the inner step that led to φ_k."""
     total: Tensor | None = None
     every: list[Tree] = []
     for k in wanted:
-        here_x, here_y = _slice(x, y, outer.batch_size, k)
+        here_x, here_y = _slice(outer.query_x, outer.query_y, outer.batch_size, k)
         with call.under(call.own(phis[k]), step=max(first + k - 1, 0)):
             outputs = call(here_x, support_x=support_x if outer.bn_statistics == "support" else None)
             loss = _scalar("outer_loss", outer.loss(outputs, here_y))
@@ -253,8 +256,8 @@ def task_losses(loss: Loss, outputs: Tree, targets: Tree) -> Tensor:
 class _Descent:
     """φ_0, support set → φ_k for each k asked for; where `differentiable`, with their graph back to θ, rates and data.
 
-    With `first_order` ∂φ_{k+1}/∂φ_k is the identity; what the update itself learns keeps its derivative, and what the
-    inner loss learns has none, as it reaches φ_K through inner gradients alone.
+    With `first_order` inner gradients are constants and ∂φ_{k+1}/∂φ_k is the identity. What the update itself learns
+    keeps its derivative, and what the inner loss learns has none, as it reaches φ_K through inner gradients alone.
     """
 
     call: Stateless
@@ -264,6 +267,7 @@ class _Descent:
     batch: int | None
     differentiable: bool
     first_order: bool
+    straight: bool  # the update's own derivative with respect to φ is replaced by the identity
     variant: Variant
 
     @property
@@ -276,22 +280,22 @@ class _Descent:
         self, start: dict[str, Tensor], state: Any, x: Tree, y: Tree, asked: set[int]
     ) -> tuple[dict[int, dict[str, Tensor]], Any, Solver | None]:
         implicit = self.variant.implicit is not None and self.differentiable and self.steps > 0
-        straight, exact = self.first_order or implicit or not self.differentiable, self.exact
-        phi = {name: p.detach() for name, p in start.items()} if straight else start
+        exact, linked = self.exact, self.differentiable and not implicit
+        phi = start if linked else _detached(start)
         if exact:  # a start that nothing is learned of, such as zeros, is moved along gradients all the same
             phi = {name: p if p.requires_grad else p.detach().requires_grad_() for name, p in phi.items()}
-        learned: dict[str, Tensor] = {}  # zeros with the graph of what first-order updates learn
-        found = {0: self.linked(start, phi, learned) if straight else phi} if 0 in asked else {}
+        found = {0: phi} if 0 in asked else {}
         for i in range(self.steps):
             k = self.variant.first + i
             here = phi if exact else {name: p.detach().requires_grad_() for name, p in phi.items()}
             grads, loss = self.gradients(k, here, start, *_slice(x, y, self.batch, k), keep=exact)
-            phi, state = self.update(phi, grads, state, k, loss if exact else loss.detach())
-            if straight:
-                learned |= {n: p - p.detach() + learned.get(n, 0.0) for n, p in phi.items() if p.requires_grad}
-                phi = {name: p.detach() for name, p in phi.items()}
+            base = _detached(phi) if self.straight else phi
+            moved, state = self.update(base, grads, state, k, loss if exact else loss.detach())
+            phi = {name: p + (phi[name] - base[name]) for name, p in moved.items()} if self.straight else moved
+            if not linked:
+                phi = _detached(phi)
             if i + 1 in asked:
-                found[i + 1] = self.linked(start, phi, learned) if straight else phi
+                found[i + 1] = phi
         if not implicit:
             return found, state, None
         solver = self.solver(start, phi, x, y)
@@ -305,13 +309,6 @@ class _Descent:
             loss = _scalar("inner_loss", self.loss(self.call(x), y))
             gradients = torch.autograd.grad(loss, list(here.values()), create_graph=True, materialize_grads=True)
         return Solver(here, gradients, start, strength=strength, steps=steps)
-
-    def linked(self, start: Named, phi: dict[str, Tensor], learned: Named) -> dict[str, Tensor]:
-        """First-order fast weights, of which φ_0 has the identity as derivative."""
-        if not self.differentiable:
-            return phi
-        linked = {name: p + (start[name] - start[name].detach()) for name, p in phi.items()}
-        return linked | {name: linked[name] + zero for name, zero in learned.items()}
 
     def gradients(
         self, k: int, phi: Named, start: Named, x: Tree, y: Tree, *, keep: bool
@@ -335,6 +332,10 @@ class _Descent:
         return dict(zip(phi, grads, strict=True)), loss
 
 
+def _detached(named: Named) -> dict[str, Tensor]:
+    return {name: p.detach() for name, p in named.items()}
+
+
 def _update_rule(optimizer: Any, rate: Callable[[str, int], Tensor] | None) -> Update:
     kind = type(optimizer).__name__
     rules = {"SGD": _sgd, "Adam": _adam}
@@ -342,14 +343,11 @@ def _update_rule(optimizer: Any, rate: Callable[[str, int], Tensor] | None) -> U
         raise TypeError(f"inner_optimizer must be fastmeta.SGD or fastmeta.Adam, got {kind}")
 
     def update(phi: Named, grads: Named, state: Any, k: int, _: Tensor) -> tuple[dict[str, Tensor], Any]:
-        state = dict.fromkeys(phi, ()) if state is None else state
-        moved = {
-            name: rules[kind](
-                optimizer, optimizer.lr if rate is None else rate(name, k), p, grads[name], state[name], k
-            )
-            for name, p in phi.items()
-        }
-        return {name: p for name, (p, _) in moved.items()}, {name: s for name, (_, s) in moved.items()}
+        moved, after = {}, {}
+        for name, p in phi.items():
+            lr = optimizer.lr if rate is None else rate(name, k)
+            moved[name], after[name] = rules[kind](optimizer, lr, p, grads[name], state[name] if state else (), k)
+        return moved, after
 
     return update
 
@@ -358,10 +356,14 @@ def _sgd(opt: Any, lr: Any, p: Tensor, g: Tensor, state: State, _: int) -> tuple
     """torch.optim.SGD with dampening 0: b ← μ b + d, then along d + μ b (Nesterov) or b."""
     d = g + opt.weight_decay * p if opt.weight_decay else g
     if not opt.momentum:
-        return p - lr * d, ()
+        return _step(p, lr, d), ()
     b = opt.momentum * state[0] + d if state else d
     direction = d + opt.momentum * b if opt.nesterov else b
-    return p - lr * direction, (b,)
+    return _step(p, lr, direction), (b,)
+
+
+def _step(p: Tensor, lr: Any, d: Tensor) -> Tensor:
+    return torch.sub(p, d, alpha=lr) if isinstance(lr, float) else p - lr * d  # one op where lr is a number
 
 
 def _adam(opt: Any, lr: Any, p: Tensor, g: Tensor, state: State, k: int) -> tuple[Tensor, State]:

@@ -12,7 +12,7 @@ import threading
 import types
 from collections import OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import is_dataclass
 from typing import Any
 
@@ -37,6 +37,7 @@ INNER_STEP = "inner_step"
 """The name of a buffer [K] of floats by which a module reads in which inner step it is: 1 at the step, 0 elsewhere."""
 
 _NUMBERS = (bool, int, float, str)
+_HOLD_NOTHING = frozenset({*_NUMBERS, type(None), Tensor, nn.Parameter})
 _MOST = 1000  # entries of a list or dict that is looked after: a vocabulary is none that forward writes
 
 
@@ -97,7 +98,7 @@ class Stateless:
         self._step: int | None = None
         self._recurrent = any(isinstance(m, nn.RNNBase) and next(m.parameters()).is_cuda for m in modules)
         self._weight_norm = any(map(_has_weight_norm, modules))
-        renormed = [m for m in modules if getattr(m, "max_norm", None) is not None]
+        renormed = [m for m in modules if m._parameters and getattr(m, "max_norm", None) is not None]
         self._renormed: list[tuple[Any, str, Tensor]] = [
             (m._parameters, key, p) for m in renormed for key, p in m._parameters.items() if p is not None
         ]
@@ -106,10 +107,12 @@ class Stateless:
         """Copies where forward writes into weights: an embedding with `max_norm` scales its rows in place."""
         return {name: p.clone() for name, p in weights.items()} if self._renormed else weights
 
-    @contextmanager
-    def under(self, weights: Mapping[str, Tensor], *, step: int | None = None) -> Iterator[None]:
-        """The module holds `weights` by name, each as often as it is tied, and copies of its buffers; where it reads in
-        which inner step it is, it reads `step`."""
+    def under(self, weights: Mapping[str, Tensor], *, step: int | None = None) -> _Under:
+        """A context: the module holds `weights` by name, each as often as it is tied, and copies of its buffers; where
+        it reads in which inner step it is, it reads `step`."""
+        return _Under(self, weights, step)
+
+    def _hold(self, weights: Mapping[str, Tensor], step: int | None) -> None:
         self._step = step
         self._exchange()
         for contents, key, p in self._renormed:
@@ -117,10 +120,6 @@ class Stateless:
         for name, value in weights.items():
             for contents, key in self._places[name]:
                 contents[key] = value
-        try:
-            yield
-        finally:
-            self._state.restore()
 
     def _exchange(self) -> None:
         self._state.exchange()
@@ -135,14 +134,13 @@ class Stateless:
         Args:
             twice: and again; cuDNN's recurrent layers cannot be, so that others run in their place.
         """
-        with ExitStack() as stack:
-            stack.enter_context(TURN)
-            stack.enter_context(checkpointing_off())
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))  # the only attention that can be differentiated twice
-            if twice and self._recurrent:
-                stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-            if self._weight_norm:
-                stack.enter_context(_WeightNormWrittenOut())
+        with (
+            TURN,
+            checkpointing_off(),
+            sdpa_kernel(SDPBackend.MATH),  # the only attention that can be differentiated twice
+            torch.backends.cudnn.flags(enabled=False) if twice and self._recurrent else nullcontext(),
+            _WeightNormWrittenOut() if self._weight_norm else nullcontext(),
+        ):
             yield
 
     def __call__(self, x: Any, *, support_x: Any = None) -> Any:
@@ -160,6 +158,21 @@ class Stateless:
         if isinstance(x, dict):
             return self.module(**x)
         return self.module(*x) if isinstance(x, tuple | list) else self.module(x)
+
+
+class _Under:
+    """What `Stateless.under` gives. Entered for every step of every task, so that it is no generator."""
+
+    __slots__ = ("_call", "_step", "_weights")
+
+    def __init__(self, call: Stateless, weights: Mapping[str, Tensor], step: int | None) -> None:
+        self._call, self._weights, self._step = call, weights, step
+
+    def __enter__(self) -> None:
+        self._call._hold(self._weights, self._step)
+
+    def __exit__(self, *_: object) -> None:
+        self._call._state.restore()
 
 
 def stacked(outputs: Sequence[Any]) -> Any:
@@ -180,6 +193,8 @@ def stacked(outputs: Sequence[Any]) -> Any:
             return None
         return torch.stack(leaves) if len({leaf.shape for leaf in leaves}) == 1 else leaves
 
+    if isinstance(outputs[0], Tensor):
+        return stack(*outputs)
     return pytree.tree_map(stack, *outputs)
 
 
@@ -239,7 +254,10 @@ class State:
             if isinstance(value, dict):
                 self._held.append((value, before))
         for x in inside:
-            self._remember(x)
+            if type(x) is OrderedDict and not x:  # of a module, most are
+                self._empty.append(x)
+            elif type(x) not in _HOLD_NOTHING:
+                self._remember(x)
 
     def exchange(self) -> None:
         """Copies of buffers and of plain tensors, for forward to write into; one tensor has one copy."""

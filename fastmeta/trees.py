@@ -27,4 +27,6 @@ def tasks_of(tree: Tree) -> int:
 
 def for_autograd(tree: Tree) -> Tree:
     """Tensors made under `torch.inference_mode` as copies that autograd accepts."""
+    if isinstance(tree, Tensor):
+        return tree.clone() if tree.is_inference() else tree
     return pytree.tree_map_only(Tensor, lambda leaf: leaf.clone() if leaf.is_inference() else leaf, tree)

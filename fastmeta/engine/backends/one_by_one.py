@@ -76,6 +76,7 @@ class OneByOne:
         self._module, self._layout, self._options, self._kind = module, program.layout, options, kind
         self.why = why
         self._penalty = _penalty(program.layout, options.prior)
+        self._constant = options.adjoint == Unrolled(hessian=False)
         self._trees = TaskBatch(*pytree.tree_map(lambda leaf: None if leaf is None else True, tuple(_fields(batch))))
         self._keys = torch.zeros(batch.tasks, dtype=torch.int64, device=program.layout.device)
         self._output_spec: Any = None
@@ -104,18 +105,20 @@ class OneByOne:
         losses = [cast("Tensor", learner.loss) for learner in learners]
         if isinstance(self._options.adjoint, Displacement) and keep:
             losses = [x.detach() + _pull(learner) for x, learner in zip(losses, learners, strict=True)]
+        total = torch.stack(losses)
         with torch.no_grad():
             leaves, self._output_spec = pytree.tree_flatten(stacked([learner.outputs for learner in learners]))
             # as in every backend: the inner loop's end, not its start, says whether a task diverged
-            phi = {name: torch.stack([learner.phi[name] for learner in learners]) for name in self._layout.names}
-            finite = finite_tasks(support.inputs, phi, torch.stack(losses))
-        total = torch.stack(self._of_finite(losses, finite) if keep else losses)
+            finite = finite_tasks(*support.inputs, _ends(learners, losses))
+        every = keep and all(finite.tolist())
+        if keep and not every:
+            total = torch.stack(_of_finite(losses, finite))
         if keep and not total.requires_grad:
             total = total + _zero(at, context)  # what no task's results depend on has a gradient of zero
-        ends = self._ends(learners) if self._kind.ends else ()
+        mean = total.mean() if every else mean_finite(total, finite, finite_count(finite))
+        ends = self._last(learners) if self._kind.ends else ()
         notes = self._notes(learners, losses) if keep else ()
-        tasks = TaskResults(total, leaves, finite, None, ends, notes)
-        return MetaGradient(mean_finite(total, finite, finite_count(finite)), None, tasks)
+        return MetaGradient(mean, None, TaskResults(total, leaves, finite, None, ends, notes))
 
     def _notes(self, learners: list[Learner], losses: list[Tensor]) -> tuple[Tensor, ...]:
         """How well implicit derivatives are solved for: relative residuals, and norms of the gradients at φ_K, [T]."""
@@ -130,11 +133,6 @@ class OneByOne:
         return tuple(
             torch.stack([getattr(solver, name) for solver in solvers]) for name in ("residual", "stationarity")
         )
-
-    @staticmethod
-    def _of_finite(values: list[Tensor], finite: Tensor) -> list[Tensor]:
-        """A task that diverged stays out of the graph: its 0 · NaN would reach the others' gradients."""
-        return [x if kept else x.detach() for x, kept in zip(values, finite.tolist(), strict=True)]
 
     def _run(self, at: MetaInputs, support: Data, outer: Outer | None) -> list[Learner]:
         x, y = self._filled(self._trees.support_x, support.inputs), self._filled(self._trees.support_y, support.targets)
@@ -157,12 +155,11 @@ class OneByOne:
         return Variant(
             start=start, own_start=own, rate=_rate(layout, at.meta) if known else None,
             update=None if known else _by_rows(layout, self._options, at), clip_norm=self._options.inner_clip_norm,
-            penalty=self._penalty, implicit=_implicit(self._options.adjoint),
-            constant_gradients=self._options.adjoint == Unrolled(hessian=False), first=self._kind.first,
-            states=_named_states(layout, at.state, known=known),
+            penalty=self._penalty, implicit=_implicit(self._options.adjoint), constant_gradients=self._constant,
+            first=self._kind.first, states=_named_states(layout, at.state, known=known),
         )  # fmt: skip
 
-    def _ends(self, learners: Sequence[Learner]) -> tuple[Tensor, ...]:
+    def _last(self, learners: Sequence[Learner]) -> tuple[Tensor, ...]:
         """φ_K and the rule's state, without their graph."""
         layout = self._layout
         phi = torch.stack([layout.row(layout.take(learner.phi)) for learner in learners])
@@ -171,6 +168,8 @@ class OneByOne:
 
     @staticmethod
     def _filled(tree: Tree, leaves: Sequence[Tensor]) -> Tree:
+        if tree is True or tree is None:
+            return leaves[0] if tree else None
         rest = iter(leaves)
         return pytree.tree_map(lambda leaf: None if leaf is None else next(rest), tree)
 
@@ -181,7 +180,7 @@ class OneByOne:
         rows = [layout.row(layout.take(learner.phi)) for learner in learners]
         phi = torch.stack(rows)
         if keep:
-            phi = torch.stack(self._of_finite(rows, finite_tasks(support.inputs, phi)))
+            phi = torch.stack(_of_finite(rows, finite_tasks(support.inputs, phi)))
             if not phi.requires_grad:
                 phi = phi + _zero(at, context)
         return Adapted(phi, _state_rows(layout, [learner.state for learner in learners]), _recorded)
@@ -211,6 +210,17 @@ def _fields(batch: TaskBatch) -> tuple[Tree, ...]:
     return batch.support_x, batch.support_y, batch.query_x, batch.query_y
 
 
+def _ends(learners: Sequence[Learner], losses: Sequence[Tensor]) -> Tensor:
+    """φ_K and query loss of every task, [T, P + 1]."""
+    parts = [x.flatten() for learner, loss in zip(learners, losses, strict=True) for x in (*learner.phi.values(), loss)]
+    return torch.cat(parts).view(len(learners), -1)
+
+
+def _of_finite(values: list[Tensor], finite: Tensor) -> list[Tensor]:
+    """A task that diverged stays out of the graph: its 0 · NaN would reach the others' gradients."""
+    return [x if kept else x.detach() for x, kept in zip(values, finite.tolist(), strict=True)]
+
+
 def _pull(learner: Learner) -> Tensor:
     """Zero whose gradient with respect to θ is θ − φ_K of a task."""
     terms = []
@@ -234,13 +244,13 @@ def _rate(layout: Layout, meta: tuple[Tensor, ...]) -> Callable[[str, int], Any]
     """The step size of a parameter in step k out of rates [K, P] or what broadcasts to it."""
     (rates,) = meta
     rates = rates.real if rates.is_complex() else rates
+    if rates.shape[1] == 1 and not rates.requires_grad:
+        numbers = rates.flatten().tolist()  # nothing to differentiate: a number costs less than a tensor
+        return lambda name, k: numbers[k if len(numbers) > 1 else 0]
     where = {
         name: (shape, at, torch.empty((), dtype=dtype).real.dtype)
         for name, shape, at, dtype in zip(layout.names, layout.shapes, layout.offsets, layout.dtypes, strict=True)
     }
-    if rates.shape[1] == 1 and not rates.requires_grad:
-        numbers = rates.flatten().tolist()  # nothing to differentiate: a number costs less than a tensor
-        return lambda name, k: numbers[k if len(numbers) > 1 else 0]
 
     def rate(name: str, k: int) -> Tensor:
         row = rates[k if rates.shape[0] > 1 else 0]
