@@ -164,10 +164,10 @@ def run_tasks(
             x = select(support_x, t)
             with torch.enable_grad():
                 phis, state, solver = descend(start, state, x, select(support_y, t), {*wanted, steps})
-            query = select(query_x, t), select(query_y, t)
-            loss, outputs = (
-                (None, None) if outer is None else _query(call, phis, wanted, outer, x, query, variant.first)
-            )
+            loss, outputs = None, None
+            if outer is not None:
+                own = replace(outer, query_x=select(query_x, t), query_y=select(query_y, t))
+                loss, outputs = _query(call, phis, wanted, own, x, variant.first)
             learners.append(Learner(start, phis[steps], state, loss, outputs, solver))
     return learners
 
