@@ -18,7 +18,9 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "fastmeta.internals": (),
     "fastmeta.stateless": (),
     "fastmeta.trajectories": (),
-    "fastmeta.reference": ("fastmeta.stateless",),  # no code of what it judges
+    "fastmeta.trees": (),
+    "fastmeta.implicit": (),
+    "fastmeta.reference": ("fastmeta.stateless", "fastmeta.trees", "fastmeta.implicit"),  # no code of what it judges
     "fastmeta.kernels": (),
     "fastmeta.ops": (),
     "fastmeta.optim": (),
@@ -28,7 +30,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "fastmeta.engine": ("fastmeta.program", "fastmeta.ops", "fastmeta.optim", "fastmeta.stateless"),
     "fastmeta.engine.backends": (
         *("fastmeta.engine", "fastmeta.program", "fastmeta.ops", "fastmeta.optim"),
-        *("fastmeta.kernels", "fastmeta.reference", "fastmeta.stateless"),
+        *("fastmeta.kernels", "fastmeta.reference", "fastmeta.stateless", "fastmeta.implicit"),
     ),
     "fastmeta.engine.planning": (
         *("fastmeta.engine", "fastmeta.engine.backends", "fastmeta.program", "fastmeta.reference"),
