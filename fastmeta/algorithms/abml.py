@@ -172,6 +172,11 @@ class ABML(MAML):
             prediction = pytree.tree_map(lambda z: self._prediction(z[:, :, seen:], log=True), outputs)
         return MetaOutput(loss, losses, prediction, finite)
 
+    def predictions(self, learners: Learners, query_x: Tree) -> Tree:
+        """Log-probabilities of `predict`, or its means."""
+        predicted = self.predict(learners, query_x)
+        return predicted.log() if self.classify else predicted
+
     def predict(self, learners: Learners, query_x: Tree, *, samples: int | None = None) -> Tree:
         """Predictions for query inputs [T, M, ...], over draws of the adapted weights.
 

@@ -320,6 +320,11 @@ class MetaLearner(nn.Module):
         program = self._plans.program(self.network, self.options, adapts=self._moves)
         return explain(type(self).__name__, program, self.options, self._plans)
 
+    def predictions(self, learners: Any, query_x: Tree) -> Tree:
+        """What adapted networks say of query inputs [T, M, ...]: logits or values, of which scores are taken. Outputs
+        of `learners`, but for algorithms that predict by something else, such as a mean over draws of the weights."""
+        return learners(query_x)
+
     # ----------------------------------------------------------------------------------------------------------------
 
     @property

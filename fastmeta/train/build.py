@@ -95,9 +95,7 @@ def make_algorithm(
         "bn_statistics": bn_statistics or part.bn_statistics,
         "precision": part.precision,
     }
-    return config.method.make(
-        model, config.own, Common(optimizer, part.inner_lr, options, config.flat().get("ways", 0))
-    )
+    return config.method.make(model, config.own, Common(optimizer, part.inner_lr, options, config.tasks))
 
 
 def make_family(
@@ -115,4 +113,4 @@ def make_family(
     family.check_source(source)
     if evaluation:
         return next(iter(family.tests(config.tasks, source, device).values()))
-    return family.train(config.tasks, source, device)
+    return config.method.episodes(family.train(config.tasks, source, device), config.own, config.tasks)

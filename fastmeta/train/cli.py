@@ -231,7 +231,8 @@ def _evaluate(arguments: argparse.Namespace, _: Sequence[str]) -> int:
         for statistics in _statistics(arguments, config):
             algorithm = make_algorithm(config, model, execution, evaluation=True, bn_statistics=statistics)
             algorithm.load_state_dict(state["algorithm"])
-            prefix = f"  bn_statistics={statistics:<8} " if config.family.batch_norm else "  "
+            prefix = f"  bn_statistics={statistics:<8} " if config.method.bn_statistics else "  "
+            prefix = prefix if config.family.batch_norm else "  "
             print_scores(config, evaluate_episodes(algorithm, batches(), steps=steps), prefix=prefix)
     return 0
 
@@ -291,7 +292,7 @@ def _test_sets(
 
 def _statistics(arguments: argparse.Namespace, config: RunConfig) -> Sequence[Literal["batch", "support"]]:
     """The settings of `bn_statistics` to score; one where the network has no batch norm."""
-    if not config.family.batch_norm:
+    if not (config.family.batch_norm and config.method.bn_statistics):
         return ("batch",)
     return ("batch", "support") if arguments.bn_statistics == "both" else (arguments.bn_statistics,)
 

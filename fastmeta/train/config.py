@@ -158,6 +158,10 @@ class RunConfig:
             raise TypeError(f"own must be {method.settings_type.__name__} for algorithm {name}, got {self.own!r}")
         if method.classifies and not self.family.percent:
             raise ValueError(f"algorithm {name} classifies, and the tasks of {self.tasks.task} have no classes")
+        if self.algorithm.bn_statistics != "batch" and not method.bn_statistics:
+            raise ValueError(
+                f"bn_statistics has no meaning for algorithm {name}, got {self.algorithm.bn_statistics!r}; leave it out"
+            )
         if self.eval_steps > self.algorithm.inner_steps and not method.longer:
             raise ValueError(
                 f"algorithm {name} learns something for each inner step, of which it has inner_steps="

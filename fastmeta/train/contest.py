@@ -19,8 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastmeta import __version__
+from fastmeta.algorithms.base import MetaLearner
 from fastmeta.tasks import TaskFamily
 
 from .build import load_source, make_algorithm, make_family, make_model
@@ -31,8 +33,9 @@ from .methods.base import Setting as PublishedSetting
 from .pipeline import Pipeline, prepare
 from .presets import PRESETS, start_of
 from .run_config import Setting
+from .scores.calibration import expected_calibration_error
 from .scores.contest_plot import Bar, plot_contest
-from .scores.evaluate import TEST_SEED, Estimate, evaluate
+from .scores.evaluate import TEST_SEED, Estimate, draw, evaluate_episodes
 
 _SPEED_SECONDS = 3.0
 """How long an entry's speed is measured."""
@@ -75,11 +78,13 @@ class Result:
         iterations: meta-steps that its time allowed.
         seconds: that they took; NaN where the run was stopped in between.
         scores: {inner steps: estimate} on unseen tasks.
+        calibration: expected calibration error of classifiers after the last number of steps, in [0, 1].
     """
 
     iterations: int
     seconds: float
     scores: dict[int, Estimate]
+    calibration: float | None = None
 
     @property
     def final(self) -> Estimate:
@@ -161,13 +166,27 @@ class Contest:
         seconds = float("nan") if resumed else time.monotonic() - begin
         learner = make_algorithm(config, make_model(config).to(self.device), self.execution, evaluation=True)
         learner.load_state_dict(pipeline.trained()["algorithm"])
-        scores = evaluate(
-            learner, self._tests(config, source), steps=_steps(config), episodes=config.evaluation.episodes,
-            seed=TEST_SEED,
-        )  # fmt: skip
-        result = Result(outcome.iterations, seconds, scores)
+        scores, calibration = self._scores(learner, config, source)
+        result = Result(outcome.iterations, seconds, scores, calibration)
         _write(folder / "result.json", {"run": self._identity(config, source), **_as_json(result)})
         return result
+
+    def _scores(
+        self, learner: MetaLearner, config: RunConfig, source: Source | None
+    ) -> tuple[dict[int, Estimate], float | None]:
+        """On unseen tasks: of each number of steps, and how far confidence is from accuracy after the last."""
+        steps, probabilities, labels = _steps(config), list[Tensor](), list[Tensor]()
+
+        def seen(count: int, outputs: Tensor, targets: Tensor) -> None:
+            if count == steps[-1] and config.family.percent:
+                probabilities.append(outputs.softmax(2).flatten(0, 1))
+                labels.append(targets.flatten())
+
+        drawn = draw(self._tests(config, source), episodes=config.evaluation.episodes, meta_batch=25, seed=TEST_SEED)
+        scores = evaluate_episodes(learner, drawn, steps=steps, seen=seen)
+        if not labels or not torch.cat(probabilities).isfinite().all():
+            return scores, None
+        return scores, expected_calibration_error(torch.cat(probabilities), torch.cat(labels)).error
 
     def _pipeline(self, config: RunConfig, source: Source | None, folder: Path) -> Pipeline:
         return Pipeline(config, source, folder=folder, execution=self.execution)
@@ -272,7 +291,8 @@ class Contest:
         }  # fmt: skip
 
     def table(self) -> str:
-        """In Markdown: a row an algorithm, a column a size of tasks, published figures in brackets."""
+        """In Markdown: a row an algorithm, a column a size of tasks; ECE is the expected calibration error, and published
+        figures, of full training on a GPU, stand in brackets."""
         columns = list(dict.fromkeys(entry.column for entry in self.results))
         lines = ["| algorithm | " + " | ".join(columns) + " | meta-steps |", "| --- |" + " --- |" * (len(columns) + 1)]
         for algorithm in dict.fromkeys(entry.algorithm for entry in self.results):
@@ -294,7 +314,8 @@ def _steps(config: RunConfig) -> list[int]:
 
 def _cell(entry: Entry, result: Result) -> str:
     published = entry.published
-    return score_of(entry, result.final) + ("" if published is None else f" [{published.score}]")
+    calibration = "" if result.calibration is None else f", ECE {100 * result.calibration:.1f} %"
+    return score_of(entry, result.final) + calibration + ("" if published is None else f" [{published.score}]")
 
 
 def score_of(entry: Entry, estimate: Estimate) -> str:
@@ -304,12 +325,14 @@ def score_of(entry: Entry, estimate: Estimate) -> str:
 
 def _as_json(result: Result) -> dict[str, Any]:
     scores = {str(steps): asdict(estimate) for steps, estimate in result.scores.items()}
-    return {"iterations": result.iterations, "seconds": result.seconds, "scores": scores}
+    return {
+        "iterations": result.iterations, "seconds": result.seconds, "scores": scores, "calibration": result.calibration,
+    }  # fmt: skip
 
 
 def _from_json(known: Mapping[str, Any]) -> Result:
     scores = {int(steps): Estimate(**estimate) for steps, estimate in known["scores"].items()}
-    return Result(known["iterations"], known["seconds"], scores)
+    return Result(known["iterations"], known["seconds"], scores, known["calibration"])
 
 
 def _write(path: Path, content: Mapping[str, Any]) -> None:

@@ -19,10 +19,10 @@ from .scores.plots import plot_codes, plot_curves
 def describe(config: RunConfig, source: Source | None) -> str:
     """Data, tasks and adaptation in two lines."""
     tasks, adaptation = config.tasks, config.algorithm
+    steps = f"{adaptation.inner_steps} inner step(s) of {adaptation.inner_optimizer} {adaptation.inner_lr:g}, "
     return (
         f"{config.family.describe(source)}\n{adaptation.algorithm}, {tasks.size}, {tasks.model}, "
-        f"{adaptation.inner_steps} inner step(s) of {adaptation.inner_optimizer} {adaptation.inner_lr:g}, "
-        f"{config.train.meta_batch} tasks a meta-step"
+        f"{steps if config.method.inner_loop else ''}{config.train.meta_batch} tasks a meta-step"
     )
 
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar, get_type_hints
 
 from torch import nn
 
 from fastmeta.algorithms.arguments import WithoutRule
 from fastmeta.algorithms.base import MetaLearner
 from fastmeta.optim.base import InnerRule
+from fastmeta.tasks import TaskFamily
 from fastmeta.train.families.base import PresetSettings
 from fastmeta.train.families.settings import TaskSettings
 from fastmeta.train.run_config import check_fields
@@ -47,13 +48,22 @@ class Common(NamedTuple):
         rule: the inner optimiser that the run asks for.
         lr: its step size alone.
         options: those of `fastmeta.MetaLearner`, but for the rule.
-        ways: classes of a task; 0 where there are none.
+        tasks: the run's settings of tasks.
     """
 
     rule: InnerRule
     lr: float
     options: WithoutRule
-    ways: int
+    tasks: TaskSettings
+
+    @property
+    def ways(self) -> int:
+        """Classes of a task."""
+        return getattr(self.tasks, "ways", 0)
+
+    def chosen(self, kind: type) -> dict[str, Any]:
+        """Those of `options` that an algorithm takes, by the TypedDict of its arguments."""
+        return {name: value for name, value in self.options.items() if name in get_type_hints(kind)}
 
 
 class Published(NamedTuple):
@@ -85,8 +95,9 @@ class Method(Generic[S]):
         make: (network, own settings, what all are made of) → the learner.
         settings_type: S.
         network: (the run's network, own settings, those of the tasks) → the one that the algorithm takes.
+        episodes: (tasks to train on, own settings, those of the tasks) → what the algorithm trains on.
         inner_loop: tasks are adapted to by inner steps; else their number means nothing.
-        step_size: the run's inner optimiser and step size are read.
+        bn_statistics: it offers the choice of this name.
         classifies: it needs tasks of classes.
         longer: more inner steps can be taken in evaluation than in training.
         presets: by task family: what differs from the family's own preset, and where it comes from.
@@ -97,8 +108,9 @@ class Method(Generic[S]):
     make: Callable[[nn.Module, S, Common], MetaLearner]
     settings_type: type[S]
     network: Callable[[nn.Module, S, TaskSettings], nn.Module] = lambda model, own, tasks: model
+    episodes: Callable[[TaskFamily, S, TaskSettings], TaskFamily] = lambda family, own, tasks: family
     inner_loop: bool = True
-    step_size: bool = True
+    bn_statistics: bool = True
     classifies: bool = False
     longer: bool = True
     presets: Mapping[str, PresetSettings] = field(default_factory=dict)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -115,17 +115,24 @@ def counted_divergence() -> Iterator[None]:
 @torch.no_grad()
 @counted_divergence()
 def evaluate_episodes(
-    algorithm: MetaLearner, batches: Iterable[Episodes], *, steps: Sequence[int]
-) -> dict[int, Estimate]:
-    """As `evaluate`, on the given episodes."""
+    algorithm: MetaLearner, batches: Iterable[Episodes], *, steps: Sequence[int],
+    seen: Callable[[int, Tensor, Tensor], None] | None = None,
+) -> dict[int, Estimate]:  # fmt: skip
+    """As `evaluate`, on the given episodes.
+
+    Args:
+        seen: called with (steps, outputs, targets) of every batch, for scores of other kinds.
+    """
     values: dict[int, list[Tensor]] = {count: [] for count in steps}
     diverged = dict.fromkeys(steps, 0)
     for episodes in batches:
         worst = torch.inf if episodes.query_y.dtype.is_floating_point else 0.0
         for count in steps:
             learners = algorithm.adapt(episodes.support_x, episodes.support_y, steps=count)
-            outputs = learners(episodes.query_x)
+            outputs = algorithm.predictions(learners, episodes.query_x)
             finite = learners.finite & outputs.isfinite().flatten(1).all(1)
             values[count].append(torch.where(finite, score(outputs, episodes.query_y), worst))
             diverged[count] += int((~finite).sum())
+            if seen is not None:
+                seen(count, outputs, episodes.query_y)
     return {count: Estimate.of(torch.cat(values[count]), diverged=diverged[count]) for count in steps}
