@@ -101,7 +101,9 @@ def make_engine(program: Program, options: Options, batch: TaskBatch, kind: Kind
         inner, options.rule, kind.steps, options.inner_batch_size, options.memory == "recompute",
         options.inner_clip_norm, options.prior, kind.first,
     )  # fmt: skip
-    engine = Engine(loop, outer, options.adjoint, kind.asked, kind.meta_wanted, options.query_batch_size)
+    engine = Engine(
+        loop, outer, options.adjoint, kind.asked, kind.meta_wanted, query_batch=options.query_batch_size
+    )  # fmt: skip
     if outer.skip and not engine.random:
         _check_apart(engine, program, batch)
     return engine
