@@ -48,7 +48,8 @@ class ABML(MAML):
 
     Args:
         model: a `fastmeta.models.Gaussian` of the network.
-        kl_weight: of both KL terms. The losses are means over samples, so 1/N belongs in it.
+        kl_weight: of both KL terms. The losses are means over samples, so 1/N belongs in it. The term's curvature in μ
+            is kl_weight / σ²: inner steps of a rate beyond 2 σ² / kl_weight swing away (σ² is 1e-3 at log σ = −3.5).
         prior_weight: of −log p(θ).
         gamma: a and b of the hyper-prior of precisions.
         samples, query_samples: S in the inner loop, and in the outer loss and predictions.
@@ -72,7 +73,7 @@ class ABML(MAML):
     """
 
     def __init__(
-        self, model: nn.Module, *, kl_weight: float = 0.1, prior_weight: float = 1e-4,
+        self, model: nn.Module, *, kl_weight: float = 0.01, prior_weight: float = 1e-4,
         gamma: tuple[float, float] = (1.0, 0.01), samples: int = 5, query_samples: int = 10,
         outer_data: Literal["query", "support+query"] = "query", classify: bool | None = None, seed: int = 0,
         **options: Unpack[Arguments],
