@@ -47,8 +47,8 @@ def reads_inner_step(name: str, x: Tensor) -> bool:
 
 
 def inner_step_at(like: Tensor, step: int) -> Tensor:
-    """What such a buffer holds in inner step `step`."""
-    return (torch.arange(like.shape[0], device=like.device) == step).to(like.dtype)
+    """What such a buffer holds in inner step `step`; the last place stands for φ_K, whose support loss iMAML asks."""
+    return (torch.arange(like.shape[0], device=like.device) == min(step, like.shape[0] - 1)).to(like.dtype)
 
 
 def check_inner_steps(module: nn.Module, steps: int) -> None:

@@ -40,14 +40,16 @@ class ABML(MAML):
 
     θ ← θ − β ∇ mean_t [mean_s L(μ_K + σ_K ε_s) + kl_weight · KL(q_K ‖ N(θ))] − log p(θ) · prior_weight, the whole of it
     differentiated, KL's dependence on θ too. p(θ) = N(μ_θ; 0, 1) · Gamma(σ_θ⁻²; a, b). Costs S times MAML's gradients
-    and Hessian products, on rows of twice the length; one query pass of S draws.
+    and Hessian products, on rows of twice the length; one query pass of S draws. A plan has S networks, and making it
+    takes that much longer too.
 
     The noise of a task is a function of `seed`, of how many calls there were and of the task's number in the batch:
     neither `task_chunk` nor the backend changes it. `state_dict()` holds the number of calls.
 
     Args:
         model: a `fastmeta.models.Gaussian` of the network.
-        kl_weight: of both KL terms. The losses are means over samples, so 1/N belongs in it.
+        kl_weight: of both KL terms. The losses are means over samples, so 1/N belongs in it. The term's curvature in μ
+            is kl_weight / σ²: inner steps of a rate beyond 2 σ² / kl_weight swing away (σ² is 1e-3 at log σ = −3.5).
         prior_weight: of −log p(θ).
         gamma: a and b of the hyper-prior of precisions.
         samples, query_samples: S in the inner loop, and in the outer loss and predictions.
@@ -71,8 +73,8 @@ class ABML(MAML):
     """
 
     def __init__(
-        self, model: nn.Module, *, kl_weight: float = 0.1, prior_weight: float = 1e-4,
-        gamma: tuple[float, float] = (1.0, 0.01), samples: int = 10, query_samples: int = 10,
+        self, model: nn.Module, *, kl_weight: float = 0.01, prior_weight: float = 1e-4,
+        gamma: tuple[float, float] = (1.0, 0.01), samples: int = 5, query_samples: int = 10,
         outer_data: Literal["query", "support+query"] = "query", classify: bool | None = None, seed: int = 0,
         **options: Unpack[Arguments],
     ) -> None:  # fmt: skip

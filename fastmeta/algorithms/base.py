@@ -91,6 +91,9 @@ class MetaLearner(nn.Module):
 
     Every option can be read and set later under its name (`compile` as `compile_step`), and is checked then too.
 
+    A module may read in which inner step it is, in a buffer `inner_step` [K] of floats: 1 at k in step k and in the
+    query pass at φ_{k+1}, 0 elsewhere (`fastmeta.models.PerStepBatchNorm`). Outside of a learner it keeps its value.
+
     Raises:
         TypeError, ValueError: an option out of range; the message lists what is legal.
     """

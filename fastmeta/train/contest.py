@@ -291,7 +291,7 @@ class Contest:
         }  # fmt: skip
 
     def table(self) -> str:
-        """In Markdown: a row an algorithm, a column a size of tasks; ECE is the expected calibration error, and published
+        """In Markdown: a row an algorithm, a column a size of tasks. ECE is the expected calibration error; published
         figures, of full training on a GPU, stand in brackets."""
         columns = list(dict.fromkeys(entry.column for entry in self.results))
         lines = ["| algorithm | " + " | ".join(columns) + " | meta-steps |", "| --- |" + " --- |" * (len(columns) + 1)]

@@ -120,6 +120,17 @@ def test_no_case_passes_with_a_mistake(name, monkeypatch):
     assert errors(learner, batch, case)[0] > 1e-2
 
 
+@pytest.mark.parametrize("name", [*names("msl*", ALGORITHMS), "lslr_tensor_k3"])
+def test_nor_do_those_of_the_multi_step_loss_and_of_rates(name):
+    learner, batch, case = system(name, backend="torch")
+    assert max(errors(learner, batch, case)) < 1e-10
+    if case.spec["algorithm"] == "msl":
+        learner.epoch = learner.multi_step_epochs  # the last step alone
+        assert errors(learner, batch, case)[0] > 0.05
+    first, batch, case = system(name, backend="torch", first_order=True)
+    assert errors(first, batch, case)[0] > 0.1
+
+
 @pytest.mark.parametrize("backend", ["torch", "reference"])
 @pytest.mark.parametrize("model", [lambda: mlp(2, 5, 1), lambda: nn.Sequential(
     nn.Linear(2, 5), PerStepBatchNorm(5, 3), nn.Tanh(), nn.Linear(5, 1)).double()], ids=["mlp", "norm"])  # fmt: skip

@@ -112,13 +112,15 @@ def test_the_proof_takes_it():
     assert "a query loss of 2 samples at each inner step" in learner.explain()
 
 
-def test_a_module_that_reads_its_step():
+@pytest.mark.parametrize("moves", [["0", "3"], ["3"]])
+def test_a_module_that_reads_its_step(moves):
+    """And normalises each chunk by itself, below an adapted head too."""
     norm = PerStepBatchNorm(5, 3)
     with torch.no_grad():
         norm.weight.add_(0.3 * torch.randn_like(norm.weight))
     model = nn.Sequential(nn.Linear(4, 5), norm, nn.Tanh(), nn.Linear(5, 3)).double()
     x, y, *_ = classification(4, support=12)
-    learner = fastmeta.Online(model, chunk=4, moves=["0", "3"], inner_optimizer=fastmeta.SGD(lr=0.4), backend="torch")
+    learner = fastmeta.Online(model, chunk=4, moves=moves, inner_optimizer=fastmeta.SGD(lr=0.4), backend="torch")
     got = grads_of(learner, (x, y))
     learner.backend = "reference"
     assert relative(got, grads_of(learner, (x, y))) < 1e-10

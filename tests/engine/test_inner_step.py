@@ -12,6 +12,8 @@ from torch import nn
 import fastmeta
 from fastmeta import reference
 from fastmeta.engine import objective
+from fastmeta.engine.adjoint import Implicit
+from fastmeta.engine.prior import Proximal
 from fastmeta.models import PerStepBatchNorm
 from fastmeta.program.program import Program
 
@@ -134,6 +136,25 @@ def test_adaptation_that_goes_on(backend):
     alone = whole.module(1)
     assert alone.inner_step.tolist() == [0.0, 0.0, 1.0]
     assert relative(alone(batch.query_x[1]), out.outputs[1]) < 1e-13
+
+
+def test_support_loss_at_the_last_fast_weights_reads_the_last_place(monkeypatch):
+    class Minimum(fastmeta.MAML):
+        adjoint = Implicit(2.0, 30)
+        prior = Proximal(2.0)
+
+    batch, learner = regression(), learner_of(algorithm=Minimum, backend="torch")
+    got = grads_of(learner, batch)
+    read = objective.Context.reading
+    asked: list[int] = []
+
+    def clipped(self, step, plan):
+        asked.append(step)
+        return read(self, min(step, K - 1), plan)
+
+    monkeypatch.setattr(objective.Context, "reading", clipped)
+    assert relative(grads_of(learner, batch), got) == 0.0
+    assert max(asked) == K
 
 
 def test_one_plan_serves_all_steps(monkeypatch):
