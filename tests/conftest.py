@@ -41,6 +41,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 # one odd shape and one golden case; of compiled code one convolution and one golden case. A row without a test fails.
 _NOT_COMPILED = ("*-eager", "*-recompute", "*-chunked", "*-reference")
 SLOW: dict[str, tuple[str, ...]] = {
+    "tests/train/test_methods.py::test_trained_and_evaluated_on_characters": ("protonet", "metagan", "maml++"),
+    "tests/train/test_methods.py::test_trained_on_sinusoids": ("cavia",),
     "tests/train/test_cli_unlabelled.py::test_ssl_text": (),
     "tests/train/test_cli_unlabelled.py::test_ssl_series": ("forecast-mlp",),
     "tests/engine/test_compiled.py::test_captured_tensors_through_the_compiler": (),

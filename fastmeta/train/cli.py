@@ -224,7 +224,7 @@ def _evaluate(arguments: argparse.Namespace, _: Sequence[str]) -> int:
     if config.family.evaluation != "trained network":
         _compare(arguments, config, execution, state)
         return 0
-    steps = sorted(set(arguments.steps or [config.eval_steps]))
+    steps = _steps(arguments, config)
     model = make_model(config).to(execution.torch_device())
     for title, batches in _test_sets(arguments, config, execution.torch_device()):
         print(title)
@@ -290,8 +290,19 @@ def _test_sets(
         )
 
 
+def _steps(arguments: argparse.Namespace, config: RunConfig) -> list[int]:
+    """Numbers of inner steps to score."""
+    if config.method.inner_loop:
+        return sorted(set(arguments.steps or [config.eval_steps]))
+    if arguments.steps:
+        raise ValueError(f"--steps has no meaning for algorithm {config.algorithm.algorithm}, which has no inner loop")
+    return [0]
+
+
 def _statistics(arguments: argparse.Namespace, config: RunConfig) -> Sequence[Literal["batch", "support"]]:
     """The settings of `bn_statistics` to score; one where the network has no batch norm."""
+    if arguments.bn_statistics == "support" and not config.method.bn_statistics:
+        raise ValueError(f"--bn-statistics support has no meaning for algorithm {config.algorithm.algorithm}")
     if not (config.family.batch_norm and config.method.bn_statistics):
         return ("batch",)
     return ("batch", "support") if arguments.bn_statistics == "both" else (arguments.bn_statistics,)

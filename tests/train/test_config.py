@@ -54,7 +54,7 @@ def test_published_networks():
     [
         ({"model": "conv4"}, "model conv4 does not fit task sinusoid"),
         ({"task": "chess"}, "task must be one of sinusoid, omniglot, glyphs, .*got 'chess'"),
-        ({"algorithm": "leo"}, "algorithm must be one of maml, fomaml, reptile, got 'leo'"),
+        ({"algorithm": "leo"}, "algorithm must be one of maml, .*, got 'leo'"),
         ({"bn_statistics": "running"}, "bn_statistics must be one of batch, support, got 'running'"),
     ],
 )

@@ -50,7 +50,7 @@ def test_accuracies_on_characters_that_nobody_trained_on(data, capsys):
     assert main(command) == 0
     out = capsys.readouterr().out
     assert "| algorithm | 3-way 1-shot | 3-way 2-shot | meta-steps |" in out
-    assert re.search(r"\| reptile \| \d+\.\d\d ± \d+\.\d\d % \| \d+\.\d\d ± ", out)
+    assert re.search(r"\| reptile \| \d+\.\d\d ± \d+\.\d\d %, ECE \d+\.\d % \| \d+\.\d\d ± ", out)
     before = {path: path.stat().st_mtime_ns for path in Path("runs").rglob("result.json")}
     assert len(before) == 4
     assert main(command) == 0
