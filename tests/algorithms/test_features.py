@@ -80,7 +80,9 @@ def test_golden(name, way):
     check_golden(case, learner_of(case, way), torch.float64, 1e-10)
 
 
-@pytest.mark.parametrize("name", [n for pattern in ("protonet*", "r2d2*", "ridge*") for n in names(pattern, ALGORITHMS)])
+@pytest.mark.parametrize(
+    "name", [n for pattern in ("protonet*", "r2d2*", "ridge*") for n in names(pattern, ALGORITHMS)]
+)
 def test_golden_in_float32(name):
     case = case_of(name)
     check_golden(case, learner_of(case, dtype=torch.float32), torch.float32, 5e-5)
@@ -254,7 +256,9 @@ def test_what_a_head_learns_is_a_module_of_its_own():
     learner = LEARNERS["r2d2"](model, ways=3)
     assert {n for n, _ in learner.learned.named_parameters()} == {"lam", "scale", "bias"}
     assert learner.learned.lam.dtype == torch.float64
-    optimizer = torch.optim.SGD([{"params": model.parameters()}, {"params": learner.learned.parameters(), "lr": 1.0}], 0.1)
+    optimizer = torch.optim.SGD(
+        [{"params": model.parameters()}, {"params": learner.learned.parameters(), "lr": 1.0}], 0.1
+    )
     _, grads = step(learner, batch)
     assert (grads["learned.bias"].abs() < 1e-15).all()  # exactly zero under cross-entropy, but for roundings
     optimizer.step()
