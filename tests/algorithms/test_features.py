@@ -1,4 +1,4 @@
-"""Prototypical networks and ridge heads: golden numbers, labels of any kind, padding, absent classes, own parameters."""
+"""Prototypical networks and ridge heads: golden numbers, labels of any kind, padding, absent classes, what is learned."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from fastmeta.algorithms.ridge import solved
 from fastmeta.engine.labels import Members
 
 LEARNERS = {
-    "squared": lambda model, **o: fastmeta.ProtoNet(model, **o),
+    "squared": fastmeta.ProtoNet,
     "euclidean": lambda model, **o: fastmeta.ProtoNet(model, distance="euclidean", **o),
     "cosine": lambda model, **o: fastmeta.ProtoNet(model, distance="cosine", **o),
     "r2d2": lambda model, **o: fastmeta.R2D2(model, lam=0.7, scale=2.0, bias=0.1, learn_lam=True, **o),
@@ -353,8 +353,8 @@ def test_a_meta_step_without_gradients():
 @pytest.mark.proof
 def test_plans_are_proved():
     model, batch = mlp(2, 8, 4), labelled(2)
-    for kind in LEARNERS:
-        learner = LEARNERS[kind](model, ways=3, backend="torch")
+    for make in LEARNERS.values():
+        learner = make(model, ways=3, backend="torch")
         learner(*batch)
         assert "off plain autograd in float64" in learner.explain()
 

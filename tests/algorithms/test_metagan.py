@@ -149,10 +149,10 @@ def test_each_loss_reaches_its_own_network():
         slope = sum(g.square().sum() for g in moved).item()
         with torch.no_grad():
             for p, g in zip(network.parameters(), moved, strict=True):
-                p -= 1e-6 * g
+                p.sub_(1e-6 * g)
             after = learner(*batch, **noise)
             for p, g in zip(network.parameters(), moved, strict=True):
-                p += 1e-6 * g
+                p.add_(1e-6 * g)
         fall = (getattr(before, which) - getattr(after, which)).item()
         assert abs(fall / (1e-6 * slope) - 1.0) < 1e-3
 
