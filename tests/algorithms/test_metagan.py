@@ -275,3 +275,26 @@ def test_wrong_options_and_data():
 
     with pytest.raises(TypeError, match="makes its own episodes"):
         Longer(mlp(2, 4), mlp(5, 2), ways=3, noise=3)
+
+
+def test_what_tasks_share_and_what_is_learned_hears_of_the_discriminators_loss_alone():
+    batch = labelled(2)
+    noise = {n: torch.randn(3, 5, 3, dtype=torch.float64) for n in ("noise_support", "noise_query")}
+
+    class HeadAlone(fastmeta.MetaGAN):
+        def adapts(self, name):
+            return "2." in name
+
+    found = []
+    for frozen in (False, True):
+        torch.manual_seed(0)
+        rates = fastmeta.PerLayerPerStep(0.1)
+        learner = HeadAlone(
+            mlp(2, 8, 4), mlp(5, 6, 2).requires_grad_(not frozen), ways=3, noise=3, inner_steps=2,
+            inner_optimizer=fastmeta.SGD(lr=rates),
+        )  # fmt: skip
+        learner(*batch, **noise).loss.backward()
+        found.append({n: g for n, g in grads_of(learner).items() if not n.startswith("generator")})
+        assert (learner.generator[0].weight.grad is None) == frozen
+    assert "learned.values" in found[0]
+    assert relative(*found) < 1e-14

@@ -224,3 +224,23 @@ def test_wrong_options_and_data():
         learner_of(model)(batch[0], batch[0], *batch[2:])
     with pytest.raises(ValueError, match="support_y: labels must lie in"):
         learner_of(model, ways=2)(*batch)
+
+
+@pytest.mark.parametrize("options", [
+    {"bn_statistics": "support"}, {"inner_batch_size": 4}, {"inner_clip_norm": 0.3, "inner_steps": 3},
+], ids=str)  # fmt: skip
+def test_options_of_maml(options):
+    """As the reference, with an encoder that the inner loop moves and with one that it leaves alone."""
+
+    class HeadAlone(fastmeta.ProtoMAML):
+        def adapts(self, name):
+            return name.startswith("head.")
+
+    batch = labelled(1, 4, 4)
+    options = {"ways": 3, "features": 12, "inner_optimizer": fastmeta.SGD(lr=0.1), "inner_steps": 2} | options
+    for kind in (fastmeta.ProtoMAML, HeadAlone):
+        learner = kind(conv(), backend="torch", **options)
+        _, got = step(learner, batch)
+        learner.backend = "reference"
+        _, truth = step(learner, batch)
+        assert relative(got, truth) < 1e-10
