@@ -80,6 +80,9 @@ SLOW: dict[str, tuple[str, ...]] = {
     "tests/algorithms/test_maml_plus_plus.py::test_the_authors_system": _NOT_COMPILED,
     "tests/algorithms/test_online.py::test_golden": ("eager", "recompute", "chunked", "reference"),
     "tests/algorithms/test_abml.py::test_golden": _NOT_COMPILED,
+    "tests/algorithms/test_features.py::test_golden": _NOT_COMPILED,
+    "tests/algorithms/test_proto_maml.py::test_golden": _NOT_COMPILED,
+    "tests/algorithms/test_metagan.py::test_golden": _NOT_COMPILED,
     "tests/test_user_code.py::test_data_parallel_processes_equal_one_process_on_all_tasks": (),
     "tests/algorithms/test_algorithms.py::test_compiled": (),
     "tests/algorithms/test_algorithms.py::test_what_is_compiled_is_traced_exactly": (

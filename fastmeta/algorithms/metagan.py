@@ -74,7 +74,8 @@ class MetaGAN(MAML):
     Semi-supervised: a real sample of label −1 is unlabelled. The u of a task are its unlabelled samples, or all real
     ones where it has none; the first term is a mean over the labelled. That covers unlabelled samples within tasks as
     well as tasks without any label (`support_y=None` or all −1), whose first term is 0. Label −100 is padding and
-    counts for nothing. Each set, real or fake, passes the discriminator as a batch of its own, which batch norm sees.
+    counts for nothing. Each set, real or fake, passes the discriminator as a batch of its own, which matters to batch
+    norm.
 
     About twice the cost of MAML: a second inner loop and adjoint, along which data get their gradients, for L_G.
 

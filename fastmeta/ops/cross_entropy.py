@@ -52,9 +52,10 @@ class CrossEntropy(Loss[LogSoftmax, Tensor]):
     def _gradient(self, saved: LogSoftmax, dy: Tensor | None) -> Tensor:
         log_p, index, weight = saved
         eps = self.label_smoothing
-        p = log_p.exp()
-        g = p - eps / p.shape[2] if eps else p
-        g = g.scatter_add(2, index, torch.full_like(index, eps - 1.0, dtype=p.dtype))
+        others = log_p.exp().scatter(2, index, 0.0)
+        g = others - eps / log_p.shape[2] if eps else others
+        # p − 1 of the label as minus the rest: of a sample that is nearly certain the difference is rounding alone
+        g = g.scatter(2, index, eps - eps / log_p.shape[2] - others.sum(2, keepdim=True))
         return g * _weighted(weight, dy)
 
     def backward(self, saved: LogSoftmax, dy: Tensor | None, needs: Needs) -> MaybeTensors:
