@@ -318,9 +318,10 @@ def test_weights_of_the_losses():
     (lambda m: fastmeta.LearnedOptimizer(m, hidden=()), r"hidden must hold the width of at least one layer"),
     (lambda m: fastmeta.LearnedOptimizer(m, hidden=(3, -1)), r"hidden\[1\] must be an integer of at least 1, got -1"),
     (lambda m: fastmeta.LearnedOptimizer(m, p=0), r"p must be positive, or None"),
+    (lambda m: fastmeta.LearnedOptimizer(m, eps=0.0), r"eps must be positive, got 0"),
     (lambda m: fastmeta.LearnedOptimizer(m, scale=-1.0), r"scale must be a number finite and not negative"),
     (lambda m: fastmeta.LearnedOptimizer(m, loss_weights=(1, 1)), r"loss_weights must hold 21 numbers.*got 2"),
-], ids=range(16))  # fmt: skip
+], ids=range(17))  # fmt: skip
 def test_wrong_options_are_named(make, message):
     with pytest.raises(ValueError, match=message):
         make(net())
