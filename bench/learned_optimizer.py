@@ -47,7 +47,9 @@ class Settings:
         lr: of the outer Adam at first; it falls to a tenth along a cosine.
         hidden, p, scale: of `fastmeta.LearnedOptimizer`.
         dimensions: of a function.
-        tuning, testing: how many functions the peers' step sizes are tuned on, and how many new ones all are scored on.
+        validation: how many functions say which weights to keep.
+        tuning, testing: how many functions the peers' step sizes are tuned on, and how many new ones all are scored on;
+            of the former many, as a step size at which one in a thousand diverges has an infinite mean loss.
         seed: of weights and functions.
     """
 
@@ -60,7 +62,8 @@ class Settings:
     p: float | None = None
     scale: float = 1.0
     dimensions: int = 10
-    tuning: int = 512
+    validation: int = 512
+    tuning: int = 8192
     testing: int = 4096
     seed: int = 0
 
@@ -81,7 +84,7 @@ def run(settings: Settings, *, threads: int, out: Path | None, figure: Path | No
     family = Quadratics(dimensions=settings.dimensions)
     seeds = [torch.Generator().manual_seed(10 * settings.seed + i) for i in range(4)]
     tuning, testing = family.sample(settings.tuning, seeds[0]), family.sample(settings.testing, seeds[1])
-    validation = family.sample(settings.tuning, seeds[2])
+    validation = family.sample(settings.validation, seeds[2])
     learner = trained(settings, family, seeds[3], validation)
     ours = losses_of_learned(learner, testing, settings.steps)
     curves: dict[str, Any] = {LEARNED: {"lr": None, **curve(ours)}}

@@ -16,7 +16,16 @@ from . import learned_optimizer as learned
 from .report import section
 
 QUICK = replace(
-    learned.Settings(), iterations=2, steps=4, unroll=2, hidden=(3,), tuning=6, testing=5, dimensions=3, functions=2
+    learned.Settings(),
+    iterations=2,
+    steps=4,
+    unroll=2,
+    hidden=(3,),
+    validation=6,
+    tuning=6,
+    testing=5,
+    dimensions=3,
+    functions=2,
 )
 
 

@@ -15,7 +15,7 @@ import fastmeta
 from fastmeta.algorithms import Carry
 from fastmeta.engine.batch import TaskBatch
 
-COMPILED = {"meta_sgd_classifier_k3", "meta_curvature_conv_k1", "sparse_maml_k3", "lstm_metalearner_paper_k2"}
+COMPILED = {"meta_sgd_classifier_k3", "meta_curvature_mlp_k2", "sparse_maml_k3", "lstm_metalearner_paper_k2"}
 
 
 def ways(*patterns):
