@@ -180,7 +180,7 @@ def learned_optimizer(options: argparse.Namespace) -> int:
     if options.iterations is not None:
         settings = replace(settings, iterations=options.iterations)
     if options.quick:
-        settings = replace(settings, iterations=2, steps=4, unroll=2, hidden=(4,), tuning=8, testing=8)
+        settings = replace(settings, iterations=2, steps=4, unroll=2, hidden=(4,), validation=8, tuning=8, testing=8)
     result = learned.run(settings, threads=options.threads, out=options.out, figure=options.figure)
     _show(result)
     return 0 if options.quick or set(learned.beaten(result)) == set(learned.PEERS) else 1

@@ -80,8 +80,7 @@ class Variant:
         start: φ_0 by name, [*shape] for all tasks or with `own_start` [T, *shape]; what it does not name is shared by
             all tasks and moved by none. None: all trainable parameters as they are.
         rate: (name, k) → step size of step k, a tensor that broadcasts to the parameter. None: the optimiser's `lr`.
-        update: another rule than SGD and Adam, on all parameters of a task: (φ, g, state, k, support loss) → (φ,
-            state), the state None at first.
+        update: another rule than SGD and Adam: (φ, g, state, k, support loss) → (φ, state), the state None at first.
         clip_norm: largest norm of a task's gradient, as `torch.nn.utils.clip_grad_norm_` has it.
         penalty: (φ, φ_0) → what is added to the support loss.
         implicit: (c, n): φ_K is differentiated as the minimum of support loss and c/2 ‖φ − φ_0‖², by n conjugate

@@ -72,7 +72,7 @@ SLOW: dict[str, tuple[str, ...]] = {
     "tests/kernels/test_kernels_counts.py::test_no_two_programs_of_a_convolution_write_to_one_place": (),
     "tests/test_golden.py::test_compiled": (),
     "tests/test_types.py::test_a_type_checker_finds_wrong_calls_and_nothing_else": (),
-    "tests/algorithms/test_learned_rules.py::test_golden": _NOT_COMPILED,
+    "tests/algorithms/test_golden_learned_rules.py::test_golden": _NOT_COMPILED,
     "tests/algorithms/test_golden_algorithms.py::test_rates_of_layers_and_steps": _NOT_COMPILED,
     "tests/algorithms/test_golden_algorithms.py::test_parameters_that_all_tasks_share": _NOT_COMPILED,
     "tests/algorithms/test_golden_algorithms.py::test_query_losses_of_every_step": _NOT_COMPILED,

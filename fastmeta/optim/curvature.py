@@ -77,7 +77,7 @@ class Curvature(Rule):
     reads_gradient: ClassVar[bool] = False  # but for ∂/∂M
 
     lr: Rate
-    learned: Curvatures | None = field(default_factory=Curvatures)
+    learned: Curvatures | None = field(default_factory=Curvatures, repr=False)
     shapes: tuple[torch.Size, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:

@@ -71,6 +71,8 @@ class LearnedUpdate(Rule):
             value = getattr(self, name)
             if value is not None:
                 check_number(name, value)
+        if self.eps == 0:
+            raise ValueError("eps must be positive, got 0: it keeps the logarithm of a gradient of zero finite")
         if self.p == 0:
             raise ValueError("p must be positive, or None for gradients as they are, got 0")
 

@@ -65,7 +65,7 @@ def test_vjp(name, k):
         return new, *new_state
 
     expected = vjp(step, phi, g, *state)[1]((lam, *sigma))
-    d_phi, v, factor, d_state, _ = ours.vjp(phi, g if ours.reads_gradient else None, state, k, RATE, lam, sigma)
+    d_phi, v, factor, d_state, *_ = ours.vjp(phi, g if ours.reads_gradient else None, state, k, RATE, lam, sigma)
     for got, want in zip((d_phi, factor * v, *d_state), expected, strict=True):
         torch.testing.assert_close(got, want, rtol=1e-10, atol=1e-12)
 
@@ -79,7 +79,7 @@ def test_step_and_vjp_take_theta_shared_by_all_tasks(name):
     for phi in (shared, dense):
         state = ours.init(phi)
         new, new_state = ours.step(phi, g, state, 0, RATE)
-        d_phi, v, factor, d_state, _ = ours.vjp(phi, g, state, 0, RATE, lam, ours.init(lam))
+        d_phi, v, factor, d_state, *_ = ours.vjp(phi, g, state, 0, RATE, lam, ours.init(lam))
         results.append((new, *new_state, d_phi, factor * v, *d_state))
     assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
 
