@@ -157,7 +157,8 @@ def branch_loss(outputs, targets):
 @every_way
 @pytest.mark.parametrize("shared, count", [
     (("left", "right"), 4), (("left", "right", "norm"), 7), (("left",), 3), (("norm",), 0),
-    (("left", "right", "norm", "behind"), 7), (("left", "right", "norm", "head"), 10), (("right.bias", "behind.weight"), 0),
+    (("left", "right", "norm", "behind"), 7), (("left", "right", "norm", "head"), 10),
+    (("right.bias", "behind.weight"), 0),
 ])  # fmt: skip
 @pytest.mark.parametrize("weights", [None, (0.5, 0.2, 0.0, 1.0)])
 def test_branches_that_join_behind_the_head(shared, count, weights, way):
