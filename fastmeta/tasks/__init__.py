@@ -27,6 +27,7 @@ from .datasets.text import load_text as load_text
 from .few_shot import FewShot as FewShot
 from .glyphs import Glyphs as Glyphs
 from .glyphs import draw_glyphs as draw_glyphs
+from .pixels import Pixels as Pixels
 from .pretexts import PRETEXTS as PRETEXTS
 from .pretexts import Pretext as Pretext
 from .pretexts import SelfSupervised as SelfSupervised

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Literal
 
 import torch
 from torch import nn
 
 from fastmeta.algorithms.base import MetaLearner
+from fastmeta.algorithms.cavia import CAVIA
 from fastmeta.models import build_model
 from fastmeta.optim.adam import Adam
 from fastmeta.optim.sgd import SGD
@@ -44,7 +46,7 @@ def fitted(config: RunConfig, source: Source | None) -> RunConfig:
     return replace(config, tasks=config.family.fit(config.tasks, source))
 
 
-_NETWORK = ("ways", "channels", "width", "latent", "zero_head")
+_NETWORK = ("ways", "channels", "width", "latent", "depth", "zero_head")
 """Settings that `build_model` takes, of which a family has some."""
 
 
@@ -79,7 +81,10 @@ def make_algorithm(
         if part.inner_optimizer == "sgd"
         else Adam(lr=part.inner_lr, betas=(part.inner_beta1, 0.999))
     )
-    return ALGORITHMS[part.algorithm](
+    kind = ALGORITHMS[part.algorithm]
+    if issubclass(kind, CAVIA) and config.family.context:
+        kind = partial(kind, context=config.family.context)
+    return kind(
         model,
         inner_loss=config.family.loss,
         inner_optimizer=optimizer,

@@ -222,7 +222,10 @@ def _evaluate(arguments: argparse.Namespace, _: Sequence[str]) -> int:
             algorithm = make_algorithm(config, model, execution, evaluation=True, bn_statistics=statistics)
             algorithm.load_state_dict(state["algorithm"])
             prefix = f"  bn_statistics={statistics:<8} " if config.family.batch_norm else "  "
-            print_scores(config, evaluate_episodes(algorithm, batches(), steps=steps), prefix=prefix)
+            scores = evaluate_episodes(
+                algorithm, batches(), steps=steps, measure=config.family.score, worst=config.family.worst
+            )
+            print_scores(config, scores, prefix=prefix)
     return 0
 
 

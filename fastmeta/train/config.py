@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch
 
 from fastmeta.algorithms.base import MetaLearner
+from fastmeta.algorithms.cavia import CAVIA
 from fastmeta.algorithms.maml import FOMAML, MAML
 from fastmeta.algorithms.reptile import Reptile
 from fastmeta.tasks.base import check_count
@@ -19,7 +20,7 @@ from .families.settings import TaskSettings
 from .families.sinusoid import SinusoidSettings
 from .run_config import Setting, TrainConfig, check_fields, from_values
 
-ALGORITHMS: dict[str, type[MetaLearner]] = {"maml": MAML, "fomaml": FOMAML, "reptile": Reptile}
+ALGORITHMS: dict[str, type[MetaLearner]] = {"maml": MAML, "fomaml": FOMAML, "reptile": Reptile, "cavia": CAVIA}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,8 +69,11 @@ def _show_scores(pipeline: Pipeline, seed: int) -> None:
     learner = make_algorithm(config, make_model(config).to(pipeline.device), pipeline.execution, evaluation=True)
     learner.load_state_dict(pipeline.trained()["algorithm"])
     for title, family in config.family.tests(config.tasks, pipeline.source, pipeline.device).items():
-        steps = sorted({0, config.algorithm.inner_steps, config.eval_steps})
-        scores = evaluate(learner, family, steps=steps, episodes=config.evaluation.episodes, seed=seed)
+        steps = sorted({0, config.algorithm.inner_steps, config.eval_steps, *config.family.scored_after})
+        scores = evaluate(
+            learner, family, steps=steps, episodes=config.evaluation.episodes, seed=seed, measure=config.family.score,
+            worst=config.family.worst,
+        )  # fmt: skip
         print(f"{config.family.metric} over {config.evaluation.episodes} {title}, 95 % confidence:")
         print_scores(config, scores)
         if config.family.picture:
