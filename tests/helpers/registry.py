@@ -39,6 +39,7 @@ ALGORITHMS = {
     "maml": Algorithm(fastmeta.MAML),
     "fomaml": Algorithm(fastmeta.FOMAML),
     "reptile": Algorithm(fastmeta.Reptile, derivative=False),
+    "imaml": Algorithm(fastmeta.IMAML, kernels=False),
 }
 RULES = {
     "sgd": Rule(lambda: fastmeta.SGD(lr=0.3)),
