@@ -85,7 +85,7 @@ def plot_reconstructions(
         pictures = family.pictures(values).clamp(0, 1).movedim(-3, -1).cpu()
         errors = (values - query_y).square().flatten(1).mean(1)
         for picture, error, axes in zip(pictures, errors.tolist(), line, strict=True):
-            axes.imshow(picture.squeeze(-1), cmap="gray", vmin=0, vmax=1)
+            axes.imshow(picture.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
             axes.set_xticks([])
             axes.set_yticks([])
             if error:
