@@ -11,6 +11,7 @@ from torch import nn
 from .autoencoder import ClusteringAutoencoder
 from .few_shot import conv4, sinusoid_mlp
 from .forecast import ForecastLSTM, forecast_mlp
+from .modulated_siren import ModulatedSiren
 from .resnet import resnet18
 from .transformer import MaskedTransformer
 
@@ -24,6 +25,7 @@ class Size:
     channels: int
     width: int
     latent: int
+    depth: int
 
 
 class Network(NamedTuple):
@@ -61,6 +63,12 @@ NETWORKS: dict[str, Network] = {
     "forecast-lstm": Network(
         "an LSTM cell unrolled over the window", lambda size: ForecastLSTM(*size.shape, width=size.width)
     ),
+    "modulated-siren": Network(
+        "SIREN that a latent code shifts (Dupont et al. 2022: functa, COIN++)",
+        lambda size: ModulatedSiren(
+            width=size.width, hidden=size.depth, outputs=size.shape[0], latent=size.latent, frequency=30.0
+        ),
+    ),
     "transformer": Network(
         "encoder of two layers over characters", lambda size: MaskedTransformer(*size.shape, width=size.width)
     ),
@@ -78,6 +86,7 @@ def build_model(
     channels: int = 64,
     width: int = 64,
     latent: int = 16,
+    depth: int = 5,
     zero_head: bool = False,
 ) -> nn.Module:
     """A freshly initialised network (PyTorch's default initialisation, from the global generator).
@@ -87,8 +96,9 @@ def build_model(
         shape: of the data. Images: (channels, H, W); forecasting: (window, horizon, features); text: (symbols, length).
         ways: outputs of a classifier; clusters of an autoencoder.
         channels: filters of a convolution (a ResNet's first; an autoencoder's first).
-        width: hidden units of a forecaster or transformer.
-        latent: dimensions of an autoencoder's code.
+        width: hidden units of a forecaster, transformer or SIREN.
+        latent: dimensions of an autoencoder's code, or of an image's.
+        depth: hidden layers of a SIREN.
         zero_head: a classifier's last layer starts at zero. Labels are shuffled in every task, so a head that
             prefers some of them is noise to unlearn (Kao, Chiu, Chen 2022, "MAML is a noisy contrastive learner").
 
@@ -97,7 +107,7 @@ def build_model(
     """
     if name not in NETWORKS:
         raise ValueError(f"model must be one of {', '.join(MODELS)}, got {name!r}")
-    model = NETWORKS[name].build(Size(shape, ways, channels, width, latent))
+    model = NETWORKS[name].build(Size(shape, ways, channels, width, latent, depth))
     if zero_head:
         for p in head_of(model).parameters():
             nn.init.zeros_(p)

@@ -29,6 +29,7 @@ from .glyphs import Glyphs as Glyphs
 from .glyphs import draw_glyphs as draw_glyphs
 from .navigation import Journeys as Journeys
 from .navigation import Navigation as Navigation
+from .pixels import Pixels as Pixels
 from .pretexts import PRETEXTS as PRETEXTS
 from .pretexts import Pretext as Pretext
 from .pretexts import SelfSupervised as SelfSupervised

@@ -46,7 +46,7 @@ def fitted(config: RunConfig, source: Source | None) -> RunConfig:
     return replace(config, tasks=config.family.fit(config.tasks, source))
 
 
-_NETWORK = ("ways", "channels", "width", "latent", "zero_head")
+_NETWORK = ("ways", "channels", "width", "latent", "depth", "zero_head")
 """Settings that `build_model` takes, of which a family has some."""
 
 

@@ -233,7 +233,10 @@ def _evaluate(arguments: argparse.Namespace, _: Sequence[str]) -> int:
             algorithm.load_state_dict(state["algorithm"])
             prefix = f"  bn_statistics={statistics:<8} " if config.method.bn_statistics else "  "
             prefix = prefix if config.family.batch_norm else "  "
-            print_scores(config, evaluate_episodes(algorithm, batches(), steps=steps), prefix=prefix)
+            scores = evaluate_episodes(
+                algorithm, batches(), steps=steps, measure=config.family.score, worst=config.family.worst
+            )
+            print_scores(config, scores, prefix=prefix)
     return 0
 
 

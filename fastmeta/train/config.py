@@ -208,7 +208,9 @@ class RunConfig:
     @property
     def steps_to_score(self) -> list[int]:
         """Numbers of inner steps after which a trained network is scored."""
-        return sorted({0, self.algorithm.inner_steps, self.eval_steps}) if self.method.inner_loop else [0]
+        if not self.method.inner_loop:
+            return [0]
+        return sorted({0, self.algorithm.inner_steps, self.eval_steps, *self.family.scored_after})
 
     @property
     def method(self) -> AnyMethod:

@@ -183,7 +183,9 @@ class Contest:
                 labels.append(targets.flatten())
 
         drawn = draw(self._tests(config, source), episodes=config.evaluation.episodes, meta_batch=25, seed=TEST_SEED)
-        scores = evaluate_episodes(learner, drawn, steps=steps, seen=seen)
+        scores = evaluate_episodes(
+            learner, drawn, steps=steps, measure=config.family.score, worst=config.family.worst, seen=seen
+        )
         if not labels or not torch.cat(probabilities).isfinite().all():
             return scores, None
         return scores, expected_calibration_error(torch.cat(probabilities), torch.cat(labels)).error

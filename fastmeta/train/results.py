@@ -69,13 +69,18 @@ def _show_scores(pipeline: Pipeline, seed: int) -> None:
     learner = make_algorithm(config, make_model(config).to(pipeline.device), pipeline.execution, evaluation=True)
     learner.load_state_dict(pipeline.trained()["algorithm"])
     for title, family in config.family.tests(config.tasks, pipeline.source, pipeline.device).items():
-        steps = config.steps_to_score
-        scores = evaluate(learner, family, steps=steps, episodes=config.evaluation.episodes, seed=seed)
+        scores = evaluate(
+            learner, family, steps=config.steps_to_score, episodes=config.evaluation.episodes, seed=seed,
+            measure=config.family.score, worst=config.family.worst,
+        )  # fmt: skip
         print(f"{config.family.metric} over {config.evaluation.episodes} {title}, 95 % confidence:")
         print_scores(config, scores)
         if config.family.picture:
             path = pipeline.folder / config.family.picture
-            _draw(path, partial(config.family.draw, learner, family, path, [step for step in steps if step]))
+            _draw(
+                path,
+                partial(config.family.draw, learner, family, path, [step for step in config.steps_to_score if step]),
+            )
 
 
 def print_scores(config: RunConfig, scores: dict[int, Estimate], *, prefix: str = "  ") -> None:

@@ -14,7 +14,7 @@ from torch import nn
 import fastmeta
 from fastmeta.models import ContextMLP, FilmConv4, ModulatedSiren
 
-COMPILED = {"cavia_k3", "cavia_film_conv_k2", "modulated_siren_k3"}
+COMPILED = {"cavia_k3", "modulated_siren_k3"}
 
 
 def perceptron(case):
@@ -25,14 +25,17 @@ def perceptron(case):
     return model, {f"layers.{name}": name for name in case.params}
 
 
+def both(parts):
+    """Names of weights and biases of layers, ours and theirs."""
+    return {f"{ours}.{kind}": f"{theirs}.{kind}" for ours, theirs in parts.items() for kind in ("weight", "bias")}
+
+
 def film(case):
     filters, context = case.spec["filters"], case.spec["context"]
     model = FilmConv4(4, channels=filters, context=context, film_after=(3,), shape=(3, 28, 28))
     parts = {f"convs.{i}": f"conv{i + 1}" for i in range(4)} | {f"norms.{i}": f"bn{i + 1}" for i in range(4)}
     parts |= {"films.3.map": "film3", "head": "fc1"}
-    return model, {
-        f"{ours}.{kind}": f"{theirs}.{kind}" for ours, theirs in parts.items() for kind in ("weight", "bias")
-    }
+    return model, both(parts)
 
 
 def siren(case):
@@ -41,9 +44,7 @@ def siren(case):
     model = ModulatedSiren(width=spec["hidden"], hidden=hidden, latent=spec["latent"], frequency=spec["w0"])
     parts = {f"layers.{i}": f"net.{i}.linear" for i in range(hidden)}
     parts |= {"last": "last_layer.linear", "modulation": "modulation_net.net"}
-    return model, {
-        f"{ours}.{kind}": f"{theirs}.{kind}" for ours, theirs in parts.items() for kind in ("weight", "bias")
-    }
+    return model, both(parts)
 
 
 NETWORKS = {"cavia": perceptron, "cavia_film": film, "modulated_siren": siren}

@@ -1,4 +1,4 @@
-"""Rates of layers and steps, ANIL and BOIL, multi-step loss, gradients of data, iMAML: as public libraries have them.
+"""Rates of layers and steps, ANIL and BOIL, multi-step loss: as public libraries have them.
 
 Each algorithm is written here as a user would write it, through the public API alone.
 """
@@ -10,12 +10,9 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from golden_cases import ALGORITHMS, LOSSES, cases, names
 
 import fastmeta
-from fastmeta.engine.adjoint import Implicit
-from fastmeta.engine.prior import Proximal
 
 WAYS: dict[str, dict[str, Any]] = {
     "eager": {"backend": "torch"},
@@ -134,37 +131,6 @@ def test_gradients_of_the_support_set(name, way):
     assert relative(got, case.grad_extra) < 1e-10
     assert relative({n: p.grad for n, p in learner.module.named_parameters()}, case.grad) < 1e-10
     assert batch[2].grad is None
-
-
-@ways("sample_weights*")
-def test_gradients_of_weights_of_samples(name, way):
-    case = case_of(name)
-
-    def weighted(logits, targets):
-        labels, weights = targets
-        return (weights * F.cross_entropy(logits, labels, reduction="none")).mean()
-
-    options = common(case, way) | {"inner_loss": weighted, "outer_loss": F.cross_entropy}
-    learner = fastmeta.MAML(case.model(), inner_optimizer=fastmeta.SGD(lr=rate(case)), **options)
-    weights = case.extra["sample_weights"].clone().requires_grad_()
-    x, y, *query = batch_of(case)
-    learner(x, (y, weights), *query).loss.backward()
-    assert relative({"sample_weights": weights.grad}, case.grad_extra) < 1e-10
-    assert relative({n: p.grad for n, p in learner.module.named_parameters()}, case.grad) < 1e-10
-
-
-@pytest.mark.parametrize("way", ["eager", "recompute", "chunked"])
-@pytest.mark.parametrize("name", names("imaml*", ALGORITHMS))
-def test_implicit_meta_gradient(name, way):
-    case = case_of(name)
-    strength = case.spec["lam"]
-
-    class IMAML(fastmeta.MAML):
-        adjoint = Implicit(strength, case.spec["cg_iterations"] or 200)
-        prior = Proximal(strength)
-
-    learner = IMAML(case.model(), inner_optimizer=fastmeta.SGD(lr=rate(case)), **common(case, way))
-    check(case, learner, batch_of(case))
 
 
 def test_no_case_passes_where_the_hessian_is_dropped():

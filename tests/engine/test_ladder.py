@@ -14,7 +14,7 @@ from meta_steps import assert_close, assert_same_step, regression, relative, ste
 from torch import nn
 
 import fastmeta
-from fastmeta.engine.adjoint import Implicit
+from fastmeta.engine.adjoint import Adjoint
 from fastmeta.program.program import Program
 from fastmeta.program.trace import Untraceable
 
@@ -40,6 +40,14 @@ def test_what_cannot_be_traced_runs_task_by_task():
 
 
 @pytest.mark.usefixtures("untraceable")
+def test_an_implicit_meta_gradient_task_by_task():
+    learner, batch = learner_of(fastmeta.IMAML), regression()
+    assert_same_step(learner, batch, with_backend(learner, "reference"), 1e-10)
+    assert "task by task under plain autograd" in learner.explain()
+    assert learner.residual.shape == (3,)
+
+
+@pytest.mark.usefixtures("untraceable")
 def test_options_that_the_last_rung_does_not_have():
     batch = regression()
     with pytest.raises(RuntimeError, match=r'backend="triton".*\(it calls torch.autograd.grad\)'):
@@ -47,11 +55,15 @@ def test_options_that_the_last_rung_does_not_have():
     with pytest.raises(ValueError, match=r"precision='bfloat16' needs a program.*it calls torch.autograd.grad"):
         learner_of(precision="bfloat16")(*batch)
 
-    class Implicitly(fastmeta.MAML):
-        adjoint = Implicit(strength=1.0)
+    class OfTheUsers(Adjoint):
+        def pull(self, *_, **__):
+            raise AssertionError("nothing is run")
+
+    class Otherwise(fastmeta.MAML):
+        adjoint = OfTheUsers()
 
     with pytest.raises(ValueError, match=r"adjoint=.*needs a program.*it calls torch.autograd.grad"):
-        learner_of(Implicitly)(*batch)
+        learner_of(Otherwise)(*batch)
     for name in ("compile", "cuda_graph"):
         learner = learner_of(**{name: True})
         with pytest.warns(UserWarning, match=f"{name}=True does nothing here.*it calls torch.autograd.grad"):

@@ -41,6 +41,7 @@ ALGORITHMS = {
     "reptile": Algorithm(fastmeta.Reptile, derivative=False),
     "anil": Algorithm(fastmeta.ANIL, kernels=False),
     "boil": Algorithm(fastmeta.BOIL, kernels=False),
+    "imaml": Algorithm(fastmeta.IMAML, kernels=False),
 }
 RULES = {
     "sgd": Rule(lambda: fastmeta.SGD(lr=0.3)),

@@ -20,7 +20,17 @@ from fastmeta.train.presets import PRESETS
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
-SMALL = {"channels": 4, "width": 8, "latent": 3, "ways": 3, "shots": 2, "queries": 2, "inner_steps": 1, "clusters": 20}
+SMALL = {
+    "channels": 4,
+    "width": 8,
+    "latent": 3,
+    "ways": 3,
+    "shots": 2,
+    "queries": 2,
+    "inner_steps": 1,
+    "clusters": 20,
+    "depth": 2,
+}
 
 
 def small(name: str):

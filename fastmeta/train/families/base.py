@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from fastmeta.algorithms.base import MetaLearner
 from fastmeta.tasks import Episodes, Images, TaskFamily
 from fastmeta.train.run_config import Setting
+from fastmeta.train.scores.evaluate import score
 
 from .settings import TaskSettings
 
@@ -64,6 +65,8 @@ class Family(ABC, Generic[S, D]):
         evaluation: what is scored when training is over: the trained network alone; all starts, over adaptation steps;
             or the clusters that all starts find.
         picture: name of a file that `draw` makes of the trained network; empty where there is none.
+        scored_after: further numbers of inner steps that a trained network is scored after.
+        worst: the score of a learner that diverged; None: infinite error, or accuracy zero.
     """
 
     settings_type: type[S]
@@ -79,6 +82,8 @@ class Family(ABC, Generic[S, D]):
     clustered: bool = False
     evaluation: Literal["trained network", "starts", "clusters"] = "starts"
     picture: str = ""
+    scored_after: tuple[int, ...] = ()
+    worst: float | None = None
 
     # What a family must say. -----------------------------------------------------------------------------------------
 
@@ -126,6 +131,10 @@ class Family(ABC, Generic[S, D]):
     def describe(self, source: D) -> str:
         """The data, for a person."""
         return self.summary if source is None else source.describe()
+
+    def score(self, outputs: Any, targets: Tensor) -> Tensor:
+        """One number a task, [T], of query outputs and targets."""
+        return score(outputs, targets)
 
     def draw(self, learner: MetaLearner, tasks: TaskFamily, path: Path, steps: Sequence[int]) -> None:
         """Draw what the trained network does after these inner steps, where `picture` names a file.

@@ -8,6 +8,7 @@ from .base import Family
 from .cactus import CACTUS
 from .clusters import CLUSTER
 from .glyphs import GLYPHS
+from .inr import INR
 from .omniglot import OMNIGLOT
 from .pretexts import SSL_IMAGES
 from .series import SSL_SERIES
@@ -27,6 +28,7 @@ FAMILIES: dict[str, Family[Any, Any]] = {
         SSL_IMAGES,
         SSL_SERIES,
         SSL_TEXT,
+        INR,
     )
 }
 """By the name that `fastmeta train` takes."""

@@ -150,13 +150,13 @@ class HeldOut(TaskSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class Latent(TaskSettings):
-    """An autoencoder."""
+    """A code of a few numbers."""
 
-    latent: int = field(default=16, metadata={"help": "dimensions of an autoencoder's code"})
+    latent: int = field(default=16, metadata={"help": "dimensions of an autoencoder's code, or of an image's"})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Width(TaskSettings):
-    """A forecaster or transformer."""
+    """A forecaster, transformer or SIREN."""
 
-    width: int = field(default=64, metadata={"help": "hidden units of a forecaster or transformer"})
+    width: int = field(default=64, metadata={"help": "hidden units of a forecaster, transformer or SIREN"})

@@ -54,8 +54,16 @@ class CAVIASettings(MethodSettings):
     )
 
 
-def _with_context(_: nn.Module, own: CAVIASettings, tasks: TaskSettings) -> nn.Module:
-    """The authors' networks in place of the run's own, which has no context."""
+def _context_of(model: nn.Module) -> str:
+    """The name of a network's context or latent code; empty where it has none."""
+    own = {name.rpartition(".")[2] for name, _ in model.named_parameters()}
+    return next((name for name in ("context", "latent") if name in own), "")
+
+
+def _with_context(model: nn.Module, own: CAVIASettings, tasks: TaskSettings) -> nn.Module:
+    """The run's own network where it has a context; else the authors'."""
+    if _context_of(model):
+        return model
     if not tasks.shape:
         return ContextMLP(1, 1, context=own.context or 5)
     shape = cast("tuple[int, int, int]", tasks.shape)
@@ -66,7 +74,9 @@ def _with_context(_: nn.Module, own: CAVIASettings, tasks: TaskSettings) -> nn.M
 CAVIA_METHOD = Method(
     kind=CAVIA,
     settings_type=CAVIASettings,
-    make=lambda model, own, common: CAVIA(model, inner_optimizer=common.rule, **common.options),
+    make=lambda model, own, common: CAVIA(
+        model, context=_context_of(model), inner_optimizer=common.rule, **common.options
+    ),
     network=_with_context,
     presets={
         "omniglot": PresetSettings(

@@ -7,6 +7,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -83,6 +84,8 @@ def evaluate(
     meta_batch: int = 25,
     steps: Sequence[int] = (0, 1),
     seed: int = 0,
+    measure: Callable[[Any, Tensor], Tensor] = score,
+    worst: float | None = None,
 ) -> dict[int, Estimate]:
     """Accuracy (integer targets) or mean squared error on the query sets of fresh episodes.
 
@@ -93,6 +96,8 @@ def evaluate(
         meta_batch: how many at a time; bounds memory.
         steps: numbers of inner steps; 0 scores the meta-parameters themselves.
         seed: of the episodes.
+        measure: one number a task, [T], of outputs and targets [T, M, ...].
+        worst: that of a learner that diverged; None: infinite for a mean squared error, zero for an accuracy.
 
     Returns:
         {steps: estimate}.
@@ -101,7 +106,7 @@ def evaluate(
         ValueError: for a count below 1, or negative steps.
     """
     drawn = draw(family, episodes=episodes, meta_batch=meta_batch, seed=seed)
-    return evaluate_episodes(algorithm, drawn, steps=steps)
+    return evaluate_episodes(algorithm, drawn, steps=steps, measure=measure, worst=worst)
 
 
 @contextlib.contextmanager
@@ -116,6 +121,7 @@ def counted_divergence() -> Iterator[None]:
 @counted_divergence()
 def evaluate_episodes(
     algorithm: MetaLearner, batches: Iterable[Episodes], *, steps: Sequence[int],
+    measure: Callable[[Any, Tensor], Tensor] = score, worst: float | None = None,
     seen: Callable[[int, Tensor, Tensor], None] | None = None,
 ) -> dict[int, Estimate]:  # fmt: skip
     """As `evaluate`, on the given episodes.
@@ -126,12 +132,12 @@ def evaluate_episodes(
     values: dict[int, list[Tensor]] = {count: [] for count in steps}
     diverged = dict.fromkeys(steps, 0)
     for episodes in batches:
-        worst = torch.inf if episodes.query_y.dtype.is_floating_point else 0.0
+        lost = (torch.inf if episodes.query_y.dtype.is_floating_point else 0.0) if worst is None else worst
         for count in steps:
             learners = algorithm.adapt(episodes.support_x, episodes.support_y, steps=count)
             outputs = algorithm.predictions(learners, episodes.query_x)
             finite = learners.finite & outputs.isfinite().flatten(1).all(1)
-            values[count].append(torch.where(finite, score(outputs, episodes.query_y), worst))
+            values[count].append(torch.where(finite, measure(outputs, episodes.query_y), lost))
             diverged[count] += int((~finite).sum())
             if seen is not None:
                 seen(count, outputs, episodes.query_y)

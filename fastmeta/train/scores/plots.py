@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from fastmeta.algorithms.base import MetaLearner
 from fastmeta.models import ClusteringAutoencoder
-from fastmeta.tasks import Sinusoid
+from fastmeta.tasks import Pixels, Sinusoid
 
 from .calibration import Calibration
 from .compare import Comparison
@@ -55,6 +56,43 @@ def plot_sinusoids(
         axes.set_title(f"amplitude {amplitude[task].item():.2f}, phase {phase[task].item():.2f}")
     figure.axes[0].legend(loc="best", fontsize="small")
     figure.savefig(path, dpi=110)
+
+
+@torch.no_grad()
+@counted_divergence()
+def plot_reconstructions(
+    algorithm: MetaLearner, family: Pixels, path: Path, *, steps: Sequence[int] = (0, 1, 3, 10), seed: int = 0
+) -> None:
+    """Draw eight images, and below each what the network makes of it after each number of inner steps.
+
+    Args:
+        algorithm: a trained meta-learner for places [N, 2].
+        family: where the images come from; its query sets must be all pixels.
+        path: the PNG to write.
+        steps: inner steps.
+        seed: of the images.
+
+    Raises:
+        RuntimeError: without Matplotlib (`pip install "fastmeta[train]"`).
+    """
+    support_x, support_y, query_x, query_y = family.sample(8, torch.Generator(family.device).manual_seed(seed))
+    rows = {"original": query_y}
+    for count in steps:
+        name = f"{count} step{'' if count == 1 else 's'}"
+        rows[name] = algorithm.adapt(support_x, support_y, steps=count)(query_x)
+    figure = new_figure(figsize=(8.6, 1.08 * len(rows) + 0.1))
+    panels = figure.subplots(len(rows), 8, squeeze=False)
+    for (name, values), line in zip(rows.items(), panels, strict=True):
+        pictures = family.pictures(values).clamp(0, 1).movedim(-3, -1).cpu()
+        errors = (values - query_y).square().flatten(1).mean(1)
+        for picture, error, axes in zip(pictures, errors.tolist(), line, strict=True):
+            axes.imshow(picture.squeeze(-1).numpy(), cmap="gray", vmin=0, vmax=1)
+            axes.set_xticks([])
+            axes.set_yticks([])
+            if error:
+                axes.set_xlabel(f"{-10 * math.log10(error):.1f} dB", fontsize="x-small", labelpad=1)
+        line[0].set_ylabel(name, fontsize="small")
+    figure.savefig(path, dpi=130)
 
 
 _STYLES = {"from scratch": ("tab:gray", "s"), "pre-trained": ("tab:orange", "^"), "meta-learned": ("tab:blue", "o")}
