@@ -141,7 +141,7 @@ def _gpu(gpu: argparse.ArgumentParser) -> None:
 
 
 def _learned_optimizer(learned: argparse.ArgumentParser) -> None:
-    learned.add_argument("--iterations", type=int, help="batches of training functions (default: 800, 20 minutes)")
+    learned.add_argument("--iterations", type=int, help="batches of training functions (default: 800, three minutes)")
     learned.add_argument("--seed", type=int, default=0, help="of weights and functions (default: %(default)s)")
     learned.add_argument("--threads", type=int, default=1, help="of every library (default: %(default)s)")
     learned.add_argument("--quick", action="store_true", help="tiny sizes: does everything run?")
