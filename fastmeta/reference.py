@@ -21,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from fastmeta.implicit import Solver
-from fastmeta.stateless import Stateless, check_inner_steps, one_behind_another, stacked
-from fastmeta.trees import Tree, for_autograd, select, tasks_of
+from fastmeta.inner_step import check_inner_steps
+from fastmeta.stateless import Stateless, one_behind_another, stacked
+from fastmeta.trees import Tree, for_autograd, select, slice_of, tasks_of
 
 Loss = Callable[[Any, Any], Tensor]
 State = tuple[Tensor, ...]
@@ -179,7 +180,7 @@ def _query(
     total: Tensor | None = None
     every: list[Tree] = []
     for k in wanted:
-        here_x, here_y = _slice(outer.query_x, outer.query_y, outer.batch_size, k)
+        here_x, here_y = slice_of(outer.query_x, outer.query_y, outer.batch_size, k)
         with call.under(call.own(phis[k]), step=max(first + k - 1, 0)):
             outputs = call(here_x, support_x=support_x if outer.bn_statistics == "support" else None)
             loss = _scalar("outer_loss", outer.loss(outputs, here_y))
@@ -287,7 +288,7 @@ class _Descent:
         for i in range(self.steps):
             k = self.variant.first + i
             here = phi if exact else {name: p.detach().requires_grad_() for name, p in phi.items()}
-            grads, loss = self.gradients(k, here, start, *_slice(x, y, self.batch, k), keep=exact)
+            grads, loss = self.gradients(k, here, start, *slice_of(x, y, self.batch, k), keep=exact)
             base = _detached(phi) if self.straight else phi
             moved, state = self.update(base, grads, state, k, loss if exact else loss.detach())
             phi = {name: p + (phi[name] - base[name]) for name, p in moved.items()} if self.straight else moved
@@ -304,7 +305,7 @@ class _Descent:
         """Of φ_K as the minimum of its objective."""
         strength, steps = cast("tuple[float, int]", self.variant.implicit)
         here = {name: p.detach().requires_grad_() for name, p in phi.items()}
-        with self.call.under(here, step=self.variant.first + self.steps - 1):
+        with self.call.under(here, step=self.variant.first + self.steps):
             loss = _scalar("inner_loss", self.loss(self.call(x), y))
             gradients = torch.autograd.grad(loss, list(here.values()), create_graph=True, materialize_grads=True)
         return Solver(here, gradients, start, strength=strength, steps=steps)
@@ -388,14 +389,6 @@ def _adam(opt: Any, lr: Any, p: Tensor, g: Tensor, state: State, k: int) -> tupl
 def _square(x: Tensor) -> Tensor:
     """‖x‖²."""
     return (torch.view_as_real(x.resolve_conj()) if x.is_complex() else x).square().sum()
-
-
-def _slice(x: Tree, y: Tree, batch: int | None, k: int) -> tuple[Tree, Tree]:
-    """The k-th slice of `batch` samples of one task, cyclically; None: all."""
-    if batch is None:
-        return x, y
-    index = (k * batch + torch.arange(batch)) % tasks_of(x)
-    return select(x, index), select(y, index)
 
 
 def _scalar(name: str, value: Any) -> Tensor:

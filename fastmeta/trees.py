@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from fastmeta.internals import pytree
@@ -23,6 +24,14 @@ def tasks_of(tree: Tree) -> int:
     if isinstance(tree, Tensor):
         return tree.shape[0]
     return next(leaf for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor)).shape[0]
+
+
+def slice_of(x: Tree, y: Tree, batch: int | None, k: int) -> tuple[Tree, Tree]:
+    """The k-th slice of `batch` samples of one task, cyclically; None: all."""
+    if batch is None:
+        return x, y
+    index = (k * batch + torch.arange(batch)) % tasks_of(x)
+    return select(x, index), select(y, index)
 
 
 def for_autograd(tree: Tree) -> Tree:

@@ -16,18 +16,27 @@ FOLDERS = ("fastmeta", "kernels", "bench", "tests")
 # without a module.
 LAYERS: dict[str, tuple[str, ...]] = {
     "fastmeta.internals": (),
-    "fastmeta.stateless": (),
+    "fastmeta.inner_step": (),
+    "fastmeta.stateless": ("fastmeta.inner_step",),
     "fastmeta.trajectories": (),
     "fastmeta.trees": (),
     "fastmeta.implicit": (),
-    "fastmeta.reference": ("fastmeta.stateless", "fastmeta.trees", "fastmeta.implicit"),  # no code of what it judges
+    "fastmeta.reference": (
+        *("fastmeta.stateless", "fastmeta.inner_step", "fastmeta.trees", "fastmeta.implicit"),
+    ),  # no code of what it judges
     "fastmeta.kernels": (),
     "fastmeta.ops": (),
     "fastmeta.optim": (),
     "fastmeta.models": (),
     "fastmeta.tasks": ("fastmeta.trajectories",),
-    "fastmeta.program": ("fastmeta.ops", "fastmeta.stateless"),
-    "fastmeta.engine": ("fastmeta.program", "fastmeta.ops", "fastmeta.optim", "fastmeta.stateless"),
+    "fastmeta.program": ("fastmeta.ops", "fastmeta.stateless", "fastmeta.inner_step"),
+    "fastmeta.engine": (
+        "fastmeta.program",
+        "fastmeta.ops",
+        "fastmeta.optim",
+        "fastmeta.stateless",
+        "fastmeta.inner_step",
+    ),
     "fastmeta.engine.backends": (
         *("fastmeta.engine", "fastmeta.program", "fastmeta.ops", "fastmeta.optim"),
         *("fastmeta.kernels", "fastmeta.reference", "fastmeta.stateless", "fastmeta.implicit"),
@@ -45,7 +54,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "fastmeta.engine.ladder": (
         *("fastmeta.engine", "fastmeta.engine.backends", "fastmeta.engine.planning", "fastmeta.engine.proof"),
-        *("fastmeta.program", "fastmeta.stateless"),
+        *("fastmeta.program", "fastmeta.inner_step"),
     ),
     "fastmeta.engine.session": (
         *("fastmeta.engine", "fastmeta.engine.backends", "fastmeta.engine.ladder"),
@@ -58,7 +67,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "fastmeta.algorithms": (
         "fastmeta.engine.ladder",
         *("fastmeta.engine", "fastmeta.engine.session", "fastmeta.engine.explain", "fastmeta.optim"),
-        "fastmeta.stateless",
+        "fastmeta.inner_step",
         "fastmeta.trajectories",
     ),
     "fastmeta": ("fastmeta.algorithms", "fastmeta.optim", "fastmeta.trajectories"),

@@ -13,10 +13,10 @@ from torch.optim.lr_scheduler import CosineAnnealingLR
 from fastmeta.engine.adjoint import Identity
 from fastmeta.engine.batch import TaskBatch, Tree
 from fastmeta.engine.options import check_count
+from fastmeta.inner_step import INNER_STEP, inner_step_at, reads_inner_step
 from fastmeta.internals import pytree
 from fastmeta.optim.rates import PerLayerPerStep
 from fastmeta.optim.sgd import SGD
-from fastmeta.stateless import INNER_STEP, inner_step_at, reads_inner_step
 
 from .arguments import WithoutRule
 from .maml import MAML

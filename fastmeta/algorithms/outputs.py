@@ -16,9 +16,9 @@ from fastmeta.engine.batch import Tree
 from fastmeta.engine.boundary import outside_of_compile
 from fastmeta.engine.checks import check_query
 from fastmeta.engine.session import Session
+from fastmeta.inner_step import inner_step_at, reads_inner_step
 from fastmeta.internals import pytree
 from fastmeta.optim.base import State
-from fastmeta.stateless import inner_step_at, reads_inner_step
 
 _BATCH_NORM = inspect.signature(F.batch_norm)
 

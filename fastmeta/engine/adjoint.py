@@ -254,7 +254,7 @@ class Implicit(Adjoint):
         if not loop.steps:
             zero = found.start[:, :0].sum(1)
             return found._replace(state=sigma or (), notes=(zero, zero + torch.nan))
-        k = loop.first + loop.steps - 1  # as the step that led to φ_K sees the module
+        k = loop.first + loop.steps
         g, record = loop.gradient(run.last, run.start, k, support, context, keep=True, read=True)
         assert record.at is not None
 

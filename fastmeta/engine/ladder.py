@@ -6,8 +6,8 @@ from collections.abc import Callable, Hashable
 
 from torch import nn
 
+from fastmeta.inner_step import check_inner_steps
 from fastmeta.program.program import Program, leaves_of
-from fastmeta.stateless import check_inner_steps
 
 from .backends.base import Backend, Planned
 from .backends.one_by_one import OneByOne

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fastmeta.inner_step import inner_step_at
 from fastmeta.ops.base import Loss, Saved, total
 from fastmeta.ops.dropout import step_keys
 from fastmeta.program.layout import Layout
 from fastmeta.program.plan import Gradients, Plan, Tape
-from fastmeta.stateless import inner_step_at
 
 
 class Data(NamedTuple):

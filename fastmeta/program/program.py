@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from fastmeta.inner_step import reads_inner_step
 from fastmeta.internals import (
     FakeTensorMode,
     checkpointing_off,
@@ -23,7 +24,7 @@ from fastmeta.internals import (
     reparametrized,
     weight_norm_op,
 )
-from fastmeta.stateless import State, reads_inner_step, written_out_weight_norm
+from fastmeta.stateless import State, written_out_weight_norm
 
 from .builder import Builder, Given, Structure, loss_plan
 from .layout import Layout

@@ -13,7 +13,7 @@ from meta_steps import classification, mlp, regression, relative
 from torch import nn
 
 import fastmeta
-from fastmeta.engine.meta_step import QueryPass
+from fastmeta.engine.query import QueryPass
 from fastmeta.models import PerStepBatchNorm
 
 WAYS: dict[str, dict[str, Any]] = {
