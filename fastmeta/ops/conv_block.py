@@ -125,7 +125,9 @@ class ConvBlock(Op[Block, BlockDot]):
         # two passes: as exact as Welford's recurrence, whose divisions cost ten times as much here
         mean = _sum(z) / _count(z)
         centred = z - mean
-        r = (_sum(centred.square()) / _count(z) + self.eps).rsqrt()
+        # in place where nobody reads it again: of many large images, new memory costs more than what is written to it
+        squares = centred.square_() if self.pool else centred.square()
+        r = (_sum(squares) / _count(z) + self.eps).rsqrt()
         winner = None
         if self.pool:
             winner, picked = pool(z, gamma.sign())
@@ -187,8 +189,9 @@ class ConvBlock(Op[Block, BlockDot]):
         if saved.winner is None:
             assert saved.xh is not None
             return torch.addcmul(torch.addcmul(c0, scale, flow.g), c1, saved.xh)
-        spread = scatter(scale * flow.g, saved.winner, saved.z)
-        return spread + torch.addcmul(c0, c1 * saved.r, saved.z - saved.mean)
+        line = saved.z - saved.mean
+        line = torch.addcmul(c0, c1 * saved.r, line, out=line)
+        return scatter(scale * flow.g, saved.winner, saved.z).add_(line)
 
     def backward(self, saved: Block, dy: Tensor, needs: Needs) -> MaybeTensors:
         if saved.xh is None:
@@ -281,9 +284,10 @@ class ConvBlock(Op[Block, BlockDot]):
             line = torch.addcmul(torch.addcmul(constant, along, saved.xh), scale, flow_dot.g)
             line = line if away is None else torch.addcmul(line, moved, away)
             return torch.addcmul(line, scale_dot, flow.g)
-        line = torch.addcmul(constant, along * r, saved.z - saved.mean)
-        line = line if away is None else torch.addcmul(line, moved, away)
-        return scatter(scale_dot * flow.g + scale * flow_dot.g, saved.winner, saved.z) + line
+        line = saved.z - saved.mean
+        line = torch.addcmul(constant, along * r, line, out=line)
+        line = line if away is None else line.addcmul_(moved, away)
+        return scatter(scale_dot * flow.g + scale * flow_dot.g, saved.winner, saved.z).add_(line)
 
 
 def _count(z: Tensor) -> int:

@@ -25,7 +25,10 @@ def pool(z: Tensor, sign: Tensor) -> tuple[Tensor, Tensor]:
     if get_proxy_mode() is not None:
         winner = _pool_slices(z, sign)
         return winner, gather(z, winner)
-    best, winner = _aten.max_pool2d_with_indices(_planes(z * sign), *_WINDOW)
+    positive = z.device.type == "cpu" and bool((sign > 0).all())
+    best, winner = _aten.max_pool2d_with_indices(_planes(z if positive else z * sign), *_WINDOW)
+    if positive:
+        return winner, _rows(best, z)
     picked = _rows(best, z) * sign
     # sign 0 (γ = 0) makes all elements equal: the first one wins, and its z is what counts. Asking whether there is
     # one would make a GPU wait.
