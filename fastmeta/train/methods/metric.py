@@ -78,9 +78,9 @@ R2D2_METHOD = Method(
     classifies=True,
     presets={
         "omniglot": PresetSettings(
-            {"outer_lr": 5e-3},
-            "Bertinetto et al. 2019, the released settings for Omniglot: λ = 50, scale 10, Adam of 5e-3. There 60 ways "
-            "in training, and the step size halved every 2,000 episodes.",
+            {"model": "conv4-flat"},
+            "Bertinetto et al. 2019, the released settings for Omniglot: λ = 50, scale 10; there 60 ways in training, "
+            "and Adam of 5e-3, halved every 2,000 episodes, for 1e-3 here.",
         ),
     },
 )
@@ -94,7 +94,9 @@ METAOPTNET = Method(
     bn_statistics=False,
     classifies=True,
     presets={
-        "omniglot": PresetSettings({}, "Lee et al. 2019: λ = 50 and a learned scale; the rest is fastmeta's own."),
+        "omniglot": PresetSettings(
+            {"model": "conv4-flat"}, "Lee et al. 2019: λ = 50 and a learned scale; the rest is fastmeta's own."
+        ),
     },
 )
 
