@@ -48,8 +48,15 @@ class Conv2d(Bilinear):
             return dx, torch.bmm(rows.mT, self._pixels(x)).view(w.shape) if need_w else None
         if shared(w) and need_x and tasks > 1:  # one convolution for all tasks; dW is each task's own
             dx, _ = self._conv_backward(dy.flatten(0, 1), x.flatten(0, 1), w[0], self.groups, True, False)
-            dw = self.product_backward(dy, x, w, False, True)[1] if need_w else None
+            dw = self._task_by_task_backward(dy, x, w, False, True)[1] if need_w else None
             return None if dx is None else dx.unflatten(0, x.shape[:2]), dw
+        return self._task_by_task_backward(dy, x, w, need_x, need_w)
+
+    def _task_by_task_backward(
+        self, dy: Tensor, x: Tensor, w: Tensor, need_x: bool, need_w: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """With filters of every task's own: one call a task on a CPU, where grouped convolutions are slow."""
+        tasks = x.shape[0]
         if tasks == 1 or dy.device.type == "cpu":
             parts = [self._conv_backward(dy[t], x[t], w[t], self.groups, need_x, need_w) for t in range(tasks)]
             return stack_tasks([dx for dx, _ in parts]), stack_tasks([dw for _, dw in parts])

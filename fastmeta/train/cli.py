@@ -113,7 +113,9 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     for title, config in zip(titles, PARTS.values(), strict=True):
         add_options(parser, title, config)
     sources = (
-        textwrap.fill(f"{name}: {preset.source}", 100, initial_indent="  ", subsequent_indent="      ")
+        textwrap.fill(
+            f"{name}: {preset.source}", 100, initial_indent="  ", subsequent_indent="      ", break_on_hyphens=False
+        )
         for name, preset in PRESETS.items()
     )
     parser.epilog = "\n".join(["presets:", *sources])

@@ -18,8 +18,8 @@ from omniglot_files import background, write_zip
 from fastmeta.models import MODELS
 from fastmeta.train.checkpoint import load_checkpoint
 from fastmeta.train.cli import main
-from fastmeta.train.config import ALGORITHMS
 from fastmeta.train.families.registry import FAMILIES
+from fastmeta.train.methods.registry import METHODS
 from fastmeta.train.presets import PRESETS
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -54,7 +54,7 @@ def rows(out: str, start: str) -> list[str]:
 def test_list(capsys):
     assert main(["list"]) == 0
     out = capsys.readouterr().out
-    for name in (*FAMILIES, *PRESETS, *ALGORITHMS, *MODELS):
+    for name in (*FAMILIES, *PRESETS, *METHODS, *MODELS):
         assert re.search(rf"^  {re.escape(name)} +\S", out, re.MULTILINE), name
 
 

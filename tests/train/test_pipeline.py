@@ -11,8 +11,9 @@ import fastmeta
 from fastmeta.tasks import as_series
 from fastmeta.train.build import fitted, make_model
 from fastmeta.train.checkpoint import load_checkpoint, save_checkpoint
-from fastmeta.train.config import ALGORITHMS
 from fastmeta.train.families.registry import FAMILIES
+from fastmeta.train.methods.maml import plain
+from fastmeta.train.methods.registry import METHODS
 from fastmeta.train.pipeline import Pipeline, prepare
 from fastmeta.train.presets import PRESETS
 
@@ -116,7 +117,7 @@ class LearnedRate(fastmeta.MAML):
 
 def test_scores_are_those_of_all_that_the_algorithm_learned(tmp_path, monkeypatch):
     """The meta-learned start moves at the rate of the checkpoint, another one at the rate of a new algorithm."""
-    monkeypatch.setitem(ALGORITHMS, "maml", LearnedRate)
+    monkeypatch.setitem(METHODS, "maml", plain(LearnedRate, {}))
     pipeline = series(tmp_path, iterations=1)
     pipeline.train()
     state = load_checkpoint(tmp_path / "checkpoint.pt")
