@@ -12,6 +12,7 @@ from __future__ import annotations
 import itertools
 import json
 import platform
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -61,7 +62,7 @@ class Entry:
     @property
     def name(self) -> str:
         """Of its folder."""
-        return f"{self.algorithm}-{self.column.replace(' ', '-')}"
+        return f"{self.algorithm}-{re.sub('[^0-9a-z]+', '-', self.column)}"
 
     @property
     def published(self) -> Published | None:
@@ -107,8 +108,15 @@ def entries(
         chosen = {**changes, **dict(zip(vary, values, strict=True)), "algorithm": algorithm}
         config = PRESETS[start_of(task, algorithm)].config
         config = config.replace({name: value for name, value in chosen.items() if name in config.flat()})
-        found.append(Entry(algorithm, config.tasks.size, config))
+        entry = Entry(algorithm, _column(config), config)
+        if entry not in found:  # of a setting that this algorithm does not have
+            found.append(entry)
     return found
+
+
+def _column(config: RunConfig) -> str:
+    unlabelled = config.flat().get("unlabelled")
+    return config.tasks.size + (f", {unlabelled:.0%} unlabelled" if unlabelled else "")
 
 
 @dataclass

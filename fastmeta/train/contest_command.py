@@ -16,7 +16,7 @@ from .flags import add_options, given
 from .methods.registry import METHODS
 from .run_config import from_values
 
-_VARIED = ("shots",)
+_VARIED = ("shots", "unlabelled")
 """Settings of which a contest takes several values."""
 
 
@@ -30,6 +30,8 @@ def add_compare(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--test-data", nargs="+", metavar="PATH", default=(), help="what to score on; default: --data")
     parser.add_argument("--seconds", type=float, default=60.0, metavar="X", help="of training, each; default: 60")
     parser.add_argument("--shots", nargs="+", type=int, metavar="N", help="support samples of a task, per class")
+    parser.add_argument("--unlabelled", nargs="+", type=float, metavar="X",
+                        help="shares of support samples without label in training, of metagan")  # fmt: skip
     parser.add_argument("--out", metavar="FOLDER", help="default: runs/compare-TASK")
     kinds = [family.settings_type for name, family in FAMILIES.items() if name in tasks]
     only = ("ways", "queries", "model", "channels", "meta_batch", "seed", "episodes", "inner_steps", "eval_steps")

@@ -80,6 +80,13 @@ def test_a_run_that_was_stopped_goes_on(folder, capsys, monkeypatch):
     assert rows[0]["iterations"] == max(1, round(0.2 / speed["seconds of a meta-step"]))
 
 
+def test_only_an_algorithm_that_has_a_setting_is_trained_with_several_of_it():
+    found = entries(["maml", "metagan"], "omniglot", changes={}, vary={"shots": (5,), "unlabelled": (0.0, 0.5)})
+    names = ["maml-5-way-5-shot", "metagan-5-way-5-shot", "metagan-5-way-5-shot-50-unlabelled"]
+    assert [entry.name for entry in found] == names
+    assert [entry.config.flat().get("unlabelled") for entry in found] == [None, 0.0, 0.5]
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
