@@ -351,7 +351,7 @@ def test_gaussian_actions_and_episodes_of_different_lengths(mode: str, surrogate
     assert out.finite.all()
 
 
-def test_compiled():
+def test_compiled(traced):  # noqa: ARG001  without the compiler
     options: dict[str, Any] = {"inner_optimizer": fastmeta.SGD(lr=0.05)}
     found = []
     for compiled in (False, True):
