@@ -1,4 +1,4 @@
-"""An algorithm with peers of its own; and sweeps over tasks and inner loops in plain PyTorch, which their files share."""
+"""An algorithm with peers of its own; and what their files share: sweeps over tasks, inner loops in plain PyTorch."""
 
 from __future__ import annotations
 

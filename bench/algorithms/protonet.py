@@ -59,7 +59,7 @@ def authors_way(problem: Problem) -> MetaStep:
 
 
 def easyfsl_idiom(problem: Problem) -> MetaStep:
-    """easyfsl's `PrototypicalNetworks`: prototypes from the support set, then Euclidean `torch.cdist` of the queries."""
+    """easyfsl's `PrototypicalNetworks`: prototypes of the support set, then `torch.cdist` of the queries."""
 
     def task_loss(sx: Tensor, sy: Tensor, qx: Tensor, qy: Tensor) -> Tensor:
         features = problem.model(sx)

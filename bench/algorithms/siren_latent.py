@@ -6,7 +6,6 @@ import importlib
 from collections.abc import Mapping
 from typing import Any, cast
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -88,8 +87,8 @@ def jax_vmap(problem: Problem) -> MetaStep:
         return jax.vmap(lambda *one: task(theta, *one))(*batch).mean()
 
     meta_step = jax.jit(jax.value_and_grad(meta_loss))
-    theta = {name: jnp.asarray(np.array(p.detach())) for name, p in problem.parameters.items() if name != "latent"}
-    batch = [jnp.asarray(np.array(x)) for x in problem.batch]
+    theta = {name: jnp.asarray(p.detach().cpu().numpy()) for name, p in problem.parameters.items() if name != "latent"}
+    batch = [jnp.asarray(x.cpu().numpy()) for x in problem.batch]
     return lambda: jax.block_until_ready(meta_step(theta, *batch))[1]
 
 
