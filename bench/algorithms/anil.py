@@ -33,7 +33,7 @@ from .base import (
 def _parts(problem: Problem) -> tuple[nn.Sequential, nn.Module]:
     """Body and head."""
     assert isinstance(problem.model, nn.Sequential), "blocks, then a linear head"
-    return problem.model[:-1], problem.model[-1]
+    return nn.Sequential(*list(problem.model)[:-1]), problem.model[-1]
 
 
 def _whole(derive: Derive) -> Any:

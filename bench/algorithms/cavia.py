@@ -64,7 +64,8 @@ def authors_way(problem: Problem) -> MetaStep:
                 loss = problem.loss(functional_call(model, {name: context}, (sx,)), sy)
                 context = context - problem.workload.lr * torch.autograd.grad(loss, context, create_graph=True)[0]
             loss = problem.loss(functional_call(model, {name: context}, (qx,)), qy)
-            torch._foreach_add_(total, torch.autograd.grad(loss, list(shared.values())))
+            gradients = torch.autograd.grad(loss, list(shared.values()))
+            total = [held + g for held, g in zip(total, gradients, strict=True)]
         return {key: g / problem.workload.tasks for key, g in zip(shared, total, strict=True)}
 
     return step
