@@ -111,8 +111,8 @@ def _protonet(name: str, *, joint: bool, peers: dict[str, Any]) -> Algorithm:
         peers={**peers, "torch.func vmap": func_vmap(joint=joint)},
         ours=_ours(joint=joint),
         # Of seeds 1 to 6 on omniglot-5w1s, joint, one of two (4 is the other) on which plain PyTorch, eager and
-        # compiled fastmeta all are within 6e-6. On 2, MAML's, compiled is off by 5e-4 and the others are not; on 1 both of
-        # fastmeta's by 1.5e-4; on 6 all three by 1.4e-4; on 3 all by 2e-5.
+        # compiled fastmeta all are within 6e-6. On 2, MAML's, compiled is off by 5e-4 and the others are not
+        # on 1 both of fastmeta by 1.5e-4; on 6 all three by 1.4e-4; on 3 all by 2e-5.
         changes={"data_seed": 5},
         ways=("fastmeta eager", "fastmeta compiled"),
     )
