@@ -95,11 +95,13 @@ def run(options: argparse.Namespace) -> int:
     """Meta-steps beside the peers."""
     _prepare(options)
     from . import run as runner
-    from .peers import PEERS, peers_for
+    from .algorithms import REGISTRY
+    from .peers import PEERS
 
+    every = {**PEERS, **{name: None for algorithm in REGISTRY.values() for name in algorithm.rows()}}
     result = runner.run(
         workloads=known("workload", options.workload or workloads_for(options.device), WORKLOADS),
-        peers=known("peer", options.peer or peers_for(options.device), PEERS),
+        peers=known("peer", options.peer, every) if options.peer else None,
         algorithms=options.algorithm,
         settings=runner.Settings(
             device=options.device, precision=options.precision, rounds=options.rounds, budget_s=options.budget,

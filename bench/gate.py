@@ -3,13 +3,14 @@
 A meta-gradient in lower precision has an error of its own, set by the workload (kinks of ReLU and max-pool), not by
 the peer. So the bound is adaptive: twice the error that `fastmeta.reference`, plain PyTorch, makes on the same device
 at the same precision, plus SLACK. All errors are ‖g − truth‖ / ‖truth‖ over all parameters. The gate also knows how far
-the algorithms lie apart: a peer that drops the second-order term must not pass.
+the algorithms lie apart: a peer that drops the second-order term must not pass. Algorithms with peers of their own
+bring their plain form and their likely mistake (`algorithms/`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,9 @@ from torch import Tensor
 
 import fastmeta
 from fastmeta import reference
+from fastmeta.tasks import Episodes
 
+from .algorithms import REGISTRY, problem_of
 from .device import products
 from .names import ALGORITHMS
 from .networks import LOSSES
@@ -78,16 +81,40 @@ def make_gate(workload: Workload, *, algorithm: str = "maml", device: str = "cpu
         NoGate: another algorithm's gradient lies within the bound.
     """
     workload = workload.unrepeated()
+    if algorithm in REGISTRY:
+        return _checked(_gate_of(workload, algorithm, device, precision))
     truths = {a: gradient(workload, a, device, torch.float64) for a in ALGORITHMS}
     truth = truths[algorithm]
     with products(device, precision):
         rounded = gradient(workload, algorithm, device, torch.float32)
-    gate = Gate(
+    return _checked(Gate(
         truth=truth,
         names=tuple(name for name, p in workload.model().named_parameters() if p.requires_grad),
         rounding_error=relative(rounded, truth),
         gap=min(relative(other, truth) for name, other in truths.items() if name != algorithm),
-    )
+    ))  # fmt: skip
+
+
+def _gate_of(workload: Workload, algorithm: str, device: str, precision: str) -> Gate:
+    """The gate of an algorithm in `algorithms/`: its plain form, and its mistake."""
+    entry = REGISTRY[algorithm]
+    problem = problem_of(workload, algorithm=algorithm, device=device)
+    model = problem_of(workload, algorithm=algorithm, device=device).model.double()
+    double = replace(problem, model=model, batch=Episodes(*(_cast(x, torch.float64) for x in problem.batch)))
+    found = {name: g for name, g in entry.plain(double)().items() if g is not None}
+    with products(device, precision):
+        rounded = entry.plain(problem)()
+    truth, wrong, rounded = (_flat(g, tuple(found)) for g in (found, entry.mistaken(double)(), rounded))
+    return Gate(truth, tuple(found), rounding_error=relative(rounded, truth), gap=relative(wrong, truth))
+
+
+def _flat(gradient: Mapping[str, Any], names: Sequence[str]) -> Tensor:
+    """A gradient as a row, in float64 on the CPU; every name must have one."""
+    return torch.cat([gradient[name].detach().cpu().flatten().double() for name in names])
+
+
+def _checked(gate: Gate) -> Gate:
+    """The gate, if passing it proves something."""
     if gate.gap <= 3 * gate.bound:
         raise NoGate(
             f"another algorithm's gradient differs by {gate.gap:.1e}, and rounding allows {gate.bound:.1e}: "

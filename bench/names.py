@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 ALGORITHMS = ("maml", "fomaml", "reptile")
+"""Those that every peer may have: `peers.py`."""
+OTHERS = ("meta-sgd", "anil", "maml++", "imaml", "cavia", "siren-latent", "protonet", "protonet-separate")
+"""Those with peers of their own: a file each in `algorithms/`."""
 AXES = ("tasks", "steps", "width")
 DEVICES = ("cpu", "cuda")
 PRECISIONS = ("float32", "tf32", "bfloat16")

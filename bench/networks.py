@@ -136,6 +136,11 @@ NETWORKS: dict[str, Callable[[int], nn.Module]] = {
 
 def build(network: str, width: int, seed: int) -> nn.Module:
     """A network with the weights that `seed` gives; the caller's random state stays as it is."""
+    return seeded(lambda: NETWORKS[network](width), seed)
+
+
+def seeded(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
+    """What `make` gives under this seed; the caller's random state stays as it is."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return NETWORKS[network](width)
+        return make()

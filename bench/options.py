@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
-from .names import ALGORITHMS, AXES, DEVICES, PRECISIONS, TARGETS
+from .names import ALGORITHMS, AXES, DEVICES, OTHERS, PRECISIONS, TARGETS
 from .workloads import WORKLOADS
 
 PERCEPTRONS_AND_SIREN = ("sinusoid-k1", "sinusoid", "sinusoid-10k", "siren-64")
@@ -37,7 +37,10 @@ def known(kind: str, names: Iterable[str], legal: Collection[str]) -> list[str]:
 
 def _run(run: argparse.ArgumentParser) -> None:
     run.add_argument("--workload", nargs="+", metavar="NAME", help="default: all that fit the device")
-    run.add_argument("--algorithm", nargs="+", choices=ALGORITHMS, default=["maml"], help="default: maml")
+    run.add_argument(
+        "--algorithm", nargs="+", choices=(*ALGORITHMS, *OTHERS), default=["maml"],
+        help="default: maml; each takes those of the workloads that it is for",
+    )  # fmt: skip
     run.add_argument("--rounds", type=int, default=15, help="interleaved rounds (default: %(default)s)")
     run.add_argument("--budget", type=float, default=10, help="seconds of timing for a peer (default: %(default)s)")
     run.add_argument(

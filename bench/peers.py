@@ -48,7 +48,7 @@ def learn2learn(problem: Problem) -> MetaStep:
         learner = maml.clone()
         for _ in range(steps):
             learner.adapt(problem.loss(learner(sx), sy))
-        return Learner(_tensors(learner), learner)
+        return Learner(tensors_of(learner), learner)
 
     return loop_over_tasks(problem, adapt)
 
@@ -59,16 +59,16 @@ def _all_move(problem: Problem, package: str) -> None:
         raise Unsupported(f"{package} moves every parameter of a module, and some of this one are frozen")
 
 
-def _tensors(module: nn.Module) -> list[Tensor]:
+def tensors_of(module: nn.Module) -> list[Tensor]:
     """Parameters in order, also where graph tensors have taken their places."""
     return [p for m in module.modules() for p in m._parameters.values() if p is not None]
 
 
-def _clone(module: nn.Module, replace: Callable[[Tensor], Tensor]) -> nn.Module:
+def clone_module(module: nn.Module, replace: Callable[[Tensor], Tensor]) -> nn.Module:
     """A module of the same structure whose parameters are the graph tensors that `replace` gives."""
     twin = copy.copy(module)
     parameters = {name: None if p is None else replace(p) for name, p in module._parameters.items()}
-    modules = {name: None if m is None else _clone(m, replace) for name, m in module._modules.items()}
+    modules = {name: None if m is None else clone_module(m, replace) for name, m in module._modules.items()}
     twin.__dict__.update(_parameters=parameters, _modules=modules)
     return twin
 
@@ -79,14 +79,14 @@ def learn2learn_idiom(problem: Problem) -> MetaStep:
     lr, steps = problem.workload.lr, problem.workload.steps
 
     def adapt(sx: Tensor, sy: Tensor) -> Learner:
-        learner = _clone(problem.model, torch.clone)
+        learner = clone_module(problem.model, torch.clone)
         for _ in range(steps):
-            fast = _tensors(learner)
+            fast = tensors_of(learner)
             loss = problem.loss(learner(sx), sy)
             gradients = torch.autograd.grad(loss, fast, create_graph=problem.exact)
             updated = {id(p): p - lr * g for p, g in zip(fast, gradients, strict=True)}
-            learner = _clone(learner, lambda p, updated=updated: updated[id(p)])
-        return Learner(_tensors(learner), learner)
+            learner = clone_module(learner, lambda p, updated=updated: updated[id(p)])
+        return Learner(tensors_of(learner), learner)
 
     return loop_over_tasks(problem, adapt)
 

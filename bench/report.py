@@ -15,7 +15,7 @@ from .before_after import table as before_after_table
 from .floors import floor_ms
 from .learned_optimizer import table as learned_optimizer_table
 from .loop import table as loop_table
-from .names import ALGORITHMS
+from .names import ALGORITHMS, OTHERS
 from .predict import table as predictions_table
 from .records import Point, Row, load_all, points_of, rows_of
 from .workloads import WORKLOADS
@@ -125,9 +125,13 @@ def speed_table(workload: str, algorithm: str, rows: list[Row], ceilings: dict[s
     weighed = any(row.peak_mib is not None for row in rows)
     head = ["peer", "ms per meta-step (p20–p80)", "tasks per second", "speed-up over it", "times the floor"]
     head += ["first call, s", *(["peak MiB"] if weighed else []), *(["launches"] if counted else []), "error"]
+    least = (
+        f": {first.flop / 1e9:.3g} GFLOP, floor {_number(floor)} ms at {ceilings[first.precision]:.0f} GFLOP/s"
+        if first.flop
+        else ""  # nobody counted
+    )
     lines = [
-        f"**{workload}**, {algorithm}, {first.precision} ({sizes}): {first.flop / 1e9:.3g} GFLOP, floor "
-        f"{_number(floor)} ms at {ceilings[first.precision]:.0f} GFLOP/s.{bound}{lead}",
+        f"**{workload}**, {algorithm}, {first.precision} ({sizes}){least}.{bound}{lead}",
         "",
         _line(head),
         "| --- |" + " ---: |" * (len(head) - 1),
@@ -146,7 +150,7 @@ def _speed_cells(row: Row, best: float | None, floor: float, weighed: bool, coun
         f"{_number(median)} ({_number(row.percentile_ms(20))}–{_number(row.percentile_ms(80))})",
         _number(row.sizes["T"] / median * 1e3),
         "" if best is None else _ratio(median / best),
-        f"{median / floor:.2f}",
+        f"{median / floor:.2f}" if floor else "",
         _number(row.first_call_s),
         *([_number(row.peak_mib)] if weighed else []),
         *([_number(row.launches)] if counted else []),
@@ -251,7 +255,7 @@ def _summary_lines(results: Iterable[Mapping[str, Any]]) -> list[str]:
         for (workload, algorithm), group in groupby(rows_of(result), key=lambda row: (row.workload, row.algorithm)):
             line = _summary_line(list(group), result["ceilings"])
             if line is not None:
-                found.append((rank(workload, WORKLOADS), rank(algorithm, ALGORITHMS), line))
+                found.append((rank(workload, WORKLOADS), rank(algorithm, (*ALGORITHMS, *OTHERS)), line))
     return [line for *_, line in sorted(found)]
 
 
@@ -270,8 +274,12 @@ def _summary_line(rows: list[Row], ceilings: dict[str, float]) -> str | None:
     return _line([
         f"{ours.workload} ({sizes})", ours.algorithm, f"{_number(ours.median_ms)} ({ours.peer.removeprefix(OURS)})",
         f"{_number(peer.median_ms)} ({peer.peer})", _ratio(peer.median_ms / ours.median_ms),
-        f"{ours.median_ms / floor_ms(ours.flop, ours.bytes, ceilings, ours.precision):.2f}", _number(ours.first_call_s),
+        _times_floor(ours, ceilings), _number(ours.first_call_s),
     ])  # fmt: skip
+
+
+def _times_floor(row: Row, ceilings: dict[str, float]) -> str:
+    return f"{row.median_ms / floor_ms(row.flop, row.bytes, ceilings, row.precision):.2f}" if row.flop else ""
 
 
 def update_readme(readme: Path, paths: Iterable[Path]) -> None:

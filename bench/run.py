@@ -12,9 +12,10 @@ import torch
 
 from . import ceilings, environment
 from . import device as devices
+from .algorithms import REGISTRY, problem_of, sized
 from .floors import meta_step_bytes, meta_step_flop
 from .gate import Gate, NoGate, make_gate
-from .peers import PEERS
+from .peers import PEERS, peers_for
 from .problem import MetaStep, Problem, Unsupported
 from .records import FORMAT, Row, describe_error, write
 from .timing import TooSlow, interleave, patience
@@ -44,7 +45,7 @@ class Settings:
 def run(
     *,
     workloads: Iterable[str],
-    peers: Iterable[str],
+    peers: Iterable[str] | None,
     algorithms: Iterable[str],
     settings: Settings,
     small: bool,
@@ -52,12 +53,16 @@ def run(
 ) -> dict[str, Any]:
     """Measure, printing a line for each row; the file at `out` is rewritten after every workload.
 
+    Args:
+        workloads: those that an algorithm with peers of its own is not measured on, it leaves out.
+        peers: of these, each algorithm those that it has; None: all that are for the device.
+
     Returns:
         What the file holds: environment, settings and rows.
     """
     torch.set_num_threads(settings.threads)
     devices.check_device(settings.device)
-    peers, algorithms = list(peers), list(algorithms)
+    chosen, algorithms = None if peers is None else list(peers), list(algorithms)
     result: dict[str, Any] = {
         "format": FORMAT,
         "environment": environment.describe(settings.device),
@@ -68,7 +73,13 @@ def run(
     for name in workloads:
         workload = WORKLOADS[name].sized_for(settings.device)
         for algorithm in algorithms:
-            for row in measure(workload.small() if small else workload, peers, algorithm, settings):
+            if algorithm in REGISTRY and name not in REGISTRY[algorithm].workloads:
+                continue
+            rows = REGISTRY[algorithm].rows() if algorithm in REGISTRY else PEERS
+            default = list(rows) if algorithm in REGISTRY else peers_for(settings.device)
+            own = default if chosen is None else [peer for peer in chosen if peer in rows]
+            here = sized(workload, algorithm)
+            for row in measure(here.small() if small else here, own, algorithm, settings):
                 speed = f"{row.median_ms:10.3f} ms" if row.samples_ms else f"{row.status}: {row.message}"
                 print(f"{row.workload:20} {row.algorithm:8} {row.peer:22} {speed}", flush=True)
                 result["rows"].append(asdict(row))
@@ -96,8 +107,8 @@ def measure(workload: Workload, peers: Iterable[str], algorithm: str, settings: 
         status="ok",
         device=device,
         precision=precision,
-        flop=meta_step_flop(workload, algorithm),
-        bytes=meta_step_bytes(workload, algorithm),
+        flop=0 if algorithm in REGISTRY else meta_step_flop(workload, algorithm),
+        bytes=0 if algorithm in REGISTRY else meta_step_bytes(workload, algorithm),
     )
     try:
         gate = make_gate(workload, algorithm=algorithm, device=device, precision=precision)
@@ -109,7 +120,7 @@ def measure(workload: Workload, peers: Iterable[str], algorithm: str, settings: 
     steps: dict[str, MetaStep] = {}
     with devices.products(device, precision):
         for peer in peers:
-            problem = Problem.of(workload, algorithm=algorithm, device=device, precision=precision)
+            problem = problem_of(workload, algorithm=algorithm, device=device, precision=precision)
             row, step = admit(replace(template, peer=peer, bound=gate.bound), problem, gate, settings.patience_s)
             rows.append(row)
             if step is not None:
@@ -133,7 +144,8 @@ def admit(row: Row, problem: Problem, gate: Gate, patience_s: float) -> tuple[Ro
     try:
         start = time.perf_counter()
         with patience(patience_s):
-            step = PEERS[row.peer](problem)
+            rows = REGISTRY[row.algorithm].rows() if row.algorithm in REGISTRY else PEERS
+            step = rows[row.peer](problem)
             gradient = step()
             devices.wait(problem.device)
         row = replace(row, first_call_s=time.perf_counter() - start)
