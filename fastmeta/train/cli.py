@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="fastmeta",
-        description="Meta-learning over all tasks at once: MAML, first-order MAML, Reptile.",
+        description="Meta-learning over all tasks at once: MAML and its relatives.",
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -210,8 +210,9 @@ def _list(_: argparse.Namespace, __: Sequence[str]) -> int:
     }
     for title, entries in sections.items():
         print(title)
+        width = max(map(len, entries))
         for name, text in entries.items():
-            print(f"  {name:<13} {' '.join(text.split())}")
+            print(f"  {name:<{width}} {' '.join(text.split())}")
     return 0
 
 
