@@ -249,13 +249,13 @@ def _compulsory(session: Session) -> int:
     """Runs a meta-step, for the sizes of what comes in and goes out."""
     batch = session.batch
     step = session.meta_step(keep=True)
-    losses, outputs, finite, cotangents = step.tasks
+    tasks, cotangents = step.tasks, step.tasks.cotangents
     assert step.gradient is not None
     assert cotangents is not None
     assert isinstance(session.at.start, tuple)
     tensors = [
         batch.support_x, batch.support_y, batch.query_x, batch.query_y, *session.at.start, step.loss,
-        step.gradient.start, losses, *outputs, finite, cotangents.start,
+        step.gradient.start, tasks.losses, *tasks.outputs, tasks.finite, cotangents.start,
     ]  # fmt: skip
     return sum(t.numel() * t.element_size() for t in tensors)
 
