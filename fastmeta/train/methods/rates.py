@@ -36,8 +36,9 @@ META_SGD = Method(
             "look in minutes.",
         ),
         "sinusoid": PresetSettings(
-            {"inner_steps": 1, "eval_steps": 10},
-            "Li et al. 2017: one inner step, step sizes from (0.005, 0.1); the rest is that of sinusoid.",
+            {"inner_steps": 1, "eval_steps": 1},
+            "Li et al. 2017: one inner step, step sizes from (0.005, 0.1); the rest is that of sinusoid. Step sizes "
+            "learned for one step diverge over many.",
         ),
     },
     published={

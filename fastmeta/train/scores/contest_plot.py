@@ -73,6 +73,7 @@ def _curves(axes: Any, bars: Sequence[Bar]) -> None:
         line.set_label(bar.algorithm)
     axes.set_xlabel("inner steps")
     axes.set_yscale("log")
+    axes.set_ylim(top=3 * max(bar.scores[0].mean for bar in bars))  # what diverges leaves the picture
 
 
 def _number(printed: str) -> float:
