@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fastmeta.engine.batch import TaskBatch, Tree
 from fastmeta.engine.boundary import outside_of_compile
+from fastmeta.engine.meta_step import finite_count, mean_finite
 from fastmeta.engine.options import check_count
 from fastmeta.engine.prior import GaussianKL, gaussian_kl
 from fastmeta.engine.session import Session
@@ -169,7 +170,7 @@ class ABML(MAML):
         losses = [self.outer_loss(_task(outputs, t), _task(y, t)) for t in range(len(learners.finite))]
         losses = torch.stack(losses) + self.kl_weight * self._divergence(learners) + self._hyper_prior()
         finite = learners.finite & torch.isfinite(losses.detach())
-        loss = torch.where(finite, losses, 0.0).sum() / finite.sum().clamp(min=1)
+        loss = mean_finite(losses, finite, finite_count(finite))
         with torch.no_grad():
             prediction = pytree.tree_map(lambda z: self._prediction(z[:, :, seen:], log=True), outputs)
         return MetaOutput(loss, losses, prediction, finite)

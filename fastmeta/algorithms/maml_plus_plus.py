@@ -20,6 +20,7 @@ from fastmeta.optim.sgd import SGD
 
 from .arguments import WithoutRule
 from .maml import MAML
+from .outputs import as_tuple
 
 _CONVERT = "convert the model's with fastmeta.models.per_step_batch_norm(model, steps=inner_steps{}), or set {}=False"
 
@@ -201,7 +202,7 @@ class MAMLPlusPlus(MAML):
         try:
             for t in range(len(next(iter(phi.values())))):
                 one = pytree.tree_map_only(Tensor, lambda leaf, t=t: leaf[t], x)
-                args, kwargs = ((), one) if isinstance(one, dict) else (tuple(one) if _several(one) else (one,), {})
+                args, kwargs = ((), one) if isinstance(one, dict) else (as_tuple(one), {})
                 functional_call(self.module, {name: p[t] for name, p in phi.items()} | at, args, kwargs)
         finally:
             for handle in handles:
@@ -243,7 +244,3 @@ def _parameters_of_steps(model: nn.Module) -> frozenset[str]:
 def _tracking(model: nn.Module) -> list[Any]:
     """Layers with running statistics for every step."""
     return [m for m in model.modules() if "batches_tracked" in m._buffers and hasattr(m, "track")]
-
-
-def _several(x: Tree) -> bool:
-    return isinstance(x, tuple | list)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fastmeta.engine.batch import TaskBatch, Tree, finite_tasks
 from fastmeta.engine.boundary import outside_of_compile
 from fastmeta.engine.labels import IGNORED, check_class_labels
+from fastmeta.engine.meta_step import finite_count
 from fastmeta.engine.options import check_count
 from fastmeta.engine.session import Call, PlanCache
 from fastmeta.optim.base import InnerRule, State
@@ -164,7 +165,7 @@ class MetaGAN(MAML):
         outputs = session.backend.output_tree(step.tasks.outputs)[0][..., : self.ways].detach()
         of_tasks = self._generator_losses(support, targets[0], fakes)
         kept = torch.where(finite, of_tasks, 0.0)
-        mean = kept.sum() / finite.sum().clamp(min=1)
+        mean = kept.sum() / finite_count(finite)
         if torch.is_grad_enabled():  # of value 0, and of the generator's gradient
             loss, losses = loss + (mean - mean.detach()), losses + (kept - kept.detach())
         return MetaGANOutput(loss, losses, outputs, finite, mean.detach())

@@ -162,7 +162,7 @@ def _hold_statistics(module: nn.Module, support_x: Tree) -> None:
     calls = _FunctionalNorms()
     try:
         with torch.no_grad(), calls:
-            module(**support_x) if isinstance(support_x, dict) else module(*_as_tuple(support_x))
+            module(**support_x) if isinstance(support_x, dict) else module(*as_tuple(support_x))
     finally:
         for handle in handles:
             handle.remove()
@@ -193,5 +193,6 @@ def _by_batch(layer: _BatchNorm) -> bool:
     return layer.training or layer.running_mean is None
 
 
-def _as_tuple(inputs: Tree) -> tuple[Any, ...]:
+def as_tuple(inputs: Tree) -> tuple[Any, ...]:
+    """Positional arguments of a module that inputs which are no dict stand for."""
     return tuple(inputs) if isinstance(inputs, tuple | list) else (inputs,)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastmeta.engine.batch import Tree
+from fastmeta.engine.meta_step import finite_count, mean_finite
 from fastmeta.internals import pytree
 from fastmeta.optim.base import InnerRule
 from fastmeta.trajectories import Trajectories
@@ -234,7 +235,7 @@ class PolicyMAML(MAML):
         x, targets = self.data(drawn[-1])
         losses = self._surrogate(learners(x), targets)
         finite = learners.finite & losses.detach().isfinite()
-        loss = torch.where(finite, losses, 0.0).sum() / finite.sum().clamp(min=1)
+        loss = mean_finite(losses, finite, finite_count(finite))
         return PolicyOutput(loss, losses, _returns(drawn), finite, tuple(drawn))
 
     @torch.no_grad()
