@@ -26,12 +26,13 @@ from fastmeta import __version__
 from fastmeta.algorithms.base import MetaLearner
 from fastmeta.tasks import TaskFamily
 
-from .build import load_source, make_algorithm, make_family, make_model
+from .build import fitted, load_source, make_algorithm, make_family, make_model
 from .config import Execution, RunConfig
 from .families.base import Source
+from .families.settings import TaskSettings
 from .methods.base import Published
 from .methods.base import Setting as PublishedSetting
-from .pipeline import Pipeline, prepare
+from .pipeline import Pipeline
 from .presets import PRESETS, start_of
 from .run_config import Setting
 from .scores.calibration import expected_calibration_error
@@ -146,10 +147,11 @@ class Contest:
         self.folder = Path(self.folder)
         self.device = self.execution.torch_device()
         self.results: dict[Entry, Result] = {}
+        self._sources: dict[tuple[TaskSettings, tuple[str, ...]], Source | None] = {}
 
     def run(self) -> int:
         """Do what is left; the number of a signal that stopped it, else 0. Raises as `Pipeline.train`."""
-        prepared = [(entry, *prepare(entry.config, self.data)) for entry in self.entries]
+        prepared = [(entry, *self._fitted(entry.config)) for entry in self.entries]
         for _, config, source in prepared:  # what cannot work fails before the first iteration
             self._pipeline(config, source, self.folder).check()
         for number, (entry, config, source) in enumerate(prepared, 1):
@@ -162,6 +164,18 @@ class Contest:
             self.results[entry] = result
             self.say(f"  {score_of(entry, result.final)} after {result.iterations:,} meta-steps")
         return 0
+
+    def _fitted(self, config: RunConfig) -> tuple[RunConfig, Source | None]:
+        """The run fitted to its data, and those."""
+        source = self._load(config, self.data)
+        return fitted(config, source), source
+
+    def _load(self, config: RunConfig, paths: Sequence[str]) -> Source | None:
+        """Read once for all entries whose tasks have the same settings."""
+        key = config.tasks, tuple(paths)
+        if key not in self._sources:
+            self._sources[key] = load_source(config, paths)
+        return self._sources[key]
 
     def _train(self, entry: Entry, config: RunConfig, source: Source | None) -> Result | int:
         folder = self.folder / entry.name
@@ -202,21 +216,28 @@ class Contest:
         return Pipeline(config, source, folder=folder, execution=self.execution)
 
     def _tests(self, config: RunConfig, source: Source | None) -> TaskFamily:
-        if self.test_data:
-            everything = {name: () for name in ("alphabets", "exclude_alphabets") if name in config.family.settings}
-            config = config.replace(everything)
-            source = load_source(config, self.test_data)
-        return next(iter(config.family.tests(config.tasks, source, self.device).values()))
+        unseen = self._unseen(config) if self.test_data else source
+        return next(iter(config.family.tests(self._whole(config).tasks, unseen, self.device).values()))
+
+    def _unseen(self, config: RunConfig) -> Source | None:
+        return self._load(self._whole(config), self.test_data)
+
+    def _whole(self, config: RunConfig) -> RunConfig:
+        """Without the choice of alphabets, which is one of the training data."""
+        names = ("alphabets", "exclude_alphabets") if self.test_data else ()
+        return config.replace({name: () for name in names if name in config.family.settings})
 
     # How long an entry trains. ----------------------------------------------------------------------------------------
 
     def _iterations(self, folder: Path, config: RunConfig, source: Source | None) -> int:
         """How many meta-steps fit the time, measured once: a run that goes on after a kill ends where it would have."""
-        path = folder / "speed.json"
-        if not path.exists():
+        path, run = folder / "speed.json", self._identity(config, source)
+        known = json.loads(path.read_text()) if path.exists() else None
+        if known is None or known["run"] != run:
             folder.mkdir(parents=True, exist_ok=True)
-            _write(path, {"seconds of a meta-step": self._step_seconds(config, source)})
-        return max(1, round(self.seconds / json.loads(path.read_text())["seconds of a meta-step"]))
+            known = {"run": run, "seconds of a meta-step": self._step_seconds(config, source)}
+            _write(path, known)
+        return max(1, round(self.seconds / known["seconds of a meta-step"]))
 
     def _step_seconds(self, config: RunConfig, source: Source | None) -> float:
         learner = make_algorithm(config, make_model(config).to(self.device), self.execution)
@@ -247,9 +268,13 @@ class Contest:
 
     def _identity(self, config: RunConfig, source: Source | None) -> dict[str, Any]:
         """What decides a result."""
-        data = None if source is None else source.fingerprint()
-        settings = {**config.flat(), "iterations": None}
-        return json.loads(json.dumps({"settings": settings, "data": data, "seconds": self.seconds}))
+        unseen = self._unseen(config) if self.test_data else None
+        data, test_data = (None if x is None else x.fingerprint() for x in (source, unseen))
+        run = {
+            "settings": {**config.flat(), "iterations": None}, "data": data, "test data": test_data,
+            "seconds": self.seconds,
+        }  # fmt: skip
+        return json.loads(json.dumps(run))
 
     def _finished(self, entry: Entry, config: RunConfig, source: Source | None) -> Result | None:
         """The result that the entry's folder holds.

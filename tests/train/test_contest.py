@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 from omniglot_files import background, write_zip
 
+from fastmeta.train import contest
 from fastmeta.train.cli import main
 from fastmeta.train.contest import Contest, entries
 from fastmeta.train.methods.registry import METHODS
-from fastmeta.train.trainer import Trainer
+from fastmeta.train.pipeline import Pipeline
+from fastmeta.train.trainer import Outcome, Trainer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -58,6 +60,9 @@ def test_accuracies_on_characters_that_nobody_trained_on(data, capsys):
     capsys.readouterr()
     assert main([*command, "--channels", "5"]) == 2
     assert "is the result of other settings, data or seconds" in capsys.readouterr().err
+    write_zip(Path("other.zip"), background({"Tagalog": 5}, drawers=4))
+    assert main([*command, "--test-data", "other.zip"]) == 2
+    assert "is the result of other settings, data or seconds" in capsys.readouterr().err
 
 
 def test_a_run_that_was_stopped_goes_on(folder, capsys, monkeypatch):
@@ -85,6 +90,26 @@ def test_only_an_algorithm_that_has_a_setting_is_trained_with_several_of_it():
     names = ["maml-5-way-5-shot", "metagan-5-way-5-shot", "metagan-5-way-5-shot-50-unlabelled"]
     assert [entry.name for entry in found] == names
     assert [entry.config.flat().get("unlabelled") for entry in found] == [None, 0.0, 0.5]
+
+
+def test_data_are_read_once_for_entries_of_the_same_tasks(data, monkeypatch):
+    read, load = [], contest.load_source
+    monkeypatch.setattr(contest, "load_source", lambda *arguments: read.append(1) or load(*arguments))
+    assert main(["compare", "omniglot", *data, *SMALL, *SHORT, "--algorithms", "maml", "fomaml"]) == 0
+    assert len(read) == 2  # to train on, and to score on
+
+
+def test_a_speed_of_other_settings_is_measured_again(folder, monkeypatch):
+    command = ["compare", "sinusoid", "--algorithms", "maml", *SHORT]
+    monkeypatch.setattr(Pipeline, "train", lambda self: Outcome(0, "SIGTERM", signal.SIGTERM))
+    times = iter((1e-3, 2e-3, 3e-3))
+    monkeypatch.setattr(Contest, "_step_seconds", lambda *_: next(times))
+    speeds = []
+    for more in ([], [], ["--meta-batch", "3"]):
+        assert main([*command, *more]) == 128 + signal.SIGTERM
+        path = folder / "runs/compare-sinusoid/maml-10-shot/speed.json"
+        speeds.append(json.loads(path.read_text())["seconds of a meta-step"])
+    assert speeds == [1e-3, 1e-3, 2e-3]
 
 
 @pytest.mark.parametrize(
