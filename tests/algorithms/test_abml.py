@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from golden_algorithms import WAYS
 from golden_cases import ALGORITHMS, LOSSES, cases, names
 from meta_steps import classification, mlp, regression, relative
 from torch import nn
@@ -16,13 +17,6 @@ import fastmeta
 from fastmeta.engine.prior import GaussianKL
 from fastmeta.models import Gaussian
 
-WAYS: dict[str, dict[str, Any]] = {
-    "eager": {"backend": "torch"},
-    "recompute": {"backend": "torch", "memory": "recompute"},
-    "chunked": {"backend": "torch", "task_chunk": 2},
-    "reference": {"backend": "reference"},
-    "compiled": {"backend": "torch", "compile": True},
-}
 COMPILED = {"abml_classifier_k2"}
 
 

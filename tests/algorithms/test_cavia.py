@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 import torch.nn.functional as F
-from golden_algorithms import WAYS, batch_of, case_of, check_case, ways
+from golden_algorithms import WAYS, batch_of, case_of, check_case, golden_in_every_way
 from golden_cases import LOSSES
 from interface import check_as_reference
 from meta_steps import regression
@@ -68,7 +68,7 @@ def learner_of(case, *, dtype=torch.float64, **options):
     return learner, names
 
 
-@ways("cavia*", "modulated_siren*", compiled=COMPILED)
+@golden_in_every_way("cavia*", "modulated_siren*", compiled=COMPILED)
 def test_as_public_implementations(name, way):
     case = case_of(name)
     learner, names = learner_of(case, **WAYS[way])

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from golden_algorithms import WAYS, batch_of, case_of, deviation, ways
+from golden_algorithms import WAYS, batch_of, case_of, deviation, golden_in_every_way
 from interface import check_as_reference
 from meta_steps import classification, mlp, regression
 from torch import nn
@@ -22,7 +22,7 @@ def weighing(case, **options):
     return maml(case, inner_loss=fastmeta.weighted(F.cross_entropy), outer_loss=F.cross_entropy, **options)
 
 
-@ways("sample_weights*", compiled={"sample_weights_k3"})
+@golden_in_every_way("sample_weights*", compiled={"sample_weights_k3"})
 def test_weights_as_public_implementations(name, way):
     case = case_of(name)
     learner, weights = weighing(case, **WAYS[way]), case.extra["sample_weights"].clone().requires_grad_()
@@ -78,7 +78,7 @@ def test_weighted_losses_of_many_kinds():
         fastmeta.weighted(nn.MSELoss)
 
 
-@ways("data_gradient*", compiled={"data_gradient_k2"})
+@golden_in_every_way("data_gradient*", compiled={"data_gradient_k2"})
 def test_distilled_data_as_public_implementations(name, way):
     case = case_of(name)
     x, y, *query = batch_of(case)

@@ -6,47 +6,18 @@ Each algorithm is written here as a user would write it, through the public API 
 from __future__ import annotations
 
 import functools
-from typing import Any
 
-import pytest
 import torch
-from golden_cases import ALGORITHMS, LOSSES, cases, names
+from golden_algorithms import WAYS, batch_of, case_of, golden_in_every_way
+from golden_algorithms import deviation as relative
+from golden_cases import LOSSES
 
 import fastmeta
 
-WAYS: dict[str, dict[str, Any]] = {
-    "eager": {"backend": "torch"},
-    "recompute": {"backend": "torch", "memory": "recompute"},
-    "chunked": {"backend": "torch", "task_chunk": 2},
-    "reference": {"backend": "reference"},
-    "compiled": {"backend": "torch", "compile": True},
-}
 COMPILED = {"lslr_tensor_k3", "anil_mlp_k3", "msl_k3_epoch0", "data_gradient_k2"}
 
 
-def ways(*patterns):
-    """Every case of the patterns in every way; compiled, which takes seconds, one of each algorithm."""
-    found = [name for pattern in patterns for name in names(pattern, ALGORITHMS)]
-    assert found
-    return pytest.mark.parametrize(
-        "name, way", [(name, way) for name in found for way in WAYS if way != "compiled" or name in COMPILED]
-    )
-
-
-def case_of(name):
-    (case,) = cases(name, ALGORITHMS)
-    return case
-
-
-def batch_of(case):
-    return [case[name].clone() for name in ("support_x", "support_y", "query_x", "query_y")]
-
-
-def relative(got, want):
-    """‖got − want‖ / ‖want‖ over all tensors together."""
-    assert got.keys() == want.keys()
-    difference = torch.cat([(got[name] - want[name]).flatten() for name in want])
-    return (difference.norm() / torch.cat([x.flatten() for x in want.values()]).norm()).item()
+ways = functools.partial(golden_in_every_way, compiled=COMPILED)
 
 
 def check(case, learner, batch, *, extra=None, adapted=True):

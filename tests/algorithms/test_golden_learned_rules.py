@@ -7,22 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from golden_algorithms import WAYS, batch_of, case_of, golden_in_every_way
+from golden_algorithms import deviation as together
 from golden_cases import ALGORITHMS, LOSSES, names
-from test_golden_algorithms import WAYS, batch_of, case_of, check
-from test_golden_algorithms import relative as together
+from test_golden_algorithms import check
 
 import fastmeta
 from fastmeta.algorithms import Carry
 from fastmeta.engine.batch import TaskBatch
 
 COMPILED = {"meta_sgd_classifier_k3", "meta_curvature_mlp_k2", "sparse_maml_k3", "lstm_metalearner_paper_k2"}
-
-
-def ways(*patterns):
-    found = [name for pattern in patterns for name in names(pattern, ALGORITHMS)]
-    assert found
-    pairs = [(name, way) for name in found for way in WAYS if way != "compiled" or name in COMPILED]
-    return pytest.mark.parametrize("name, way", pairs)
 
 
 def golden_learner(case, **options) -> tuple[Any, dict[str, torch.Tensor]]:
@@ -74,7 +68,7 @@ def gradients(learner, learned, case) -> dict[str, torch.Tensor]:
     return {name: p.grad.view_as(case.extra[name]) for name, p in learned.items()}
 
 
-@ways("meta_sgd*", "meta_curvature*", "sparse_maml*", "lstm_metalearner*")
+@golden_in_every_way("meta_sgd*", "meta_curvature*", "sparse_maml*", "lstm_metalearner*", compiled=COMPILED)
 def test_golden(name, way):
     case = case_of(name)
     learner, learned = golden_learner(case, **WAYS[way])

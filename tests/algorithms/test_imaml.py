@@ -6,7 +6,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from golden_algorithms import WAYS, batch_of, case_of, check_case, ways
+from golden_algorithms import WAYS, batch_of, case_of, check_case, golden_in_every_way
 from golden_cases import LOSSES
 from interface import check_as_reference, sharing
 from meta_steps import Batch, mlp, regression, step
@@ -24,7 +24,7 @@ def golden(case, *, dtype=torch.float64, **options):
     )  # fmt: skip
 
 
-@ways("imaml*", compiled={"imaml_cg5"})
+@golden_in_every_way("imaml*", compiled={"imaml_cg5"})
 def test_as_public_implementations(name, way):
     case = case_of(name)
     check_case(case, golden(case, **WAYS[way]), batch_of(case))

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from golden_algorithms import WAYS as ALL_WAYS
 from golden_cases import ALGORITHMS, LOSSES, cases, names
 from interface import grads_of
 from meta_steps import classification, mlp, regression, relative
@@ -19,13 +19,7 @@ from fastmeta.engine import objective
 from fastmeta.models import PerStepBatchNorm, conv4, per_step_batch_norm
 from fastmeta.program.program import Program
 
-WAYS: dict[str, dict[str, Any]] = {
-    "eager": {"backend": "torch"},
-    "recompute": {"backend": "torch", "memory": "recompute"},
-    "chunked": {"backend": "torch", "task_chunk": 1},
-    "reference": {"backend": "reference"},
-    "compiled": {"backend": "torch", "compile": True},
-}
+WAYS = ALL_WAYS | {"chunked": {"backend": "torch", "task_chunk": 1}}  # of two tasks
 COMPILED = {"mamlpp_conv_first_order_k2"}
 OFF = {"multi_step_epochs": 0, "per_step_rates": False}
 

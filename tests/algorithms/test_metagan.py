@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from closed_form import QUICK, WAYS, case_of, data_of, golden_in_every_way, grads_of, labelled, relative, with_nan
+from closed_form import QUICK, data_of, grads_of, labelled, with_nan
+from golden_algorithms import WAYS, case_of, golden_in_every_way
+from golden_algorithms import deviation as relative
 from golden_cases import ALGORITHMS, names
 from meta_steps import mlp
 from torch import nn

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pytest
 import torch
 import torch.nn.functional as F
+from golden_algorithms import WAYS
 from golden_cases import ALGORITHMS, LOSSES, cases
 from interface import grads_of
 from meta_steps import classification, mlp, regression, relative
@@ -15,14 +14,6 @@ from torch import nn
 import fastmeta
 from fastmeta.engine.query import QueryPass
 from fastmeta.models import PerStepBatchNorm
-
-WAYS: dict[str, dict[str, Any]] = {
-    "eager": {"backend": "torch"},
-    "recompute": {"backend": "torch", "memory": "recompute"},
-    "chunked": {"backend": "torch", "task_chunk": 2},
-    "reference": {"backend": "reference"},
-    "compiled": {"backend": "torch", "compile": True},
-}
 
 
 def golden(dtype=torch.float64, **options):

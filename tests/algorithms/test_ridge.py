@@ -6,7 +6,8 @@ import copy
 
 import pytest
 import torch
-from closed_form import grads_of, labelled, relative
+from closed_form import grads_of, labelled
+from golden_algorithms import deviation as relative
 from meta_steps import mlp
 
 import fastmeta

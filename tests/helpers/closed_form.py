@@ -2,33 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import pytest
 import torch
-from golden_cases import ALGORITHMS, cases, names
+from golden_algorithms import WAYS
 
-WAYS: dict[str, dict[str, Any]] = {
-    "eager": {"backend": "torch"},
-    "recompute": {"backend": "torch", "memory": "recompute"},
-    "chunked": {"backend": "torch", "task_chunk": 2},
-    "reference": {"backend": "reference"},
-    "compiled": {"backend": "torch", "compile": True},
-}
 QUICK = [way for way in WAYS if way != "compiled"]
-
-
-def golden_in_every_way(*patterns, compiled):
-    """Every golden case of the patterns in every way; compiled, which takes seconds, those that are named."""
-    found = [name for pattern in patterns for name in names(pattern, ALGORITHMS)]
-    assert found
-    pairs = [(name, way) for name in found for way in WAYS if way != "compiled" or name in compiled]
-    return pytest.mark.parametrize("name, way", pairs)
-
-
-def case_of(name):
-    (case,) = cases(name, ALGORITHMS)
-    return case
 
 
 def data_of(case, dtype=torch.float64):
@@ -40,13 +17,6 @@ def data_of(case, dtype=torch.float64):
 def grads_of(module):
     """Gradients by name, of parameters that have one."""
     return {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
-
-
-def relative(got, want):
-    """‖got − want‖ / ‖want‖ over all tensors of two dicts together."""
-    assert got.keys() == want.keys()
-    difference = torch.cat([(got[name].double() - want[name]).flatten() for name in want])
-    return (difference.norm() / torch.cat([x.flatten() for x in want.values()]).norm()).item()
 
 
 def labelled(*shape, tasks=3, support=6, query=5, ways=3, dtype=torch.float64):

@@ -17,7 +17,7 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
-def ways(*patterns, compiled=()):
+def golden_in_every_way(*patterns, compiled=()):
     """Every case of the patterns in every way; compiled, which takes seconds, those that are named."""
     found = [name for pattern in patterns for name in names(pattern, ALGORITHMS)]
     assert found
