@@ -90,6 +90,7 @@ def test_trained_on_sinusoids(name, tmp_path, monkeypatch, capsys):
             ["omniglot", "--algorithm", "abml", "--bn-statistics", "support"],
             "bn_statistics has no meaning for algorithm",
         ),
+        (["sinusoid", "--algorithm", "maml++", "--no-per-step-rates", "--learned-lr", "1e-4"], "per_step_rates is off"),
         (["sinusoid", "--algorithm", "reptile", "--first-order"], "Reptile has no first-order form"),
         (["omniglot", "--algorithm", "metagan", "--unlabelled", "1"], "unlabelled must lie in"),
     ],

@@ -59,6 +59,13 @@ class MAMLPlusPlusSettings(Learned):
     per_step_affine: bool = field(default=True, metadata={"help": "batch norm's γ and β for every inner step"})
     epoch_length: int = field(default=100, metadata={"help": "meta-steps of an epoch"})
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.learned_lr is not None and not self.per_step_rates:
+            raise ValueError(
+                f"learned_lr={self.learned_lr:g} is of learned step sizes, and per_step_rates is off; leave one out"
+            )
+
 
 def _per_step(model: nn.Module, own: MAMLPlusPlusSettings, _: TaskSettings) -> nn.Module:
     """Batch norms with weights for every step, as many as any run of the command line may take."""
