@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -166,21 +166,21 @@ def run_tasks(
                 phis, state, solver = descend(start, state, x, select(support_y, t), {*wanted, steps})
             loss, outputs = None, None
             if outer is not None:
-                own = replace(outer, query_x=select(query_x, t), query_y=select(query_y, t))
-                loss, outputs = _query(call, phis, wanted, own, x, variant.first)
+                query = select(query_x, t), select(query_y, t)
+                loss, outputs = _query(call, phis, wanted, outer, *query, x, variant.first)
             learners.append(Learner(start, phis[steps], state, loss, outputs, solver))
     return learners
 
 
 def _query(
-    call: Stateless, phis: Mapping[int, dict[str, Tensor]], wanted: Sequence[int], outer: Outer, support_x: Tree,
-    first: int,
+    call: Stateless, phis: Mapping[int, dict[str, Tensor]], wanted: Sequence[int], outer: Outer, x: Tree, y: Tree,
+    support_x: Tree, first: int,
 ) -> tuple[Tensor, Tree]:  # fmt: skip
     """The weighted query losses of one task, and its outputs at φ_K; a module reads the inner step that led to φ_k."""
     total: Tensor | None = None
     every: list[Tree] = []
     for k in wanted:
-        here_x, here_y = slice_of(outer.query_x, outer.query_y, outer.batch_size, k)
+        here_x, here_y = slice_of(x, y, outer.batch_size, k)
         with call.under(call.own(phis[k]), step=max(first + k - 1, 0)):
             outputs = call(here_x, support_x=support_x if outer.bn_statistics == "support" else None)
             loss = _scalar("outer_loss", outer.loss(outputs, here_y))

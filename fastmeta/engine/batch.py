@@ -44,7 +44,8 @@ class TaskBatch:
 
 def finite_tasks(*trees: Tree) -> Tensor:
     """[T] bool: tasks whose values are finite in every floating-point tensor [T, ...] of `trees`."""
-    leaves = [leaf.detach() for leaf in pytree.tree_leaves(trees) if isinstance(leaf, Tensor)]
+    plain = all(isinstance(tree, Tensor) for tree in trees)  # whose leaves pytree takes 6 µs to find
+    leaves = [leaf.detach() for leaf in (trees if plain else pytree.tree_leaves(trees)) if isinstance(leaf, Tensor)]
     drift: Tensor | None = None
     for x in leaves:
         if x.is_floating_point() or x.is_complex():
