@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any, ClassVar, Literal, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .base import Meta, Rows, check_number, pieces
@@ -92,6 +93,14 @@ class PerParameter(Rates):
         """Views of the values, or of another tensor [1, P] such as their gradient, as {name: [*shape]}."""
         assert self._rows is not None, "named before build"
         return _views(self._rows, self.values.detach() if values is None else values)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        """Also what was saved in another dtype, in which rows are padded differently."""
+        saved, rows, key = state_dict.get(f"{prefix}values"), self._rows, f"{prefix}values"
+        if rows is not None and isinstance(saved, Tensor) and saved.shape != self.values.shape:
+            laid_out = _repadded(saved, rows)
+            state_dict = state_dict if laid_out is None else {**state_dict, key: laid_out}
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def extra_repr(self) -> str:
         """For `repr`."""
@@ -289,6 +298,17 @@ def _views(rows: Rows, values: Tensor) -> dict[str, Tensor]:
         name: values[0, at : at + shape.numel()].view(shape)
         for name, shape, at in zip(rows.names, rows.shapes, rows.offsets, strict=True)
     }
+
+
+def _repadded(saved: Tensor, rows: Rows) -> Tensor | None:
+    """A row [1, P] that was padded to whole 16 bytes of another dtype, as `rows` have it; None: it is no such row."""
+    sizes = [shape.numel() for shape in rows.shapes]
+    for element in (2, 4, 8, 16):
+        pads = [-size % (16 // element) for size in sizes]
+        if list(saved.shape) == [1, sum(sizes) + sum(pads)]:
+            parts = saved[0].split([n for pair in zip(sizes, pads, strict=True) for n in pair])[::2]
+            return torch.cat([F.pad(x, (0, pad)) for x, pad in zip(parts, rows.padding, strict=True)]).unsqueeze(0)
+    return None
 
 
 def _check_same(rates: Rates, built: Rows, rows: Rows) -> None:

@@ -88,6 +88,24 @@ def test_rates_are_parameters_of_the_learner_that_an_optimiser_moves_and_a_file_
     assert relative(grads_of(copied, batch), grads_of(learner, batch)) == 0.0
 
 
+def test_rates_saved_in_one_dtype_are_loaded_in_another():
+    """Rows are padded to whole 16 bytes, so that those of float32 and float64 have other lengths."""
+    narrow, wide = (
+        fastmeta.MetaSGD(mlp(2, 9, 7, 1).to(dtype), lr=(0.1, 0.2), inner_loss=nn.functional.mse_loss)
+        for dtype in (torch.float32, torch.float64)
+    )
+    assert narrow.learned.values.shape != wide.learned.values.shape
+    for saved, into in ((narrow, wide), (wide, narrow)):
+        with torch.no_grad():
+            saved.learned.values.uniform_(0.1, 0.2)
+        into.load_state_dict(saved.state_dict())
+        for name, rates in saved.learned.named().items():
+            assert torch.equal(into.learned.named()[name].float(), rates.float())
+    other = fastmeta.MetaSGD(mlp(2, 9, 8, 1), inner_loss=nn.functional.mse_loss)
+    with pytest.raises(RuntimeError, match=r"size mismatch for learned\.values"):
+        narrow.load_state_dict(other.state_dict(), strict=False)
+
+
 def test_constant_rates_are_plain_sgd():
     batch, model = regression(), net()
     plain = grads_of(learner_of(model=model), batch)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from typing import Any, NamedTuple
 
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import fastmeta
+from fastmeta.engine.session import PlanCache
 
 
 class Batch(NamedTuple):
@@ -58,15 +60,23 @@ def step(learner, batch):
     learner.zero_grad()
     out = learner(*batch)
     out.loss.backward()
-    grads = {n: p.grad.clone() for n, p in learner.module.named_parameters() if p.grad is not None}
+    grads = {name: p.grad.clone() for name, p in learner.module.named_parameters() if p.grad is not None}
+    learned = learner.learned
+    if isinstance(learned, fastmeta.PerParameter):  # whose row is padded as its dtype wants it
+        grads |= {f"learned.{name}": g.clone() for name, g in learned.named(learned.values.grad).items()}
+    elif learned is not None:
+        grads |= {f"learned.{name}": p.grad.clone() for name, p in learned.named_parameters() if p.grad is not None}
     return Results(out.task_losses.detach(), grads, out.outputs)
 
 
 def with_backend(learner, backend, **options):
-    """A learner of the same module and settings on another backend."""
-    names = ("inner_loss", "inner_optimizer", "inner_steps", "outer_loss", "inner_batch_size", "bn_statistics")
-    settings = {name: getattr(learner, name) for name in names}
-    return type(learner)(learner.module, backend=backend, **(settings | options))
+    """A learner of the same module, learned rule and settings, run in the plainest way of another backend."""
+    other = copy.copy(learner)
+    other._plans = PlanCache()
+    for name, value in ({"compile_step": False, "memory": "save", "task_chunk": None} | options).items():
+        setattr(other, name, value)
+    other.backend = backend
+    return other
 
 
 def relative(got, expected):

@@ -7,10 +7,8 @@ import torch.nn.functional as F
 from convolutions import batch_of, conv, net
 from kernel_runs import assert_as_good_as_torch, needs_kernels, results
 from meta_steps import mlp, regression
-from registry import ALGORITHMS, PAIRS, RULES
+from registry import ALGORITHMS, OWN, PAIRS, RULES, rule_of
 from torch import nn
-
-import fastmeta
 
 pytestmark = needs_kernels
 
@@ -43,9 +41,9 @@ def kernels_of(request, monkeypatch):
 def test_a_meta_step_and_learners(kernels_of, algorithm, rule):
     """Two steps, so that a rule's state counts. Learners do not depend on how their meta-gradient is taken."""
     make, batch, loss = kernels_of
-    options = {"algorithm": ALGORITHMS[algorithm].make, "inner_optimizer": RULES[rule].make(), "inner_loss": loss}
-    if ALGORITHMS[algorithm].kernels and RULES[rule].kernels:
-        assert_as_good_as_torch(make(), batch(), update=ALGORITHMS[algorithm].make is fastmeta.MAML, **options)
+    options = {"algorithm": ALGORITHMS[algorithm].learner, "inner_optimizer": rule_of(rule), "inner_loss": loss}
+    if ALGORITHMS[algorithm].kernels and (rule == OWN or RULES[rule].kernels):
+        assert_as_good_as_torch(make(), batch(), update=algorithm == "maml", **options)
         return
     with pytest.raises(RuntimeError, match=r'backend="triton": .*Use backend="auto" or "torch"'):
         results(make(), batch(), "triton", None, **options)
