@@ -107,7 +107,7 @@ ANIL = Algorithm(
     },
     ours=ours,
     # Of seeds 1 to 16 on omniglot-5w1s, a rounding in float32 crosses a kink of the body on 6 for the plain loop, on 9
-    # for the plain loop in channels_last and on 8 for fastmeta: up to 2e-2 off. In float64 all agree to 1e-14. On seed 9
+    # for it in channels_last and on 8 for fastmeta: up to 2e-2 off. In float64 all agree to 1e-14. On seed 9
     # no rounding crosses one: both ways of fastmeta are 2.5e-6 off there, the plain loop 1.5e-6.
     changes={"steps": 5, "data_seed": 9},
 )

@@ -101,7 +101,12 @@ def _ours(*, joint: bool) -> Any:
     return ours
 
 
-def _protonet(name: str, *, joint: bool, peers: dict[str, Any]) -> Algorithm:
+# In float32 a rounding crosses a kink of the encoder on most seeds, of plain PyTorch's as of fastmeta's, and puts the
+# gradient up to 8e-3 off; in float64 all agree to 1e-13. These seeds are among the few on which neither does: of 5, 9
+# and 12 to 15, 9 joint (6e-6 on omniglot-5w1s, 2e-4 on mini-5w1s), 13 apart (3e-6 and 5e-5).
+
+
+def _protonet(name: str, *, joint: bool, seed: int, peers: dict[str, Any]) -> Algorithm:
     return Algorithm(
         name=name,
         workloads=("omniglot-5w1s", "mini-5w1s"),
@@ -110,15 +115,11 @@ def _protonet(name: str, *, joint: bool, peers: dict[str, Any]) -> Algorithm:
         mistaken=_by_definition(joint=joint, still=True),
         peers={**peers, "torch.func vmap": func_vmap(joint=joint)},
         ours=_ours(joint=joint),
-        # Of seeds 1 to 6 on omniglot-5w1s, joint, one of two (4 is the other) on which plain PyTorch and fastmeta,
-        # eager and compiled, all are within 6e-6. On seed 2, MAML's, compiled is off by 5e-4 and the others are not; in
-        # float64 all agree there to 2e-14, so a rounding crosses a kink. On 1 both of fastmeta are off by 1.5e-4, on 6
-        # all three by 1.4e-4, on 3 by 2e-5.
-        changes={"data_seed": 5},
+        changes={"data_seed": seed},
         ways=("fastmeta eager", "fastmeta compiled"),
     )
 
 
-PROTONET = _protonet("protonet", joint=True, peers={"authors' way": authors_way})
-PROTONET_SEPARATE = _protonet("protonet-separate", joint=False, peers={"easyfsl idiom": easyfsl_idiom})
+PROTONET = _protonet("protonet", joint=True, seed=9, peers={"authors' way": authors_way})
+PROTONET_SEPARATE = _protonet("protonet-separate", joint=False, seed=13, peers={"easyfsl idiom": easyfsl_idiom})
 """Support and query set are two batches for batch norm, and the distance is no square."""
