@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from functools import partial
-from itertools import product
 from typing import Any
 
 import pytest
 import torch
+from policies import (
+    GAMMA,
+    HORIZON,
+    STATES,
+    TASKS,
+    Exact,
+    Process,
+    drawn_gradient,
+    grad_of,
+    line,
+    line_policy,
+    make,
+    make_policy,
+    meta_gradient,
+    off,
+)
 from registry import MODES
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -17,169 +31,8 @@ from torch.func import functional_call
 import fastmeta
 from fastmeta.algorithms import LinearBaseline
 from fastmeta.algorithms.policy import Actor
-from fastmeta.algorithms.surrogates import advantages, returns_to_go
-from fastmeta.models import CategoricalPolicy, GaussianPolicy
+from fastmeta.models import GaussianPolicy
 from fastmeta.tasks import Navigation
-
-TASKS, STATES, HORIZON, GAMMA, ALPHA = 3, 3, 3, 0.9, 2.0
-
-
-class Process:
-    """A decision process of three states, two actions and three steps, with rewards of its own in each task.
-
-    As `sample(act)` it plays every possible episode once and weights its rewards by its probability under the actor's
-    policies: what a loss that is linear in rewards is expected to be, without noise.
-    """
-
-    def __init__(self, horizon: int = HORIZON) -> None:
-        draws = torch.Generator().manual_seed(3)
-        self.horizon = horizon
-        self.rewards = torch.randn(TASKS, STATES, 2, generator=draws, dtype=torch.float64)
-        self.moves = torch.rand(STATES, 2, STATES, generator=draws, dtype=torch.float64)
-        self.moves /= self.moves.sum(-1, keepdim=True)
-        every = list(product(product(range(STATES), repeat=horizon), product(range(2), repeat=horizon)))
-        every = [pair for pair in every if pair[0][0] == 0]  # all episodes start in state 0
-        self.states, self.actions = (torch.tensor(x) for x in zip(*every, strict=True))
-        self.weights = torch.empty(0)
-
-    def probabilities(self, policies: Tensor) -> Tensor:
-        """Of each episode, of π [T, states, actions]: [T, E]."""
-        chosen = policies[:, self.states, self.actions].prod(-1)
-        moved = self.moves[self.states[:, :-1], self.actions[:, :-1], self.states[:, 1:]].prod(-1)
-        return chosen * moved
-
-    def __call__(self, act: Actor) -> fastmeta.Trajectories:
-        one_hot = torch.eye(STATES, dtype=torch.float64)
-        policies = act.outputs(one_hot.expand(TASKS, -1, -1)).softmax(-1)
-        self.weights = (self.probabilities(policies) * len(self.states)).unsqueeze(-1)
-        rewards = self.rewards[:, self.states, self.actions] * self.weights
-        shape = rewards.shape
-        return fastmeta.Trajectories(
-            one_hot[self.states].expand(*shape, -1), self.actions.expand(shape), rewards,
-            torch.ones(shape, dtype=torch.bool),
-        )  # fmt: skip
-
-    def baseline(self, trajectories: fastmeta.Trajectories, returns: Tensor) -> Tensor:
-        """Some function of state and time, weighted as the rewards are."""
-        values = torch.tensor([0.7, -1.3, 2.1], dtype=torch.float64)[self.states]
-        return (values + torch.arange(self.horizon)).expand_as(returns) * self.weights
-
-    def values(self, policy: Tensor, task: int) -> list[Tensor]:
-        """Q_h [states, actions], by dynamic programming; differentiable in π [states, actions]."""
-        found = [self.rewards[task]]
-        for _ in range(self.horizon - 1):
-            found.append(self.rewards[task] + GAMMA * self.moves @ (policy * found[-1]).sum(-1))
-        return found[::-1]
-
-
-def make_policy() -> CategoricalPolicy:
-    torch.manual_seed(1)
-    return CategoricalPolicy(nn.Sequential(nn.Linear(STATES, 4), nn.Tanh(), nn.Linear(4, 2))).double()
-
-
-def make(policy: nn.Module, **options: Any) -> fastmeta.PolicyMAML:
-    given: dict[str, Any] = {"inner_optimizer": fastmeta.SGD(lr=ALPHA), "discount": GAMMA, "baseline": None}
-    return fastmeta.PolicyMAML(policy, **(given | options))
-
-
-class Exact:
-    """Returns of a process as functions of one row of parameters, by plain autograd alone."""
-
-    def __init__(self, policy: nn.Module, process: Process) -> None:
-        self.policy, self.process = policy, process
-        self.names, self.shapes = zip(*((n, p.shape) for n, p in policy.named_parameters()), strict=True)
-        self.theta = torch.cat([p.detach().flatten() for p in policy.parameters()])
-
-    def log_policy(self, phi: Tensor) -> Tensor:
-        parts = phi.split([s.numel() for s in self.shapes])
-        named = {n: x.view(s) for n, x, s in zip(self.names, parts, self.shapes, strict=True)}
-        return functional_call(self.policy, named, (torch.eye(STATES, dtype=torch.float64),)).log_softmax(-1)
-
-    def value(self, phi: Tensor, task: int) -> Tensor:
-        """J / H."""
-        policy = self.log_policy(phi).exp()
-        return (policy * self.process.values(policy, task)[0]).sum(-1)[0] / self.process.horizon
-
-    def gradient(self, phi: Tensor, task: int) -> Tensor:
-        with torch.enable_grad():
-            phi = phi if phi.requires_grad else phi.clone().requires_grad_()
-            return torch.autograd.grad(self.value(phi, task), phi, create_graph=True)[0]
-
-    def hessian(self, task: int) -> Tensor:
-        return torch.autograd.functional.hessian(lambda phi: self.value(phi, task), self.theta)
-
-    def meta_gradient(self, steps: int) -> Tensor:
-        """Of minus the mean over tasks of J(φ_K) / H."""
-        return self.meta_gradients(torch.full((steps,), ALPHA, dtype=torch.float64))[0]
-
-    def meta_gradients(self, rates: Tensor) -> tuple[Tensor, ...]:
-        """The same, and that of the steps' rates."""
-        theta, rates = self.theta.clone().requires_grad_(), rates.clone().requires_grad_()
-        total = torch.zeros((), dtype=torch.float64)
-        for task in range(TASKS):
-            phi = theta
-            for rate in rates:
-                phi = phi + rate * self.gradient(phi, task)
-            total = total - self.value(phi, task) / TASKS
-        return torch.autograd.grad(total, (theta, rates), allow_unused=True)
-
-    def meta_gradient_of(self, hessian: Callable[[int], Tensor]) -> Tensor:
-        """The same for one step, with another matrix for the Hessian of J / H."""
-        total = torch.zeros_like(self.theta)
-        for task in range(TASKS):
-            ahead = self.gradient(self.theta + ALPHA * self.gradient(self.theta, task).detach(), task).detach()
-            total -= (ahead + ALPHA * hessian(task) @ ahead) / TASKS
-        return total
-
-    def expected(self, task: int, value: Callable[[int, int, int], Tensor]) -> Tensor:
-        """Σ_h γ^h E[value(h, s_h, a_h)] / H."""
-        policy, found = self.log_policy(self.theta).exp().detach(), torch.zeros(())
-        reached = torch.eye(STATES, dtype=torch.float64)[0]
-        for h in range(self.process.horizon):
-            for s, a in product(range(STATES), range(2)):
-                found = found + GAMMA**h * reached[s] * policy[s, a] * value(h, s, a) / self.process.horizon
-            reached = torch.einsum("s,sa,saz->z", reached, policy, self.process.moves)
-        return found
-
-    def later_returns(self, task: int) -> Tensor:
-        """Σ_h γ^h E[∇ log π_h (∇Q_h)ᵀ] and its transpose: what "lvc" leaves out."""
-        score = torch.autograd.functional.jacobian(self.log_policy, self.theta)
-
-        def q(phi: Tensor) -> Tensor:
-            return torch.stack(self.process.values(self.log_policy(phi).exp(), task))
-
-        slope = torch.autograd.functional.jacobian(q, self.theta)
-        half = self.expected(task, lambda h, s, a: torch.outer(score[s, a], slope[h, s, a]))
-        return half + half.T
-
-    def of_fixed_episodes(self, task: int) -> Tensor:
-        """Σ_h γ^h E[Q_h ∇² log π_h]: all that the plain surrogate has."""
-        log_p = self.log_policy
-        each = [[torch.autograd.functional.hessian(lambda phi, s=s, a=a: log_p(phi)[s, a], self.theta)
-                 for a in range(2)] for s in range(STATES)]  # fmt: skip
-        q = self.process.values(log_p(self.theta).exp().detach(), task)
-        return self.expected(task, lambda h, s, a: q[h][s, a] * each[s][a])
-
-
-def grad_of(learner: fastmeta.PolicyMAML) -> Tensor:
-    found = [p.grad for p in learner.module.parameters()]
-    return torch.cat([g.flatten() for g in found if g is not None])
-
-
-def drawn_gradient(learner: fastmeta.PolicyMAML, sample: Callable[[Actor], fastmeta.Trajectories]) -> Tensor:
-    """The meta-gradient of a step."""
-    learner.zero_grad()
-    learner.step(sample).loss.backward()
-    return grad_of(learner)
-
-
-def meta_gradient(process: Process, **options: Any) -> Tensor:
-    return drawn_gradient(make(make_policy(), **options), process)
-
-
-def off(got: Tensor, want: Tensor) -> float:
-    return ((got - want).norm() / want.norm()).item()
-
 
 # The meta-gradient, expected exactly: every episode, weighted by its probability. -----------------------------------
 
@@ -283,25 +136,6 @@ def test_the_plain_surrogate_does_not_converge_to_it():
     want = Exact(make_policy(), Process(horizon=1)).meta_gradient(1)
     draws = torch.Generator().manual_seed(0)
     assert off(meta_gradient(Drawn(50_000), surrogate="plain", generator=draws), want) > 0.1
-
-
-def line(act: Actor, episodes: int = 4) -> fastmeta.Trajectories:
-    """Three tasks, episodes of at most five steps on a line, towards 1, −1 and 2; some end earlier."""
-    goals = torch.tensor([1.0, -1.0, 2.0], dtype=torch.float64).view(3, 1, 1)
-    at, seen, done, earned = torch.zeros(3, episodes, 1, dtype=torch.float64), [], [], []
-    for _ in range(5):
-        seen.append(at)
-        done.append(act(at))
-        at = at + 0.3 * done[-1]
-        earned.append(-(at - goals).square().squeeze(-1))
-    mask = torch.arange(5) < torch.tensor([5, 5, 4, 2]).repeat(episodes // 4).view(-1, 1)
-    return fastmeta.Trajectories(*(torch.stack(x, 2) for x in (seen, done, earned)), mask.expand(3, -1, -1))
-
-
-def line_policy() -> GaussianPolicy:
-    torch.manual_seed(2)
-    mean = nn.Sequential(nn.Linear(1, 6), nn.Tanh(), nn.Linear(6, 1))
-    return GaussianPolicy(mean, actions=1, std=0.7).double()
 
 
 def by_hand(policy: nn.Module, drawn: tuple[fastmeta.Trajectories, ...], surrogate: str, rate: float) -> Tensor:
@@ -436,167 +270,6 @@ def test_a_copy_has_a_policy_of_its_own():
     out = learner.step(line)
     out.loss.backward()
     assert off(grad_of(learner), by_hand(learner.module, out.trajectories, "dice", 0.05)) < 1e-12
-
-
-# Advantages. --------------------------------------------------------------------------------------------------------
-
-
-def played(rewards: Tensor, mask: Tensor) -> fastmeta.Trajectories:
-    observations = torch.randn(*rewards.shape, 2, generator=torch.Generator().manual_seed(0), dtype=rewards.dtype)
-    return fastmeta.Trajectories(observations, torch.zeros_like(rewards), rewards, mask)
-
-
-def test_advantages_are_discounted_returns_to_go():
-    rewards = torch.tensor([[[1.0, 2.0, 4.0], [3.0, 5.0, 100.0]]])
-    mask = torch.tensor([[[True, True, True], [True, True, False]]])
-    got = advantages(played(rewards, mask), discount=0.5, baseline=None, normalise=False)
-    torch.testing.assert_close(got, torch.tensor([[[3.0, 2.0, 1.0], [5.5, 2.5, 0.0]]]))
-
-
-def test_the_linear_baseline_is_the_least_squares_fit_of_each_task():
-    draws = torch.Generator().manual_seed(1)
-    rewards = torch.randn(2, 6, 7, generator=draws, dtype=torch.float64)
-    mask = torch.arange(7) < torch.randint(3, 8, (2, 6, 1), generator=draws)
-    drawn = played(rewards, mask)
-    returns = returns_to_go(rewards, mask, 0.9)
-    got = LinearBaseline(ridge=1e-5)(drawn, returns)
-    for task in range(2):
-        s, h = drawn.observations[task], torch.arange(7.0, dtype=torch.float64).expand(6, 7)[..., None] / 100
-        features = torch.cat([s, s**2, h, h**2, h**3, torch.ones_like(h)], -1)
-        rows = torch.cat([features[mask[task]], 1e-5**0.5 * torch.eye(8, dtype=torch.float64)])  # the ridge
-        wanted = torch.cat([returns[task][mask[task]], torch.zeros(8, dtype=torch.float64)])
-        fit = torch.linalg.lstsq(rows, wanted.unsqueeze(1)).solution
-        torch.testing.assert_close(got[task], (features @ fit).squeeze(-1), rtol=1e-6, atol=1e-6)
-
-
-def test_a_fitted_baseline_lowers_the_noise():
-    """Of the meta-gradient over thirty draws of the same tasks."""
-
-    def noise(baseline: LinearBaseline | None) -> float:
-        learner = make(
-            line_policy(), surrogate="lvc", baseline=baseline, inner_optimizer=fastmeta.SGD(lr=0.05),
-            generator=torch.Generator().manual_seed(0),
-        )  # fmt: skip
-        return torch.stack([drawn_gradient(learner, line) for _ in range(30)]).var(0).sum().item()
-
-    assert noise(LinearBaseline()) < 0.7 * noise(None)
-
-
-def test_normalised_advantages_have_mean_zero_and_variance_one():
-    rewards = torch.randn(2, 5, 6, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    mask = torch.arange(6) < torch.tensor([6, 5, 4, 3, 2]).view(1, 5, 1).expand(2, -1, -1)
-    got = advantages(played(rewards, mask), discount=0.9, baseline=None, normalise=True)
-    for task in range(2):
-        assert got[task][mask[task]].mean().abs() < 1e-12
-        assert got[task][mask[task]].std(correction=0) == pytest.approx(1, abs=1e-6)
-        assert (got[task][~mask[task]] == 0).all()
-
-
-# Errors. ------------------------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "options, message",
-    [
-        ({"surrogate": "reinforce"}, "surrogate must be one of 'dice', 'lvc', 'plain', got 'reinforce'"),
-        ({"discount": 1.5}, r"discount must be a number in \(0, 1\], got 1.5"),
-        ({"baseline": 3}, "baseline must be a callable"),
-        ({"inner_loss": nn.MSELoss()}, "inner_loss is not an option of PolicyMAML, as it is the surrogate"),
-        ({"inner_batch_size": 4}, "inner_batch_size is not an option of PolicyMAML, as every inner step draws"),
-    ],
-)
-def test_options_that_do_not_fit_are_refused(options: dict[str, Any], message: str):
-    with pytest.raises((TypeError, ValueError), match=message):
-        make(line_policy(), **options)
-
-
-def test_a_network_alone_is_no_policy():
-    with pytest.raises(TypeError, match=r"policy must have methods draw.*which Linear has not"):
-        make(nn.Linear(1, 1))
-
-
-@pytest.mark.parametrize(
-    "change, message",
-    [
-        ({"rewards": torch.zeros(3, 4)}, r"rewards must have shape \[tasks, episodes, steps\]"),
-        ({"actions": torch.zeros(3, 4, 6, 1)}, r"actions must start with .*\[3, 4, 5\], got shape \[3, 4, 6, 1\]"),
-        ({"mask": torch.ones(3, 4, 5)}, "mask must be bool"),
-        ({"rewards": torch.zeros(3, 4, 5, dtype=torch.int64)}, "rewards must be of a floating-point type"),
-        ({"rewards": [1.0]}, "rewards must be a tensor, got list"),
-    ],
-)
-def test_trajectories_that_do_not_fit_are_refused(change: dict[str, Any], message: str):
-    with pytest.raises((TypeError, ValueError), match=message):
-        make(line_policy()).step(lambda act: line(act)._replace(**change))
-
-
-def test_observations_without_episodes_are_refused():
-    with pytest.raises(
-        ValueError, match=r"observations must be a tensor \[tasks, episodes, \*observation\], got \[3\]"
-    ):
-        make(line_policy()).step(lambda act: act(torch.zeros(3)))
-
-
-def test_outputs_that_all_observations_share_are_refused():
-    class Shared(GaussianPolicy):
-        def forward(self, observations: Tensor) -> tuple[Tensor, Tensor]:
-            return self.mean(observations), self.log_std
-
-    policy = Shared(nn.Linear(1, 1), actions=1).double()
-    with pytest.raises(ValueError, match=r"policy must give outputs \[N, ...\].*expand what does not depend"):
-        make(policy).step(line)
-
-
-def test_a_parameter_beside_the_outputs_is_refused():
-    class Beside(GaussianPolicy):
-        def log_probability(self, outputs, actions):
-            return GaussianPolicy.log_probability((outputs[0], self.log_std), actions)
-
-    policy = Beside(nn.Linear(1, 1), actions=1).double()
-    with pytest.raises(ValueError, match=r"policy.log_probability reads a parameter of Beside"):
-        make(policy).step(line)
-
-
-def test_log_probabilities_of_each_number_of_an_action_are_refused():
-    class Each(GaussianPolicy):
-        @staticmethod
-        def log_probability(outputs: tuple[Tensor, Tensor], actions: Tensor) -> Tensor:
-            return -(actions - outputs[0]).square()
-
-    with pytest.raises(ValueError, match=r"one number for each of the 20 actions .*got shape \[20, 1\]; sum over"):
-        make(Each(nn.Linear(1, 1), actions=1).double()).step(line)
-
-
-def test_a_policy_on_distributions_of_torch():
-    """Checked or not, of the distribution's own arguments; unchecked ones run on all tasks at once."""
-
-    class Torch(nn.Module):
-        def __init__(self, mean: nn.Module, *, checked: bool) -> None:
-            super().__init__()
-            self.mean, self.checked = mean, checked
-
-        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-            return self.mean(x), 0.7 * torch.ones_like(x)
-
-        def normal(self, outputs: tuple[Tensor, Tensor]) -> torch.distributions.Normal:
-            return torch.distributions.Normal(*outputs, validate_args=self.checked)
-
-        def draw(self, outputs: tuple[Tensor, Tensor], generator: torch.Generator | None) -> Tensor:
-            noise = torch.randn(outputs[0].shape, generator=generator, dtype=outputs[0].dtype)
-            return outputs[0] + outputs[1] * noise
-
-        def log_probability(self, outputs: tuple[Tensor, Tensor], actions: Tensor) -> Tensor:
-            return self.normal(outputs).log_prob(actions).sum(-1)
-
-    found = []
-    for checked in (False, True):
-        learner = make(
-            Torch(line_policy().mean, checked=checked), inner_optimizer=fastmeta.SGD(lr=0.05),
-            generator=torch.Generator().manual_seed(0),
-        )  # fmt: skip
-        found.append(drawn_gradient(learner, line))
-        assert ("task by task" in learner.explain()) == checked
-    assert off(found[1], found[0]) < 1e-12
 
 
 def test_navigation_float32():
