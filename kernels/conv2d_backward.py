@@ -138,7 +138,7 @@ def conv_backward_kernel(
     PROGRAMS: tl.constexpr = TILES * SHARES + (I_SHARES * I_ACROSS if IMAGE else 0)
     i_task = (tl.program_id(0) // PROGRAMS).to(tl.int64)
     i_program = tl.program_id(0) % PROGRAMS
-    p_phi += i_task * tl.multiple_of(row, 4)
+    p_phi += i_task * (row * 4)
     p_v += i_task * P
     p_dz += i_task * (N * G[3] * G[4] * G[5])
     p_dz_dot += i_task * (N * G[3] * G[4] * G[5])

@@ -24,7 +24,7 @@ def block_reduce_kernel(
 ):  # fmt: skip
     """`channel_sums` of every share of y's pixels; the parts are [T, SHARES, 2 or 4, OUT]."""
     i_task, i_share, o_c = share_of(SHARES, OUT, BC)
-    p_phi += i_task * tl.multiple_of(row, 4)
+    p_phi += i_task * (row * 4)
     p_v += i_task * P
     p_z += i_task * (N * HZ * WZ * OUT)
     p_z_dot += i_task * (N * HZ * WZ * OUT)
@@ -160,7 +160,7 @@ def block_backward_kernel(
     ROWS: tl.constexpr = N * G[3] * G[4]
     i_task, o_r, o_c = tile_of(ROWS, OUT, BR, BC)
     at_z, at_y = i_task * (ROWS * OUT), i_task * (N * HP * WP * OUT)
-    p_phi += i_task * tl.multiple_of(row, 4)
+    p_phi += i_task * (row * 4)
     p_v += i_task * P
     p_winner += at_y
     mask = (o_r < ROWS)[:, None] & (o_c < OUT)[None, :]
@@ -227,7 +227,7 @@ def block_weight_kernel(
     i_task = (tl.program_id(0) // (TILES * SHARES)).to(tl.int64)
     i_tile, i_share = tl.program_id(0) // SHARES % TILES, tl.program_id(0) % SHARES
     o_o = i_tile * BO + tl.arange(0, BO)
-    p_phi += i_task * tl.multiple_of(row, 4)
+    p_phi += i_task * (row * 4)
     p_v += i_task * P
     p_x += i_task * (N * G[0] * G[1] * G[2])
     at_y, at_stats = i_task * (N * HP * WP * OUT), i_task * (2 * OUT)

@@ -2,9 +2,11 @@
 
 A weight [OUT, IN] is loaded as it lies, output-major: transposing happens on chip, and loads stay 128 bits wide. A
 block [BO, BI] of it begins at row `o` and column `i`.
-The kernels of one layer take T tasks' rows of φ, `row` values apart (0: all read θ); the weight lies at `w_at`, its
-bias BIAS values behind it (0: none). Other rows of parameters are P values. A program makes one tile of one task.
+The kernels of one layer take T tasks' rows of φ, `row` × 4 values apart (0: all read θ); the weight lies at `w_at` × 4,
+its bias BIAS values behind it (0: none). Other rows of parameters are P values. A program makes one tile of one task.
 Tensors are [T, N, IN] and [T, N, OUT], contiguous.
+`row` and `w_at` count fours of values because of a product by 4 the compiler knows that it is a multiple of 4, and loads
+16 bytes at a time; of an argument it does not, whatever hint it is given.
 """
 
 import triton
@@ -109,8 +111,8 @@ def linear_forward_kernel(
     Without STORE_Y z is y: the same tensor holds both.
     """
     i_task, o_n, o_o = tile_of(N, OUT, BN, BO)
-    p_w = p_phi + i_task * tl.multiple_of(row, 4) + tl.multiple_of(w_at, 4)
-    p_w_dot = p_v + i_task * P + tl.multiple_of(w_at, 4)
+    p_w = p_phi + i_task * (row * 4) + w_at * 4
+    p_w_dot = p_v + i_task * P + w_at * 4
     p_x += i_task * (N * IN)
     p_x_dot += i_task * (N * IN)
     z, z_dot = tl.zeros([BN, BO], tl.float32), tl.zeros([BN, BO], tl.float32)
@@ -150,8 +152,8 @@ def linear_backward_kernel(
 ):  # fmt: skip
     """Cotangent f'(z) (dz W) [T, N, IN] of the layer before's z, whose activation f is; DUAL its tangent too."""
     i_task, o_n, o_i = tile_of(N, IN, BN, BI)
-    p_w = p_phi + i_task * tl.multiple_of(row, 4) + tl.multiple_of(w_at, 4)
-    p_w_dot = p_v + i_task * P + tl.multiple_of(w_at, 4)
+    p_w = p_phi + i_task * (row * 4) + w_at * 4
+    p_w_dot = p_v + i_task * P + w_at * 4
     p_dz += i_task * (N * OUT)
     p_dz_dot += i_task * (N * OUT)
     dx, dx_dot = tl.zeros([BN, BI], tl.float32), tl.zeros([BN, BI], tl.float32)
@@ -204,8 +206,8 @@ def linear_weight_kernel(
             g_bias += tl.sum(dz.to(tl.float32), 0)
         if X_MOVES:
             g = accumulate(g, tl.trans(dz), matrix(p_x_dot, o_n, o_i, N, IN), PRECISION)
-    w_at = tl.multiple_of(w_at, 4)
-    p_phi += i_task * tl.multiple_of(row, 4) + w_at
+    w_at *= 4
+    p_phi += i_task * (row * 4) + w_at
     p_to += i_task * P + w_at
     p_with += i_task * P + w_at
     p_state += i_task * STATES * P + w_at

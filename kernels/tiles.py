@@ -165,6 +165,18 @@ def loss_tiles(classes: int) -> tuple[int, int]:
     return max(1, min(128, 4096 // block(classes))), 4
 
 
+MEAN_TASKS = 128
+"""Whose mean one launch takes. Of more, every share of so many leaves sums, and another launch adds those."""
+
+
+def mean_tiles(tasks: int) -> tuple[int, dict[str, Any]]:
+    """Shares of the tasks in a launch of `mean_kernel`, and its compile-time arguments, which hardly depend on how many
+    tasks there are. A thread has 32 values at a time on their way; 10,000 tasks of 1,764 values are 1,106 programs."""
+    rows = min(1 << (tasks - 1).bit_length(), 32)
+    each = -(-min(tasks, MEAN_TASKS) // rows)
+    return -(-tasks // MEAN_TASKS), {"EACH": each, "BT": rows, "BLOCK": 128, "num_warps": 4}
+
+
 class PixelTiles(NamedTuple):
     """Rows and channels of a tile of what goes over pixels without a product."""
 
@@ -228,6 +240,17 @@ def shared_among(programs: int) -> Iterator[None]:
         yield
     finally:
         PROGRAMS = before
+
+
+ROW_BLOCK = 2048
+"""Values of a row that a program takes at a time which looks for what is not finite."""
+
+
+def row_shares(size: int, tasks: int) -> tuple[int, dict[str, Any]]:
+    """Programs of such a launch over a row of so many values of every task, and its compile-time arguments."""
+    shares, each = _shares(size, ROW_BLOCK, -(-PROGRAMS // tasks)) if size else (1, 0)
+    options = {"SIZE": size, "SHARES": shares, "EACH": each, "BS": 1 << (shares - 1).bit_length()}
+    return tasks * shares, {**options, "BLOCK": ROW_BLOCK, "num_warps": 4}
 
 
 def weight_shares(rows: int, tile: int, programs: int) -> tuple[int, int]:
