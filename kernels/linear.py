@@ -5,8 +5,8 @@ block [BO, BI] of it begins at row `o` and column `i`.
 The kernels of one layer take T tasks' rows of φ, `row` × 4 values apart (0: all read θ); the weight lies at `w_at` × 4,
 its bias BIAS values behind it (0: none). Other rows of parameters are P values. A program makes one tile of one task.
 Tensors are [T, N, IN] and [T, N, OUT], contiguous.
-`row` and `w_at` count fours of values because of a product by 4 the compiler knows that it is a multiple of 4, and loads
-16 bytes at a time; of an argument it does not, whatever hint it is given.
+`row` and `w_at` count fours of values: of a product by 4 the compiler knows that it is a multiple of 4, and loads 16
+bytes at a time; of an argument it does not, whatever hint it is given.
 """
 
 import triton

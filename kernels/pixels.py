@@ -30,7 +30,7 @@ def patches(p_x, o_r, at, N: tl.constexpr, G: tl.constexpr, BK: tl.constexpr):
     """[BR, BK] values of x under a filter's values at … at + BK, taps × channels, for output pixels o_r; zero outside.
 
     Where BK divides C they belong to one tap, and only channels differ along a row: loads are as wide as they can be,
-    if the channel is a difference. Of a remainder Triton 3.6 does not know what divides it, and loads 4 bytes at a time.
+    if the channel is a difference: of a remainder Triton 3.6 does not know what divides it, and loads singly.
     """
     H: tl.constexpr = G[0]
     W: tl.constexpr = G[1]
@@ -70,7 +70,8 @@ def covering(p_dz, o_r, at, N: tl.constexpr, G: tl.constexpr, BK: tl.constexpr):
         mask = (m_r & (y >= 0) & (y < HO * STRIDE) & (x >= 0) & (x < WO * STRIDE))[:, None]
         if STRIDE > 1:
             mask = mask & ((y % STRIDE == 0) & (x % STRIDE == 0))[:, None]
-        offsets = (((n * HO + y // STRIDE) * WO + x // STRIDE) * OUT)[:, None] + (at - tap * OUT + tl.arange(0, BK))[None, :]
+        o_o = at - tap * OUT + tl.arange(0, BK)
+        offsets = (((n * HO + y // STRIDE) * WO + x // STRIDE) * OUT)[:, None] + o_o[None, :]
     else:
         o_k = at + tl.arange(0, BK)
         tap = o_k // OUT
