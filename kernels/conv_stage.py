@@ -14,7 +14,7 @@ import triton
 
 from .block_stage import BlockStage, BlockValues, Parts, pixels
 from .conv2d import conv_forward_kernel
-from .conv2d_backward import conv_backward_kernel
+from .conv2d_backward import conv_image_kernel, conv_weight_kernel
 from .conv_block_backward import block_weight_kernel
 from .description import Conv
 from .launch import launch
@@ -57,8 +57,8 @@ class ConvStage(BlockStage):
         dz = values.z.like(dy.d.value.dtype)
         self._block_backward(weights, values, dy, dz, sink)
         (under,) = below
-        dx = self._gradients(weights, values.x, dz, sink, under)
-        return [] if under is None else [dx]
+        self._filter_gradients(weights, values.x, dz, sink)
+        return [] if under is None else [self._image_gradients(weights, dz, under)]
 
     def _product(self, samples: int, *, dual: bool = False) -> Tiles:
         """Tiles of the convolution; `dual` where it has as much to hold as two results."""
@@ -92,31 +92,39 @@ class ConvStage(BlockStage):
         size = shares * count * (tiles.rows * tiles.columns + tiles.rows) if shares > 1 else 0
         return size, {"TILES": count, "SHARES": shares, "EACH": each}
 
-    def _gradients(self, weights: Weights, x: Dual, dz: Dual, sink: Sink, below: Below | None) -> Cotangent:
-        """Of the weight, to the sink, and of the images."""
+    def _filter_gradients(self, weights: Weights, x: Dual, dz: Dual, sink: Sink) -> None:
+        """The weight's gradient, to the sink."""
         conv, dual = self.block, dz.dot is not None
         tasks, samples = dz.value.shape[:2]
-        rows, taps = pixels(samples, (conv.height, conv.width)), conv.kernel**2
-        tiles = conv_weight_tiles(self.precision, pixels(samples, conv.out), conv.filters, taps, conv.channels)
-        size, options = self._shares(tiles, tasks, pixels(samples, conv.out))
-        over = conv_tiles(self.precision, rows, taps, conv.filters, conv.channels, dual=dual)
-        count, each = pixel_shares(rows, over.rows)
-        programs = options["TILES"] * options["SHARES"]
-        dx, norm = dz, None
-        if below is not None:
-            dx, norm = below.into or below.z.like(dz.value.dtype), below.norm
-            programs += over.grid(1, count * over.rows, conv.channels)[0]
+        rows = pixels(samples, conv.out)
+        tiles = conv_weight_tiles(self.precision, rows, conv.filters, conv.kernel**2, conv.channels)
+        size, options = self._shares(tiles, tasks, rows)
         terms = weights.phi.value.new_empty(tasks, size)
-        parts = None if norm is None else terms.new_empty(tasks, count, 4 if dual else 2, conv.channels)
         launch(
-            conv_backward_kernel, (tasks * programs,), *weights.phi.both, *dz.both, *x.both, *dx.both, *sink.tensors,
-            terms, sink.counters(tasks * options["TILES"]), *((terms,) * 4 if norm is None else norm.tensors),
-            terms if parts is None else parts, weights.row, *sink.ends,
+            conv_weight_kernel, (tasks * options["TILES"] * options["SHARES"],), weights.phi.value, *dz.both, *x.both,
+            *sink.tensors, terms, sink.counters(tasks * options["TILES"]), weights.row, *sink.ends,
             label=self._label(dual * "dual", sink.options["SINK"]), N=samples, G=conv.geometry, W_AT=conv.w_at,
-            BIAS=self._bias(), P=self.size, X_MOVES=x.dot is not None, IMAGE=below is not None,
-            ADD=below is not None and below.into is not None, I_SHARES=count, I_EACH=each, I_BR=over.rows,
-            I_BC=over.columns, I_BK=over.depth, I_STAGES=over.stages, DUAL=dual, **options, **sink.options,
-            **(NO_NORM if norm is None else norm.options), **tiles.joined(over).constants("BO", "BK", "BR"),
+            BIAS=self._bias(), P=self.size, DUAL=dual, X_MOVES=x.dot is not None, **options, **sink.options,
+            **tiles.constants("BO", "BK", "BR"),
+        )  # fmt: skip
+
+    def _image_gradients(self, weights: Weights, dz: Dual, below: Below) -> Cotangent:
+        """The images' gradient, with the sums that the block below asks for."""
+        conv, dual, norm = self.block, dz.dot is not None, below.norm
+        tasks, samples = dz.value.shape[:2]
+        rows = pixels(samples, (conv.height, conv.width))
+        tiles = conv_tiles(self.precision, rows, conv.kernel**2, conv.filters, conv.channels, dual=dual)
+        count, each = pixel_shares(rows, tiles.rows)
+        dx, parts = below.into or below.z.like(dz.value.dtype), None
+        if norm is not None:
+            parts = norm.stats.value.new_empty(tasks, count, 4 if dual else 2, conv.channels)
+        nothing = weights.phi.value
+        launch(
+            conv_image_kernel, tiles.grid(tasks, count * tiles.rows, conv.channels), *weights.phi.both, *dz.both,
+            *dx.both, *((nothing,) * 4 if norm is None else norm.tensors), nothing if parts is None else parts,
+            weights.row, label=self._label(dual * "dual"), N=samples, G=conv.geometry, W_AT=conv.w_at, P=self.size,
+            ADD=below.into is not None, SHARES=count, EACH=each, DUAL=dual,
+            **(NO_NORM if norm is None else norm.options), **tiles.constants("BR", "BC", "BK"),
         )  # fmt: skip
         return Cotangent(dx, parts)
 

@@ -77,9 +77,15 @@ def streams(blocks: tuple[int, ...], states: int) -> bool:
 LAYER_STAGES = 2
 """Of `linear_forward_kernel` and `linear_backward_kernel`: while one block is multiplied the next is loaded."""
 
-WEIGHT_STAGES = 1
-"""Of `linear_weight_kernel`, both of whose operands are transposed: loading ahead, tf32 products take 197 accesses of
-4 bytes and none of 16 (sm_90, 256 → 256), without 69 and 16."""
+WEIGHT_STAGES = 3
+"""Of the kernels that make weights' gradients."""
+
+
+def _weight_warps(precision: str) -> int:
+    """Of those kernels. Warp groups multiply tf32 only where what is summed over lies side by side in shared memory, and
+    then copy 4 bytes at a time from gradients, where it does not (sm_90); two warps multiply for themselves, and copy
+    16. Three tf32 products each take too many registers for two (100 bytes of stack), and are copied as they come."""
+    return 2 if precision == "tf32" else 4
 
 
 class Tiles(NamedTuple):
@@ -96,10 +102,6 @@ class Tiles(NamedTuple):
     def grid(self, tasks: int, rows: int, columns: int) -> tuple[int]:
         """Programs for one result [rows, columns] a task."""
         return (tasks * -(-rows // self.rows) * -(-columns // self.columns),)
-
-    def joined(self, other: Tiles) -> Tiles:
-        """These, of a kernel that makes tiles of both kinds."""
-        return self._replace(warps=max(self.warps, other.warps), most_registers=other.most_registers)
 
     def constants(self, rows: str, columns: str, depth: str) -> dict[str, Any]:
         """The kernel's compile-time arguments, of these names."""
@@ -157,7 +159,8 @@ def layer_tiles(precision: str, samples: int, summed: int, columns: int, *, dual
 def weight_tiles(precision: str, samples: int, inputs: int, outputs: int) -> Tiles:
     """Of `linear_weight_kernel`: 64 × 64, or a layer of 256 × 256 gives too few programs (256 for 16 tasks)."""
     depth = min(block(samples), _depth(precision))
-    return Tiles(min(block(outputs), 64), min(block(inputs), 64), depth, 4, WEIGHT_STAGES, _layer_precision(precision))
+    rows, columns = min(block(outputs), 64), min(block(inputs), 64)
+    return Tiles(rows, columns, depth, _weight_warps(precision), WEIGHT_STAGES, _layer_precision(precision))
 
 
 def loss_tiles(classes: int) -> tuple[int, int]:
@@ -226,8 +229,8 @@ def pixel_shares(rows: int, tile: int) -> tuple[int, int]:
 MOST_TERMS = 16
 """Of a weight's gradient: one program adds them up."""
 
-PROGRAMS = 264
-"""Two for each multiprocessor of an H200: from there on a weight's gradient is not shared out further."""
+PROGRAMS = 528
+"""Four for each multiprocessor of an H200: from there on a weight's gradient is not shared out further."""
 
 
 @contextmanager
@@ -278,7 +281,8 @@ def again_tiles(precision: str, pixels: int, filters: int, taps: int, channels: 
     """Of `block_weight_kernel`, which makes dz besides. 32 pixels at a time take 288 bytes of stack (84×84×3→32,
     tangents, sm_90, float32), 64 filters 620 on sm_80 (28×28×1→64), 32 filters 8 on sm_100."""
     tiles = conv_weight_tiles(precision, pixels, filters, taps, channels)
-    return tiles._replace(rows=min(tiles.rows, {8: 32, 9: 64}.get(_generation(), 16)), depth=16)
+    rows = min(tiles.rows, {8: 32, 9: 64}.get(_generation(), 16))
+    return tiles._replace(rows=rows, depth=16, warps=4, stages=1)
 
 
 HEAD_COLUMNS = 128
@@ -342,4 +346,5 @@ def conv_weight_tiles(precision: str, pixels: int, filters: int, taps: int, chan
     """Of a weight's gradient: [filters, taps × channels] from products over pixels."""
     columns = next((n for n in (64, 32, 16) if channels % n == 0), min(block(taps * channels), 64))
     depth = min(block(pixels), _depth(precision))
-    return Tiles(min(block(filters), 64), columns, depth, 4, WEIGHT_STAGES, _layer_precision(precision))
+    rows, precise = min(block(filters), 64), _layer_precision(precision)
+    return Tiles(rows, columns, depth, _weight_warps(precision), WEIGHT_STAGES, precise)
