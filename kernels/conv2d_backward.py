@@ -162,8 +162,6 @@ def conv_image_kernel(
     p_z_dot += i_task * (N * HZ * WZ * C)
     p_stats += i_task * (2 * C)
     p_stats_dot += i_task * (2 * C)
-    none = tl.zeros([BC], tl.float32)
-    sums = (none, none, none, none)
     for i in range(EACH):
         o_r = (i_share * EACH + i) * BR + tl.arange(0, BR)
         dx, dx_dot = image_tile(p_phi + W_AT, p_v + W_AT, p_dz, p_dz_dot, o_r, o_c, N, G, BR, BC, BK, DUAL,
@@ -176,8 +174,15 @@ def conv_image_kernel(
             if ADD:
                 dx_dot += rows_of(p_dx_dot, o_r, o_c, mask, C)
             store_matrix(p_dx_dot, dx_dot, o_r, o_c, ROWS, C)
-        if SUMS:
+    if SUMS:
+        tl.debug_barrier()  # dx comes back in one arrangement, and a few rows at a time: 112 registers for 235
+        none = tl.zeros([BC], tl.float32)
+        sums = (none, none, none, none)
+        for i in range(EACH * BR // 16):
+            o_r = i_share * (EACH * BR) + i * 16 + tl.arange(0, 16)
+            mask = (o_r < ROWS)[:, None] & (o_c < C)[None, :]
+            dx = rows_of(p_dx, o_r, o_c, mask, C)
+            dx_dot = rows_of(p_dx_dot, o_r, o_c, mask, C) if DUAL else dx
             sums = channel_sums(sums, p_phi, p_v, p_z, p_z_dot, p_stats, p_stats_dot, dx, dx_dot, o_r, o_c, mask,
                                 HZ, WZ, G[0], G[1], C, G_AT, B_AT, POOL, ACT, A, B, DUAL)  # fmt: skip
-    if SUMS:
         store_sums(p_parts, sums, i_task * SHARES + i_share, o_c, C, DUAL)

@@ -220,7 +220,7 @@ def block_weight_kernel(
     of its sums; with DUAL their tangents. A filter's values are one block of BK.
 
     z is convolved again from the image, dz made from it and taken into dW at once. TILES and SHARES as in
-    `conv_backward_kernel`.
+    `conv_weight_kernel`.
     """
     OUT: tl.constexpr = G[5]
     ROWS: tl.constexpr = N * G[3] * G[4]

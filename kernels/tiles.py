@@ -339,6 +339,8 @@ def conv_tiles(precision: str, pixels: int, taps: int, unit: int, columns: int, 
     rows, columns = min(block(pixels), _conv_rows(dual)), min(block(columns), 64)
     warps = 8 if rows * columns >= 4096 and _generation() < 10 else 4
     registers = None if _generation() == 9 else MOST_REGISTERS
+    if _generation() == 9 and precision == "float32" and not dual:
+        registers = 128  # or 130 to 138, with which no two programs share a multiprocessor
     return Tiles(rows, columns, depth, warps, LAYER_STAGES, _layer_precision(precision), registers)
 
 
