@@ -1,8 +1,8 @@
 """Launches the sweeps of one convolution of all tasks, with the batch norm, activation and pool behind it.
 
 Forward are two launches, conv2d and block; tangents as many. Backward are block's dz, and one for the gradient of the
-weight and one for the image's. A first block from few channels does not store z, which three of its kernels convolve again: then
-forward are two, or one without a norm, and backward is one.
+weight and one for the image's. A first block from few channels does not store z, which three of its kernels convolve
+again: then forward are two, or one without a norm, and backward is one.
 """
 
 from __future__ import annotations

@@ -82,8 +82,8 @@ WEIGHT_STAGES = 3
 
 
 def _weight_warps(precision: str) -> int:
-    """Of those kernels. Warp groups multiply tf32 only where what is summed over lies side by side in shared memory, and
-    then copy 4 bytes at a time from gradients, where it does not (sm_90); two warps multiply for themselves, and copy
+    """Of those kernels. Warp groups multiply tf32 only where what is summed over lies side by side in shared memory; so
+    they copy 4 bytes at a time from gradients, where it does not (sm_90). Two warps multiply for themselves, and copy
     16. Three tf32 products each take too many registers for two (100 bytes of stack), and are copied as they come."""
     return 2 if precision == "tf32" else 4
 

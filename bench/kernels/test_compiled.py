@@ -39,8 +39,8 @@ def report(request):
 LOOP = {"adapt_kernel", "apply_kernel", "adjoint_kernel", "mean_kernel"}
 CONVOLUTIONAL = ("omniglot-20w1s", "mini-5w1s")
 CONVOLUTIONS = {"inputs_kernel", "conv_forward_kernel", "block_forward_kernel", "block_tangent_kernel", "head_kernel",
-                "block_backward_kernel", "conv_image_kernel", "conv_weight_kernel", "block_weight_kernel", "pull_kernel",
-                "finite_kernel", "mean_kernel"}  # fmt: skip
+                "block_backward_kernel", "conv_image_kernel", "conv_weight_kernel", "block_weight_kernel",
+                "pull_kernel", "finite_kernel", "mean_kernel"}  # fmt: skip
 LAYERS = {"linear_forward_kernel", "linear_backward_kernel", "linear_weight_kernel", "loss_kernel", "pull_kernel",
           "inputs_kernel", "losses_kernel", "finite_kernel", "mean_kernel"}  # fmt: skip
 
