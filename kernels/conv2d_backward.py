@@ -1,34 +1,15 @@
-"""Backwards through the convolutions of `conv2d.py`: gradients of weights, and of images.
+"""Backwards through the convolutions of `conv2d.py`: gradients of weights. Those of images: `conv_image.py`.
 
-A program of the first makes a tile of a task's weight's gradient over a share of the pixels, one of the second tiles of
-its images' gradient; where the block below has a batch norm, it leaves what that asks of the gradient too.
+A program makes a tile of a task's weight's gradient over a share of the pixels.
 """
 
 import triton
 import triton.language as tl
 
-from .conv_block import channel_sums, store_sums
-from .linear import accumulate, rows_of, store_matrix, turned
-from .pixels import covering, filters, patches, share_of
+from .linear import accumulate, turned
+from .pixels import patches
 from .sink import deliver
 from .total import arrived_last
-
-
-@triton.jit
-def image_tile(
-    p_w, p_w_dot, p_dz, p_dz_dot, o_r, o_c, N: tl.constexpr, G: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr,
-    BK: tl.constexpr, DUAL: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Cotangent dx [BR, BC] at pixels o_r of the images and channels o_c, and with DUAL its tangent."""
-    dx, dx_dot = tl.zeros([BR, BC], tl.float32), tl.zeros([BR, BC], tl.float32)
-    for at in range(0, G[6] * G[6] * G[5], BK):
-        dz = covering(p_dz, o_r, at, N, G, BK)
-        w = filters(p_w, at, o_c, G, BK)
-        dx = accumulate(dx, dz, w, PRECISION)
-        if DUAL:
-            dx_dot = accumulate(dx_dot, dz, filters(p_w_dot, at, o_c, G, BK), PRECISION)
-            dx_dot = accumulate(dx_dot, covering(p_dz_dot, o_r, at, N, G, BK), w, PRECISION)
-    return dx, dx_dot
 
 
 @triton.jit
@@ -134,55 +115,3 @@ def conv_weight_kernel(
     deliver_shares(g, g_bias, p_terms, p_arrived, i_task * TILES + i_tile, i_share, p_phi + W_AT, p_to + at,
                    p_with + at, p_state + at_state, p_next + at_state, p_lr + W_AT, p_steps, p_u + at, o_o, at_k,
                    first, last, G, BIAS, P, SHARES, BO, BK, SINK, RULE, HYPER, LR_EACH, DIRECTIONS)  # fmt: skip
-
-
-@triton.jit(do_not_specialize=["row"])
-def conv_image_kernel(
-    p_phi, p_v, p_dz, p_dz_dot, p_dx, p_dx_dot, p_z, p_z_dot, p_stats, p_stats_dot, p_parts, row, N: tl.constexpr,
-    G: tl.constexpr, W_AT: tl.constexpr, P: tl.constexpr, ADD: tl.constexpr, SHARES: tl.constexpr, EACH: tl.constexpr,
-    BR: tl.constexpr, BC: tl.constexpr, BK: tl.constexpr, SUMS: tl.constexpr, HZ: tl.constexpr, WZ: tl.constexpr,
-    G_AT: tl.constexpr, B_AT: tl.constexpr, POOL: tl.constexpr, ACT: tl.constexpr, A: tl.constexpr, B: tl.constexpr,
-    DUAL: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """dx [T, N, H, W, C] from dz, on top of what is there with ADD; DUAL its tangent too. A program takes EACH tiles.
-
-    With SUMS the block below, whose y is x, gets in `parts` what `channel_sums` says; z [HZ, WZ] and all from its
-    POOL to B is that block's.
-    """
-    C: tl.constexpr = G[2]
-    ROWS: tl.constexpr = N * G[0] * G[1]
-    i_task, i_share, o_c = share_of(SHARES, C, BC)
-    p_phi += i_task * (row * 4)
-    p_v += i_task * P
-    p_dz += i_task * (N * G[3] * G[4] * G[5])
-    p_dz_dot += i_task * (N * G[3] * G[4] * G[5])
-    p_dx += i_task * (ROWS * C)
-    p_dx_dot += i_task * (ROWS * C)
-    p_z += i_task * (N * HZ * WZ * C)
-    p_z_dot += i_task * (N * HZ * WZ * C)
-    p_stats += i_task * (2 * C)
-    p_stats_dot += i_task * (2 * C)
-    for i in range(EACH):
-        o_r = (i_share * EACH + i) * BR + tl.arange(0, BR)
-        dx, dx_dot = image_tile(p_phi + W_AT, p_v + W_AT, p_dz, p_dz_dot, o_r, o_c, N, G, BR, BC, BK, DUAL,
-                                PRECISION)  # fmt: skip
-        mask = (o_r < ROWS)[:, None] & (o_c < C)[None, :]
-        if ADD:
-            dx += rows_of(p_dx, o_r, o_c, mask, C)
-        store_matrix(p_dx, dx, o_r, o_c, ROWS, C)
-        if DUAL:
-            if ADD:
-                dx_dot += rows_of(p_dx_dot, o_r, o_c, mask, C)
-            store_matrix(p_dx_dot, dx_dot, o_r, o_c, ROWS, C)
-    if SUMS:
-        tl.debug_barrier()  # dx comes back in one arrangement, and a few rows at a time: 112 registers for 235
-        none = tl.zeros([BC], tl.float32)
-        sums = (none, none, none, none)
-        for i in range(EACH * BR // 16):
-            o_r = i_share * (EACH * BR) + i * 16 + tl.arange(0, 16)
-            mask = (o_r < ROWS)[:, None] & (o_c < C)[None, :]
-            dx = rows_of(p_dx, o_r, o_c, mask, C)
-            dx_dot = rows_of(p_dx_dot, o_r, o_c, mask, C) if DUAL else dx
-            sums = channel_sums(sums, p_phi, p_v, p_z, p_z_dot, p_stats, p_stats_dot, dx, dx_dot, o_r, o_c, mask,
-                                HZ, WZ, G[0], G[1], C, G_AT, B_AT, POOL, ACT, A, B, DUAL)  # fmt: skip
-        store_sums(p_parts, sums, i_task * SHARES + i_share, o_c, C, DUAL)

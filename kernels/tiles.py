@@ -160,7 +160,8 @@ def weight_tiles(precision: str, samples: int, inputs: int, outputs: int) -> Til
     """Of `linear_weight_kernel`: 64 × 64, or a layer of 256 × 256 gives too few programs (256 for 16 tasks)."""
     depth = min(block(samples), _depth(precision))
     rows, columns = min(block(outputs), 64), min(block(inputs), 64)
-    return Tiles(rows, columns, depth, _weight_warps(precision), WEIGHT_STAGES, _layer_precision(precision))
+    precise, registers = _layer_precision(precision), None if _generation() == 9 else MOST_REGISTERS
+    return Tiles(rows, columns, depth, _weight_warps(precision), WEIGHT_STAGES, precise, registers)
 
 
 def loss_tiles(classes: int) -> tuple[int, int]:
@@ -321,6 +322,10 @@ def _taps_depth(precision: str, taps: int, unit: int) -> int:
     return min(block(taps * unit), most)
 
 
+CONV_COLUMNS = 64
+"""Most channels of a convolution's tile."""
+
+
 def _conv_rows(dual: bool) -> int:
     """Pixels of a convolution's tile; dual ones have two results to hold, which takes 44 bytes of stack on sm_80 with
     64 pixels (28×28×1→64, float32)."""
@@ -336,7 +341,7 @@ def conv_tiles(precision: str, pixels: int, taps: int, unit: int, columns: int, 
     depth = _taps_depth(precision, taps, unit)
     if dual and (precision == "float32" or _generation() >= 10):
         depth = 16  # with 32, 240 bytes of stack on sm_90 (14×14×64→64, Triton 3.6), 48 on sm_100 (84×84×3→32)
-    rows, columns = min(block(pixels), _conv_rows(dual)), min(block(columns), 64)
+    rows, columns = min(block(pixels), _conv_rows(dual)), min(block(columns), CONV_COLUMNS)
     warps = 8 if rows * columns >= 4096 and _generation() < 10 else 4
     registers = None if _generation() == 9 else MOST_REGISTERS
     if _generation() == 9 and precision == "float32" and not dual:
@@ -344,9 +349,23 @@ def conv_tiles(precision: str, pixels: int, taps: int, unit: int, columns: int, 
     return Tiles(rows, columns, depth, warps, LAYER_STAGES, _layer_precision(precision), registers)
 
 
+def image_tiles(precision: str, pixels: int, taps: int, filters: int, channels: int, *, dual: bool) -> Tiles:
+    """Of `conv_image_kernel`, which may have dz to make: 8 bytes of stack with 128 registers (sm_90, float32)."""
+    tiles = conv_tiles(precision, pixels, taps, filters, channels, dual=dual)
+    return tiles._replace(most_registers=None if _generation() == 9 else MOST_REGISTERS)
+
+
+def dz_tiles(filters: int, *, dual: bool) -> dict[str, int]:
+    """Pixels and filters at a time of dz in `conv_image_kernel`: more take more registers than its products (174 with
+    32 × 64 tangents, sm_90, tf32, and so one program for two on a multiprocessor)."""
+    pixels, most = (32, 32) if dual else (16, 64)
+    return {"BZ": pixels, "BO": min(block(filters), most)}
+
+
 def conv_weight_tiles(precision: str, pixels: int, filters: int, taps: int, channels: int) -> Tiles:
     """Of a weight's gradient: [filters, taps × channels] from products over pixels."""
     columns = next((n for n in (64, 32, 16) if channels % n == 0), min(block(taps * channels), 64))
     depth = min(block(pixels), _depth(precision))
-    rows, precise = min(block(filters), 64), _layer_precision(precision)
-    return Tiles(rows, columns, depth, _weight_warps(precision), WEIGHT_STAGES, precise)
+    precise, registers = _layer_precision(precision), None if _generation() == 9 else MOST_REGISTERS
+    warps = _weight_warps(precision)
+    return Tiles(min(block(filters), 64), columns, depth, warps, WEIGHT_STAGES, precise, registers)

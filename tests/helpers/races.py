@@ -11,13 +11,15 @@ side by side. Inside `watching()` every access is held against those made before
   stores or by one that it calls, for nothing else is made of what the others loaded.
 - of two programs: a load and a store, or two stores. They are in order where the first program came to an atomic
   counter behind a barrier, the second one came to the same counter later, and a barrier stands between that and its
-  access (`kernels/total.py`).
+  access (`kernels/total.py`). So are stores of the bits that are there already, whoever comes first; a program that
+  stores them and then loads reads what it stored.
 
 What atomics reach is theirs. Of several programs that read or write a place the first and the last are remembered.
 """
 
 from __future__ import annotations
 
+import ctypes
 import linecache
 import sys
 from collections import defaultdict
@@ -131,8 +133,8 @@ class Watch:
     def load(self, pointers: Any, mask: Any) -> None:
         self._reached("load", pointers, mask)
 
-    def store(self, pointers: Any, mask: Any) -> None:
-        self._reached("store", pointers, mask)
+    def store(self, pointers: Any, value: Any, mask: Any) -> None:
+        self._reached("store", pointers, mask, value)
 
     def atomic(self, pointers: Any, mask: Any) -> None:
         """An arrival at a counter."""
@@ -140,7 +142,7 @@ class Watch:
         for address in _reached(pointers, mask)[0].tolist():
             mine[address] = (mine.get(address, (self._epoch,))[0], self._epoch)
 
-    def _reached(self, kind: str, pointers: Any, mask: Any) -> None:
+    def _reached(self, kind: str, pointers: Any, mask: Any, value: Any = None) -> None:
         addresses, positions, size = _reached(pointers, mask)
         counters = {counter for arrivals in self._arrivals.values() for counter in arrivals}
         if counters:
@@ -157,15 +159,28 @@ class Watch:
         self._accesses.append(mine)
         for other in ("load", "store") if kind == "store" else ("store",):
             if (start, size, other) in self._touched:
-                self._compare(self._touched[start, size, other], f"{other}, {kind}", at, positions, mine)
+                touched = self._touched[start, size, other]
+                self._compare_threads(touched, f"{other}, {kind}", at, positions, mine)
+                new = at[~_kept(start, size, at, positions, value)] if kind == "store" else self._not_own(touched, at)
+                self._compare_programs(touched, f"{other}, {kind}", new, mine)
         own = self._touched.setdefault((start, size, kind), Touched(-(-self._storages[start] // size)))
         if own.add(at, positions, number, self._accesses) and kind == "store":
             self._found("store of one element twice", mine, mine)
 
-    def _compare(self, touched: Touched, kinds: str, at: np.ndarray, positions: np.ndarray, mine: Access) -> None:
+    def _compare_threads(
+        self, touched: Touched, kinds: str, at: np.ndarray, positions: np.ndarray, mine: Access
+    ) -> None:
         others = touched.by_others(at, positions, mine, self._accesses)
         for number in np.unique(touched.last[at[others]]).tolist():
             self._found(f"{kinds} of one program", self._accesses[number], mine)
+
+    def _not_own(self, stored: Touched, at: np.ndarray) -> np.ndarray:
+        """Elements that this program was not the last to store."""
+        numbers = np.unique(stored.last[at]).tolist()
+        own = [number for number in numbers if number >= 0 and self._accesses[number].program == self._program]
+        return at[~np.isin(stored.last[at], own)]
+
+    def _compare_programs(self, touched: Touched, kinds: str, at: np.ndarray, mine: Access) -> None:
         for number in np.unique((touched.first[at], touched.last[at])).tolist():
             before = self._accesses[number]
             if number >= 0 and before.program != mine.program and not self._in_order(before, mine):
@@ -178,6 +193,16 @@ class Watch:
 
     def _found(self, kinds: str, first: Access, second: Access) -> None:
         self.races.add(Race(self._kernel, kinds, first.place, second.place))
+
+
+def _kept(start: int, size: int, at: np.ndarray, positions: np.ndarray, value: Any) -> np.ndarray:
+    """Which elements hold the bits already that are stored to them, at positions of a block of values."""
+    bits = np.dtype(f"u{size}")
+    memory = np.ctypeslib.as_array(ctypes.cast(start, ctypes.POINTER(ctypes.c_uint8)), ((int(at.max()) + 1) * size,))
+    values = np.ascontiguousarray(value.data).reshape(-1)
+    if values.dtype.itemsize != size:
+        return np.zeros(at.size, bool)
+    return memory.view(bits)[at] == values.view(bits)[positions if values.size > 1 else 0]
 
 
 def _reached(pointers: Any, mask: Any) -> tuple[np.ndarray, np.ndarray, int]:
@@ -221,7 +246,7 @@ def watching(*, without: str | None = None) -> Iterator[Watch]:
         run(kernel, label, grid, args, options)
 
     hooks: dict[str, Callable[[Any], Any]] = {
-        "create_masked_load": _then(watch.load, 0, 1), "create_masked_store": _then(watch.store, 0, 2),
+        "create_masked_load": _then(watch.load, 0, 1), "create_masked_store": _then(watch.store, 0, 1, 2),
         "create_atomic_rmw": _then(watch.atomic, 1, 3), "create_barrier": _then(watch.barrier),
         "set_grid_idx": _then(watch.program),
     }  # fmt: skip

@@ -121,7 +121,7 @@ def test_launches_of_conv4(monkeypatch):
     launches = []
     monkeypatch.setattr(launch, "run", lambda kernel, *_: launches.append(kernel.__name__))
     session.meta_step(keep=True)
-    assert len(launches) == 217
+    assert len(launches) == 184
 
 
 def test_an_access_outside_of_the_tensors_is_an_error():

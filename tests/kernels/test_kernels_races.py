@@ -71,7 +71,7 @@ def test_a_planted_race_of_programs_is_found(own):
 
     _, neighbours = planted()
     with watching() as watch:
-        launch(neighbours, (4,), torch.zeros(32), N=8, OWN=own)
+        launch(neighbours, (4,), torch.randn(32), N=8, OWN=own)
     kinds = set() if own else {"load, store of two programs", "store, load of two programs"}
     assert {race.kinds for race in watch.races} == kinds
 
