@@ -144,6 +144,21 @@ def test_main_loops_load_16_bytes_at_a_time():
         assert row["loop_wide"] > 0
 
 
+@pytest.mark.parametrize(
+    ("kernel", "label", "precision", "narrow"),
+    [
+        ("conv_forward_kernel", "14×14×64→64", "tf32", 24),
+        ("conv_forward_kernel", "14×14×64→64 tangents", "bfloat16", 40),
+        ("linear_forward_kernel", "256→256", "tf32", 16),
+    ],
+)
+def test_what_was_compiled_with_remainders_and_hints_fails(kernel, label, precision, narrow):
+    """Figures of Triton 3.6 from before, each of which had accesses of 16 bytes in its stores."""
+    row = {"target": "sm_90", "kernel": kernel, "label": label, "precision": precision, "loop_narrow": narrow}
+    assert narrow_loops([row]) == {f"{kernel} {label} {precision}"}
+    assert narrow_loops([row | {"loop_narrow": 0}]) == set()
+
+
 PLANTED = """
 import torch, triton, triton.language as tl
 from fastmeta.kernels.ahead_of_time import compiling
