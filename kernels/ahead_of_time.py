@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 import subprocess
 import tempfile
-from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
@@ -22,7 +21,7 @@ from triton import knobs
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
-from . import launch
+from . import launch, sass
 
 TARGETS = {"sm_80": 80, "sm_90": 90, "sm_100": 100}
 
@@ -30,9 +29,6 @@ TARGETS = {"sm_80": 80, "sm_90": 90, "sm_100": 100}
 # table "Technical Specifications per Compute Capability"). Registers are 65,536 on all three.
 SHARED_BYTES = {"sm_80": (166_912, 167_936), "sm_90": (232_448, 233_472), "sm_100": (232_448, 233_472)}
 THREADS, REGISTERS, RESERVED_SHARED = 2048, 65_536, 1024
-
-# Instructions that multiply matrices: Hopper's warp-group and Blackwell's tensor-memory ones, a warp's, float64's.
-MATRIX = ("HGMMA", "UTCHMMA", "UTCQMMA", "HMMA", "DMMA")
 
 
 @dataclass(frozen=True)
@@ -49,8 +45,11 @@ class Compiled:
     shared: int
     occupancy: int
     matrix: dict[str, int]
-    wide: int
+    wide: int  # loads and stores of 16 bytes a thread
     narrow: int
+    loop: int  # instructions of the longest loop that multiplies
+    loop_wide: int  # loads in such loops, as above
+    loop_narrow: int
     precisions: tuple[str, ...]
     spilled: int  # bytes of the stack that registers were stored to; sin and cos of huge arguments have others there
 
@@ -152,8 +151,8 @@ def _figures(
     _, of_processor = SHARED_BYTES[target]
     by_registers = REGISTERS // (-(-registers // 8) * 8 * 32 * warps)
     by_shared = of_processor // (shared + RESERVED_SHARED)
-    operations = Counter(re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z0-9_.]+)", code, re.MULTILINE))
-    matrix = {kind: sum(n for op, n in operations.items() if op.split(".")[0] == kind) for kind in MATRIX}
+    operations, loops = sass.instructions(code), sass.product_loops(code)
+    matrix = {kind: sass.of_kind(operations, kind) for kind in sass.MATRIX}
     memory = {op: n for op, n in operations.items() if op.split(".")[0] in ("LDG", "STG", "LDGSTS")}
     wide = sum(n for op, n in memory.items() if "128" in op)
     return Compiled(
@@ -169,6 +168,9 @@ def _figures(
         matrix={kind: n for kind, n in matrix.items() if n},
         wide=wide,
         narrow=sum(memory.values()) - wide,
+        loop=loops.instructions,
+        loop_wide=loops.wide,
+        loop_narrow=loops.narrow,
         precisions=tuple(sorted({_precision(line) for line in binary.asm["ttir"].splitlines() if " tt.dot " in line})),
         spilled=spilled,
     )

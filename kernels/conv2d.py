@@ -58,7 +58,7 @@ def conv_forward_kernel(
     OUT: tl.constexpr = G[5]
     ROWS: tl.constexpr = N * G[3] * G[4]
     i_task, i_share, o_o = share_of(SHARES, OUT, BO)
-    p_w = p_phi + i_task * tl.multiple_of(row, 4) + W_AT
+    p_w = p_phi + i_task * (row * 4) + W_AT
     p_w_dot = p_v + i_task * P + W_AT
     p_x += i_task * (N * G[0] * G[1] * G[2])
     p_x_dot += i_task * (N * G[0] * G[1] * G[2])

@@ -1,34 +1,15 @@
-"""Backwards through the convolutions of `conv2d.py`: gradients of weights and images, in one launch.
+"""Backwards through the convolutions of `conv2d.py`: gradients of weights. Those of images: `conv_image.py`.
 
-Of a task's programs some make tiles of its weight's gradient, each over a share of the pixels, the others tiles of its
-images' gradient; where the block below has a batch norm, those leave what it asks of that gradient too.
+A program makes a tile of a task's weight's gradient over a share of the pixels.
 """
 
 import triton
 import triton.language as tl
 
-from .conv_block import channel_sums, store_sums
-from .linear import accumulate, matrix, rows_of, store_matrix
-from .pixels import covering, filters, patches
+from .linear import accumulate, turned
+from .pixels import patches
 from .sink import deliver
 from .total import arrived_last
-
-
-@triton.jit
-def image_tile(
-    p_w, p_w_dot, p_dz, p_dz_dot, o_r, o_c, N: tl.constexpr, G: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr,
-    BK: tl.constexpr, STAGES: tl.constexpr, DUAL: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Cotangent dx [BR, BC] at pixels o_r of the images and channels o_c, and with DUAL its tangent."""
-    dx, dx_dot = tl.zeros([BR, BC], tl.float32), tl.zeros([BR, BC], tl.float32)
-    for at in tl.range(0, G[6] * G[6] * G[5], BK, num_stages=STAGES):
-        dz = covering(p_dz, o_r, at, N, G, BK)
-        w = filters(p_w, at, o_c, G, BK)
-        dx = accumulate(dx, dz, w, PRECISION)
-        if DUAL:
-            dx_dot = accumulate(dx_dot, dz, filters(p_w_dot, at, o_c, G, BK), PRECISION)
-            dx_dot = accumulate(dx_dot, covering(p_dz_dot, o_r, at, N, G, BK), w, PRECISION)
-    return dx, dx_dot
 
 
 @triton.jit
@@ -44,18 +25,14 @@ def weight_tile(
     g, g_bias = tl.zeros([BO, BK], tl.float32), tl.zeros([BO], tl.float32)
     for i in range(EACH):
         o_r = (i_share * EACH + i) * BR + tl.arange(0, BR)
-        dz = matrix(p_dz, o_r, o_o, ROWS, OUT)
         x = patches(p_x, o_r, at_k, N, G, BK)
-        if DUAL:
-            dz_dot = matrix(p_dz_dot, o_r, o_o, ROWS, OUT)
-            g = accumulate(g, tl.trans(dz_dot), x, PRECISION)
-        else:
-            dz_dot = dz
-            g = accumulate(g, tl.trans(dz), x, PRECISION)
+        moving = turned(p_dz_dot if DUAL else p_dz, o_o, o_r, ROWS, OUT)
+        g = accumulate(g, moving, x, PRECISION)
         if BIAS != 0:
-            g_bias += tl.sum(dz_dot.to(tl.float32), 0)
+            g_bias += tl.sum(moving.to(tl.float32), 1)
         if X_MOVES:
-            g = accumulate(g, tl.trans(dz), patches(p_x_dot, o_r, at_k, N, G, BK), PRECISION)
+            dz = turned(p_dz, o_o, o_r, ROWS, OUT)
+            g = accumulate(g, dz, patches(p_x_dot, o_r, at_k, N, G, BK), PRECISION)
     return g, g_bias
 
 
@@ -115,70 +92,26 @@ def deliver_shares(
 
 
 @triton.jit(do_not_specialize=["row", "first", "last"])
-def conv_backward_kernel(
-    p_phi, p_v, p_dz, p_dz_dot, p_x, p_x_dot, p_dx, p_dx_dot, p_to, p_with, p_state, p_next, p_lr, p_steps, p_u,
-    p_terms, p_arrived, p_z, p_z_dot, p_stats, p_stats_dot, p_parts, row, first, last, N: tl.constexpr, G: tl.constexpr,
-    W_AT: tl.constexpr, BIAS: tl.constexpr, P: tl.constexpr, TILES: tl.constexpr, SHARES: tl.constexpr,
-    EACH: tl.constexpr, BO: tl.constexpr, BK: tl.constexpr, BR: tl.constexpr, X_MOVES: tl.constexpr,
-    IMAGE: tl.constexpr, ADD: tl.constexpr, I_SHARES: tl.constexpr, I_EACH: tl.constexpr, I_BR: tl.constexpr,
-    I_BC: tl.constexpr, I_BK: tl.constexpr, I_STAGES: tl.constexpr, SUMS: tl.constexpr, HZ: tl.constexpr,
-    WZ: tl.constexpr, G_AT: tl.constexpr, B_AT: tl.constexpr, POOL: tl.constexpr, ACT: tl.constexpr, A: tl.constexpr,
-    B: tl.constexpr, DUAL: tl.constexpr, SINK: tl.constexpr, RULE: tl.constexpr, HYPER: tl.constexpr,
-    STATES: tl.constexpr, LR_EACH: tl.constexpr, DIRECTIONS: tl.constexpr, PRECISION: tl.constexpr,
+def conv_weight_kernel(
+    p_phi, p_dz, p_dz_dot, p_x, p_x_dot, p_to, p_with, p_state, p_next, p_lr, p_steps, p_u, p_terms, p_arrived, row,
+    first, last, N: tl.constexpr, G: tl.constexpr, W_AT: tl.constexpr, BIAS: tl.constexpr, P: tl.constexpr,
+    TILES: tl.constexpr, SHARES: tl.constexpr, EACH: tl.constexpr, BO: tl.constexpr, BK: tl.constexpr,
+    BR: tl.constexpr, DUAL: tl.constexpr, X_MOVES: tl.constexpr, SINK: tl.constexpr, RULE: tl.constexpr,
+    HYPER: tl.constexpr, STATES: tl.constexpr, LR_EACH: tl.constexpr, DIRECTIONS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """dW, db (BIAS ≠ 0) to where `sink.py` says and, with IMAGE, dx [T, N, H, W, C], on top of what is there with ADD.
-
-    dW has TILES tiles, each of SHARES shares of the pixels; dx has I_SHARES shares for each of its columns of tiles.
-    With SUMS the block below, whose y is x, gets in `parts` what `channel_sums` says; z [HZ, WZ] and all from its
-    POOL to B is that block's.
-    """
-    C: tl.constexpr = G[2]
-    ACROSS: tl.constexpr = (G[6] * G[6] * C + BK - 1) // BK
-    I_ACROSS: tl.constexpr = (C + I_BC - 1) // I_BC
-    PROGRAMS: tl.constexpr = TILES * SHARES + (I_SHARES * I_ACROSS if IMAGE else 0)
-    i_task = (tl.program_id(0) // PROGRAMS).to(tl.int64)
-    i_program = tl.program_id(0) % PROGRAMS
-    p_phi += i_task * tl.multiple_of(row, 4)
-    p_v += i_task * P
+    """dW, db (BIAS ≠ 0) to where `sink.py` says. dW has TILES tiles, each of SHARES shares of the pixels."""
+    ACROSS: tl.constexpr = (G[6] * G[6] * G[2] + BK - 1) // BK
+    i_task = (tl.program_id(0) // (TILES * SHARES)).to(tl.int64)
+    i_tile, i_share = tl.program_id(0) // SHARES % TILES, tl.program_id(0) % SHARES
+    p_phi += i_task * (row * 4)
     p_dz += i_task * (N * G[3] * G[4] * G[5])
     p_dz_dot += i_task * (N * G[3] * G[4] * G[5])
-    if i_program < TILES * SHARES:
-        i_tile, i_share = i_program // SHARES, i_program % SHARES
-        o_o, at_k = i_tile // ACROSS * BO + tl.arange(0, BO), i_tile % ACROSS * BK
-        at_x = i_task * (N * G[0] * G[1] * C)
-        g, g_bias = weight_tile(p_dz, p_dz_dot, p_x + at_x, p_x_dot + at_x, o_o, at_k, i_share, N, G, BIAS, EACH, BO,
-                                BK, BR, DUAL, X_MOVES, PRECISION)  # fmt: skip
-        at = i_task * P + W_AT
-        at_state = i_task * STATES * P + W_AT
-        deliver_shares(g, g_bias, p_terms, p_arrived, i_task * TILES + i_tile, i_share, p_phi + W_AT, p_to + at,
-                       p_with + at, p_state + at_state, p_next + at_state, p_lr + W_AT, p_steps, p_u + at, o_o, at_k,
-                       first, last, G, BIAS, P, SHARES, BO, BK, SINK, RULE, HYPER, LR_EACH, DIRECTIONS)  # fmt: skip
-    elif IMAGE:
-        i_program -= TILES * SHARES
-        i_share, o_c = i_program // I_ACROSS, i_program % I_ACROSS * I_BC + tl.arange(0, I_BC)
-        ROWS: tl.constexpr = N * G[0] * G[1]
-        p_dx += i_task * (ROWS * C)
-        p_dx_dot += i_task * (ROWS * C)
-        p_z += i_task * (N * HZ * WZ * C)
-        p_z_dot += i_task * (N * HZ * WZ * C)
-        p_stats += i_task * (2 * C)
-        p_stats_dot += i_task * (2 * C)
-        none = tl.zeros([I_BC], tl.float32)
-        sums = (none, none, none, none)
-        for i in range(I_EACH):
-            o_r = (i_share * I_EACH + i) * I_BR + tl.arange(0, I_BR)
-            dx, dx_dot = image_tile(p_phi + W_AT, p_v + W_AT, p_dz, p_dz_dot, o_r, o_c, N, G, I_BR, I_BC, I_BK,
-                                    I_STAGES, DUAL, PRECISION)  # fmt: skip
-            mask = (o_r < ROWS)[:, None] & (o_c < C)[None, :]
-            if ADD:
-                dx += rows_of(p_dx, o_r, o_c, mask, C)
-            store_matrix(p_dx, dx, o_r, o_c, ROWS, C)
-            if DUAL:
-                if ADD:
-                    dx_dot += rows_of(p_dx_dot, o_r, o_c, mask, C)
-                store_matrix(p_dx_dot, dx_dot, o_r, o_c, ROWS, C)
-            if SUMS:
-                sums = channel_sums(sums, p_phi, p_v, p_z, p_z_dot, p_stats, p_stats_dot, dx, dx_dot, o_r, o_c, mask,
-                                    HZ, WZ, G[0], G[1], C, G_AT, B_AT, POOL, ACT, A, B, DUAL)  # fmt: skip
-        if SUMS:
-            store_sums(p_parts, sums, i_task * I_SHARES + i_share, o_c, C, DUAL)
+    o_o, at_k = i_tile // ACROSS * BO + tl.arange(0, BO), i_tile % ACROSS * BK
+    at_x = i_task * (N * G[0] * G[1] * G[2])
+    g, g_bias = weight_tile(p_dz, p_dz_dot, p_x + at_x, p_x_dot + at_x, o_o, at_k, i_share, N, G, BIAS, EACH, BO, BK,
+                            BR, DUAL, X_MOVES, PRECISION)  # fmt: skip
+    at = i_task * P + W_AT
+    at_state = i_task * STATES * P + W_AT
+    deliver_shares(g, g_bias, p_terms, p_arrived, i_task * TILES + i_tile, i_share, p_phi + W_AT, p_to + at,
+                   p_with + at, p_state + at_state, p_next + at_state, p_lr + W_AT, p_steps, p_u + at, o_o, at_k,
+                   first, last, G, BIAS, P, SHARES, BO, BK, SINK, RULE, HYPER, LR_EACH, DIRECTIONS)  # fmt: skip

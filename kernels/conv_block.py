@@ -114,7 +114,7 @@ def block_forward_kernel(
     winners, 0 to 3 in their windows, and the z that they picked. Statistics are of the first SEEN images."""
     OUT: tl.constexpr = G[5]
     i_task, o_r, o_c = tile_of(N * HP * WP, OUT, BR, BC)
-    p_phi += i_task * tl.multiple_of(row, 4)
+    p_phi += i_task * (row * 4)
     if NORM:
         mean, r = moments(p_parts + i_task * (SHARES * 2 * OUT), o_c, EPS, SEEN * G[3] * G[4], SHARE, SHARES, BS, OUT)
         gamma, beta = parameter(p_phi, G_AT, o_c, OUT, 1.0), parameter(p_phi, B_AT, o_c, OUT, 0.0)
@@ -161,7 +161,7 @@ def block_tangent_kernel(
     OUT: tl.constexpr = G[5]
     ROWS: tl.constexpr = N * G[3] * G[4]
     i_task, o_r, o_c = tile_of(N * HP * WP, OUT, BR, BC)
-    p_phi += i_task * tl.multiple_of(row, 4)
+    p_phi += i_task * (row * 4)
     p_v += i_task * P
     if NORM:
         p_parts += i_task * (SHARES * 2 * OUT)

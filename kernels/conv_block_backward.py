@@ -24,7 +24,7 @@ def block_reduce_kernel(
 ):  # fmt: skip
     """`channel_sums` of every share of y's pixels; the parts are [T, SHARES, 2 or 4, OUT]."""
     i_task, i_share, o_c = share_of(SHARES, OUT, BC)
-    p_phi += i_task * tl.multiple_of(row, 4)
+    p_phi += i_task * (row * 4)
     p_v += i_task * P
     p_z += i_task * (N * HZ * WZ * OUT)
     p_z_dot += i_task * (N * HZ * WZ * OUT)
@@ -141,6 +141,36 @@ def centred(
     return scale * u, dz_dot
 
 
+@triton.jit
+def cotangents(
+    p_phi, p_v, p_x, p_x_dot, p_z, p_z_dot, p_stats, p_stats_dot, p_winner, p_dy, p_dy_dot, p_dz, p_dz_dot, sums, o_r,
+    o_c, N: tl.constexpr, SEEN: tl.constexpr, G: tl.constexpr, HP: tl.constexpr, WP: tl.constexpr, G_AT: tl.constexpr,
+    B_AT: tl.constexpr, NORM: tl.constexpr, POOL: tl.constexpr, ACT: tl.constexpr, A: tl.constexpr, B: tl.constexpr,
+    Z: tl.constexpr, DUAL: tl.constexpr,
+):  # fmt: skip
+    """Makes dz at pixels o_r and channels o_c from dy and `norm_sums`; DUAL its tangent. Pointers are the task's."""
+    OUT: tl.constexpr = G[5]
+    ROWS: tl.constexpr = N * G[3] * G[4]
+    mask = (o_r < ROWS)[:, None] & (o_c < OUT)[None, :]
+    z = pre_activation(p_z, p_x, p_phi, o_r, o_c, mask, N, G, 0, 16, Z, "ieee")
+    d = unpooled(p_dy, p_winner, o_r, o_c, N, G[3], G[4], HP, WP, OUT, POOL)
+    if DUAL:
+        z_dot = pre_activation(p_z_dot, p_x_dot, p_phi, o_r, o_c, mask, N, G, 0, 16, Z, "ieee")
+        d_dot = unpooled(p_dy_dot, p_winner, o_r, o_c, N, G[3], G[4], HP, WP, OUT, POOL)
+    else:
+        z_dot, d_dot = z, d
+    if NORM:
+        dz, dz_dot = centred(z, z_dot, d, d_dot, sums, o_r < SEEN * G[3] * G[4], p_phi, p_v, p_stats, p_stats_dot, o_c,
+                             SEEN * G[3] * G[4], OUT, G_AT, B_AT, ACT, A, B, DUAL)  # fmt: skip
+    else:
+        slope = act_slope(z, ACT, A, B)
+        dz = slope * d
+        dz_dot = slope * d_dot + act_curvature(z, ACT, A, B) * z_dot * d
+    store_matrix(p_dz, dz, o_r, o_c, ROWS, OUT)
+    if DUAL:
+        store_matrix(p_dz_dot, dz_dot, o_r, o_c, ROWS, OUT)
+
+
 @triton.jit(do_not_specialize=["row", "first", "last"])
 def block_backward_kernel(
     p_phi, p_v, p_x, p_x_dot, p_z, p_z_dot, p_stats, p_stats_dot, p_winner, p_dy, p_dy_dot, p_parts, p_dz, p_dz_dot,
@@ -160,32 +190,18 @@ def block_backward_kernel(
     ROWS: tl.constexpr = N * G[3] * G[4]
     i_task, o_r, o_c = tile_of(ROWS, OUT, BR, BC)
     at_z, at_y = i_task * (ROWS * OUT), i_task * (N * HP * WP * OUT)
-    p_phi += i_task * tl.multiple_of(row, 4)
+    p_phi += i_task * (row * 4)
     p_v += i_task * P
-    p_winner += at_y
-    mask = (o_r < ROWS)[:, None] & (o_c < OUT)[None, :]
-    z = pre_activation(p_z + at_z, p_x + at_z, p_phi, o_r, o_c, mask, N, G, 0, 16, Z, "ieee")
-    d = unpooled(p_dy + at_y, p_winner, o_r, o_c, N, G[3], G[4], HP, WP, OUT, POOL)
-    if DUAL:
-        z_dot = pre_activation(p_z_dot + at_z, p_x_dot + at_z, p_phi, o_r, o_c, mask, N, G, 0, 16, Z, "ieee")
-        d_dot = unpooled(p_dy_dot + at_y, p_winner, o_r, o_c, N, G[3], G[4], HP, WP, OUT, POOL)
-    else:
-        z_dot, d_dot = z, d
+    sums = 0.0
+    at_stats = i_task * (2 * OUT)
     if NORM:
         OF: tl.constexpr = 4 if DUAL else 2
-        at_stats = i_task * (2 * OUT)
         sums = norm_sums(p_parts + i_task * (SHARES * OUT * OF), o_c, SHARES, BS, OUT, DUAL)
-        dz, dz_dot = centred(
-            z, z_dot, d, d_dot, sums, o_r < SEEN * G[3] * G[4], p_phi, p_v, p_stats + at_stats, p_stats_dot + at_stats,
-            o_c, SEEN * G[3] * G[4], OUT, G_AT, B_AT, ACT, A, B, DUAL,
-        )  # fmt: skip
-    else:
-        slope = act_slope(z, ACT, A, B)
-        dz = slope * d
-        dz_dot = slope * d_dot + act_curvature(z, ACT, A, B) * z_dot * d
-    store_matrix(p_dz + at_z, dz, o_r, o_c, ROWS, OUT)
-    if DUAL:
-        store_matrix(p_dz_dot + at_z, dz_dot, o_r, o_c, ROWS, OUT)
+    cotangents(
+        p_phi, p_v, p_x + at_z, p_x_dot + at_z, p_z + at_z, p_z_dot + at_z, p_stats + at_stats, p_stats_dot + at_stats,
+        p_winner + at_y, p_dy + at_y, p_dy_dot + at_y, p_dz + at_z, p_dz_dot + at_z, sums, o_r, o_c, N, SEEN, G, HP, WP,
+        G_AT, B_AT, NORM, POOL, ACT, A, B, Z, DUAL,
+    )  # fmt: skip
     if NORM:
         ACROSS: tl.constexpr = (OUT + BC - 1) // BC
         if tl.program_id(0) % (ACROSS * ((ROWS + BR - 1) // BR)) < ACROSS:  # the first tile of these channels
@@ -220,14 +236,14 @@ def block_weight_kernel(
     of its sums; with DUAL their tangents. A filter's values are one block of BK.
 
     z is convolved again from the image, dz made from it and taken into dW at once. TILES and SHARES as in
-    `conv_backward_kernel`.
+    `conv_weight_kernel`.
     """
     OUT: tl.constexpr = G[5]
     ROWS: tl.constexpr = N * G[3] * G[4]
     i_task = (tl.program_id(0) // (TILES * SHARES)).to(tl.int64)
     i_tile, i_share = tl.program_id(0) // SHARES % TILES, tl.program_id(0) % SHARES
     o_o = i_tile * BO + tl.arange(0, BO)
-    p_phi += i_task * tl.multiple_of(row, 4)
+    p_phi += i_task * (row * 4)
     p_v += i_task * P
     p_x += i_task * (N * G[0] * G[1] * G[2])
     at_y, at_stats = i_task * (N * HP * WP * OUT), i_task * (2 * OUT)

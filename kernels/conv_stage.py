@@ -1,8 +1,9 @@
 """Launches the sweeps of one convolution of all tasks, with the batch norm, activation and pool behind it.
 
-Forward are two launches, conv2d and block; tangents as many. Backward are block's dz, and one for the gradients of
-weight and image. A first block from few channels does not store z, which three of its kernels convolve again: then
-forward are two, or one without a norm, and backward is one.
+Forward are two launches, conv2d and block; tangents as many. Backward are block's dz, one for the gradient of the image
+and one for the weight's; where image and z have one size, the image's makes dz on its way. A first block from few
+channels does not store z, which three of its kernels convolve again: then forward are two, or one without a norm, and
+backward is one.
 """
 
 from __future__ import annotations
@@ -14,12 +15,24 @@ import triton
 
 from .block_stage import BlockStage, BlockValues, Parts, pixels
 from .conv2d import conv_forward_kernel
-from .conv2d_backward import conv_backward_kernel
+from .conv2d_backward import conv_weight_kernel
 from .conv_block_backward import block_weight_kernel
+from .conv_image import conv_image_kernel
 from .description import Conv
 from .launch import launch
 from .sweep import NO_NORM, Below, Cotangent, Dual, Sink, Weights
-from .tiles import Tiles, again_tiles, conv_tiles, conv_weight_tiles, convolves_again, pixel_shares, weight_shares
+from .tiles import (
+    CONV_COLUMNS,
+    Tiles,
+    again_tiles,
+    conv_tiles,
+    conv_weight_tiles,
+    convolves_again,
+    dz_tiles,
+    image_tiles,
+    pixel_shares,
+    weight_shares,
+)
 
 
 @dataclass(frozen=True)
@@ -54,11 +67,20 @@ class ConvStage(BlockStage):
         if self.origin == "image":
             self._weight(weights, values, dy, sink)
             return []
-        dz = values.z.like(dy.d.value.dtype)
-        self._block_backward(weights, values, dy, dz, sink)
+        dz, dx = values.z.like(dy.d.value.dtype), []
         (under,) = below
-        dx = self._gradients(weights, values.x, dz, sink, under)
-        return [] if under is None else [dx]
+        makes_dz = under is not None and self._same_size() and self.block.channels <= CONV_COLUMNS
+        if not makes_dz:
+            self._block_backward(weights, values, dy, dz, sink)
+        if under is not None:
+            dx = [self._image_gradients(weights, values, dy, dz, sink, under, makes_dz=makes_dz)]
+        self._filter_gradients(weights, values.x, dz, sink)
+        return dx
+
+    def _same_size(self) -> bool:
+        """Whether the image and z have one size, so that a pixel's neighbours lie as far away in both."""
+        conv = self.block
+        return conv.stride == 1 and conv.out == (conv.height, conv.width)
 
     def _product(self, samples: int, *, dual: bool = False) -> Tiles:
         """Tiles of the convolution; `dual` where it has as much to hold as two results."""
@@ -92,31 +114,48 @@ class ConvStage(BlockStage):
         size = shares * count * (tiles.rows * tiles.columns + tiles.rows) if shares > 1 else 0
         return size, {"TILES": count, "SHARES": shares, "EACH": each}
 
-    def _gradients(self, weights: Weights, x: Dual, dz: Dual, sink: Sink, below: Below | None) -> Cotangent:
-        """Of the weight, to the sink, and of the images."""
+    def _filter_gradients(self, weights: Weights, x: Dual, dz: Dual, sink: Sink) -> None:
+        """The weight's gradient, to the sink."""
         conv, dual = self.block, dz.dot is not None
         tasks, samples = dz.value.shape[:2]
-        rows, taps = pixels(samples, (conv.height, conv.width)), conv.kernel**2
-        tiles = conv_weight_tiles(self.precision, pixels(samples, conv.out), conv.filters, taps, conv.channels)
-        size, options = self._shares(tiles, tasks, pixels(samples, conv.out))
-        over = conv_tiles(self.precision, rows, taps, conv.filters, conv.channels, dual=dual)
-        count, each = pixel_shares(rows, over.rows)
-        programs = options["TILES"] * options["SHARES"]
-        dx, norm = dz, None
-        if below is not None:
-            dx, norm = below.into or below.z.like(dz.value.dtype), below.norm
-            programs += over.grid(1, count * over.rows, conv.channels)[0]
+        rows = pixels(samples, conv.out)
+        tiles = conv_weight_tiles(self.precision, rows, conv.filters, conv.kernel**2, conv.channels)
+        size, options = self._shares(tiles, tasks, rows)
         terms = weights.phi.value.new_empty(tasks, size)
-        parts = None if norm is None else terms.new_empty(tasks, count, 4 if dual else 2, conv.channels)
         launch(
-            conv_backward_kernel, (tasks * programs,), *weights.phi.both, *dz.both, *x.both, *dx.both, *sink.tensors,
-            terms, sink.counters(tasks * options["TILES"]), *((terms,) * 4 if norm is None else norm.tensors),
-            terms if parts is None else parts, weights.row, *sink.ends,
+            conv_weight_kernel, (tasks * options["TILES"] * options["SHARES"],), weights.phi.value, *dz.both, *x.both,
+            *sink.tensors, terms, sink.counters(tasks * options["TILES"]), weights.row, *sink.ends,
             label=self._label(dual * "dual", sink.options["SINK"]), N=samples, G=conv.geometry, W_AT=conv.w_at,
-            BIAS=self._bias(), P=self.size, X_MOVES=x.dot is not None, IMAGE=below is not None,
-            ADD=below is not None and below.into is not None, I_SHARES=count, I_EACH=each, I_BR=over.rows,
-            I_BC=over.columns, I_BK=over.depth, I_STAGES=over.stages, DUAL=dual, **options, **sink.options,
-            **(NO_NORM if norm is None else norm.options), **tiles.joined(over).constants("BO", "BK", "BR"),
+            BIAS=self._bias(), P=self.size, DUAL=dual, X_MOVES=x.dot is not None, **options, **sink.options,
+            **tiles.constants("BO", "BK", "BR"),
+        )  # fmt: skip
+
+    def _image_gradients(
+        self, weights: Weights, values: BlockValues, dy: Cotangent, dz: Dual, sink: Sink, below: Below, *,
+        makes_dz: bool,
+    ) -> Cotangent:  # fmt: skip
+        """The images' gradient, with the sums that the block below asks for; before it dz, if it is not made yet."""
+        conv, dual, norm = self.block, dz.dot is not None, below.norm
+        tasks, samples = dz.value.shape[:2]
+        rows = pixels(samples, (conv.height, conv.width))
+        tiles = image_tiles(self.precision, rows, conv.kernel**2, conv.filters, conv.channels, dual=dual)
+        count, each = pixel_shares(rows, tiles.rows)
+        dx, parts = below.into or below.z.like(dz.value.dtype), None
+        if norm is not None:
+            parts = norm.stats.value.new_empty(tasks, count, 4 if dual else 2, conv.channels)
+        nothing = weights.phi.value
+        sums = self._sums(weights, values, dy) if makes_dz else nothing
+        left = sums.shape[1] if makes_dz else 1
+        options = NO_NORM if norm is None else norm.options
+        launch(
+            conv_image_kernel, tiles.grid(tasks, count * tiles.rows, conv.channels), *weights.phi.both, *values.z.both,
+            *values.stats.both, values.winner, *dy.d.both, sums, *dz.both, *sink.tensors, *dx.both,
+            *((nothing,) * 4 if norm is None else norm.tensors), nothing if parts is None else parts, weights.row,
+            *sink.ends, label=self._label(dual * "dual", makes_dz * sink.options["SINK"]), SEEN=values.seen,
+            W_AT=conv.w_at, BIAS_AT=conv.b_at, P=self.size, PARTS=left, BS=triton.next_power_of_2(left),
+            MAKES_DZ=makes_dz, **dz_tiles(conv.filters, dual=dual), ADD=below.into is not None, SHARES=count,
+            EACH=each, BELOW=tuple(options[name] for name in NO_NORM), DUAL=dual, **sink.options,
+            **self._about(values), **tiles.constants("BR", "BC", "BK"),
         )  # fmt: skip
         return Cotangent(dx, parts)
 

@@ -49,7 +49,7 @@ def head_kernel(
     """
     PROGRAMS: tl.constexpr = (IN + UNIT - 1) // UNIT if BACKWARD else 1
     i_task, i_unit = (tl.program_id(0) // PROGRAMS).to(tl.int64), tl.program_id(0) % PROGRAMS
-    p_phi += i_task * tl.multiple_of(row, 4)
+    p_phi += i_task * (row * 4)
     p_v += i_task * P
     p_w, p_w_dot = p_phi + W_AT, p_v + W_AT
     p_x += i_task * (N * IN)

@@ -27,7 +27,7 @@ from .sink import pull_kernel
 from .sum_stage import SumStage
 from .sweep import Below, Cotangent, Dual, Sink, Weights
 from .tail import HeadTail, LinearTail, Target, Values
-from .tiles import head_tiles
+from .tiles import head_tiles, row_shares
 
 _WIDTH = 1024  # values of a program that goes over a row
 
@@ -91,7 +91,7 @@ class Layerwise:
         """As `MLP.adapt`."""
         learning = Rates.of(self.inner, rates, directions, x.shape[0], self.network.size)
         adapted = self.inner.start(theta, x, keep=keep)
-        launch(inputs_kernel, (x.shape[0],), x, adapted.bad, SIZE=x[0].numel(), BLOCK=_WIDTH, num_warps=4)
+        self._over_rows(inputs_kernel, x[0].numel(), x, adapted.bad)
         for k in range(self.inner.steps):
             xs, ys = self._batch(x, y, k)
             weights = self._weights(adapted, k)
@@ -161,7 +161,7 @@ class Layerwise:
             self._backward(moving, values, target, self._sink("add", lam, v, lam, lam, k, learning))
 
     def _weights(self, adapted: Adapted, k: int) -> Weights:
-        return Weights(Dual(adapted.final(adapted.bad.shape[0], k)), self.network.size if k else 0)
+        return Weights(Dual(adapted.final(adapted.bad.shape[0], k)), self.network.size // 4 if k else 0)
 
     def _states(self, adapted: Adapted, k: int) -> tuple[Tensor, Tensor]:
         """The optimiser's states before and after step k."""
@@ -236,7 +236,12 @@ class Layerwise:
 
     def _finish(self, adapted: Adapted, lam: Tensor | None, finite: Tensor | None) -> None:
         if finite is not None:
-            launch(
-                finite_kernel, adapted.bad.shape, adapted.bad if lam is None else lam, adapted.bad, finite,
-                P=0 if lam is None else self.network.size, BLOCK=4 * _WIDTH, num_warps=8,
-            )  # fmt: skip
+            rows, size = (adapted.bad, 0) if lam is None else (lam, self.network.size)
+            self._over_rows(finite_kernel, size, rows, adapted.bad, finite)
+
+    def _over_rows(self, kernel: Any, size: int, *tensors: Tensor) -> None:
+        """A launch over a row of so many values of every task."""
+        bad = tensors[1]
+        programs, options = row_shares(size, bad.shape[0])
+        parts = bad.new_empty(bad.shape[0], options["SHARES"])
+        launch(kernel, (programs,), *tensors, parts, self._counters(bad.device, bad.shape[0]), **options)

@@ -2,9 +2,11 @@
 
 A weight [OUT, IN] is loaded as it lies, output-major: transposing happens on chip, and loads stay 128 bits wide. A
 block [BO, BI] of it begins at row `o` and column `i`.
-The kernels of one layer take T tasks' rows of φ, `row` values apart (0: all read θ); the weight lies at `w_at`, its
-bias BIAS values behind it (0: none). Other rows of parameters are P values. A program makes one tile of one task.
+The kernels of one layer take T tasks' rows of φ, `row` × 4 values apart (0: all read θ); the weight lies at `w_at` × 4,
+its bias BIAS values behind it (0: none). Other rows of parameters are P values. A program makes one tile of one task.
 Tensors are [T, N, IN] and [T, N, OUT], contiguous.
+`row` and `w_at` count fours of values: of a product by 4 the compiler knows that it is a multiple of 4, and loads 16
+bytes at a time; of an argument it does not, whatever hint it is given.
 """
 
 import triton
@@ -74,6 +76,13 @@ def matrix(p, o_r, o_c, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 
 
 @triton.jit
+def turned(p, o_c, o_r, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """The transpose of such a block, loaded so: where `tl.trans` feeds a product, pipelined loads are 4 bytes wide."""
+    mask = (o_c < COLUMNS)[:, None] & (o_r < ROWS)[None, :]
+    return tl.load(p + o_c[:, None] + o_r[None, :] * COLUMNS, mask=mask, other=0.0)
+
+
+@triton.jit
 def rows_of(p, o_r, o_c, mask, COLUMNS: tl.constexpr):
     """The same in float32, with a mask of its own."""
     return tl.load(p + o_r[:, None] * COLUMNS + o_c[None, :], mask=mask, other=0.0).to(tl.float32)
@@ -109,8 +118,8 @@ def linear_forward_kernel(
     Without STORE_Y z is y: the same tensor holds both.
     """
     i_task, o_n, o_o = tile_of(N, OUT, BN, BO)
-    p_w = p_phi + i_task * tl.multiple_of(row, 4) + tl.multiple_of(w_at, 4)
-    p_w_dot = p_v + i_task * P + tl.multiple_of(w_at, 4)
+    p_w = p_phi + i_task * (row * 4) + w_at * 4
+    p_w_dot = p_v + i_task * P + w_at * 4
     p_x += i_task * (N * IN)
     p_x_dot += i_task * (N * IN)
     z, z_dot = tl.zeros([BN, BO], tl.float32), tl.zeros([BN, BO], tl.float32)
@@ -150,8 +159,8 @@ def linear_backward_kernel(
 ):  # fmt: skip
     """Cotangent f'(z) (dz W) [T, N, IN] of the layer before's z, whose activation f is; DUAL its tangent too."""
     i_task, o_n, o_i = tile_of(N, IN, BN, BI)
-    p_w = p_phi + i_task * tl.multiple_of(row, 4) + tl.multiple_of(w_at, 4)
-    p_w_dot = p_v + i_task * P + tl.multiple_of(w_at, 4)
+    p_w = p_phi + i_task * (row * 4) + w_at * 4
+    p_w_dot = p_v + i_task * P + w_at * 4
     p_dz += i_task * (N * OUT)
     p_dz_dot += i_task * (N * OUT)
     dx, dx_dot = tl.zeros([BN, BI], tl.float32), tl.zeros([BN, BI], tl.float32)
@@ -193,19 +202,13 @@ def linear_weight_kernel(
     g, g_bias = tl.zeros([BO, BI], tl.float32), tl.zeros([BO], tl.float32)
     for at in range(0, N, BN):
         o_n = at + tl.arange(0, BN)
-        dz = matrix(p_dz, o_n, o_o, N, OUT)
-        x = matrix(p_x, o_n, o_i, N, IN)
-        if DUAL:
-            dz_dot = matrix(p_dz_dot, o_n, o_o, N, OUT)
-            g = accumulate(g, tl.trans(dz_dot), x, PRECISION)
-            g_bias += tl.sum(dz_dot.to(tl.float32), 0)
-        else:
-            g = accumulate(g, tl.trans(dz), x, PRECISION)
-            g_bias += tl.sum(dz.to(tl.float32), 0)
+        moving = turned(p_dz_dot if DUAL else p_dz, o_o, o_n, N, OUT)
+        g = accumulate(g, moving, matrix(p_x, o_n, o_i, N, IN), PRECISION)
+        g_bias += tl.sum(moving.to(tl.float32), 1)
         if X_MOVES:
-            g = accumulate(g, tl.trans(dz), matrix(p_x_dot, o_n, o_i, N, IN), PRECISION)
-    w_at = tl.multiple_of(w_at, 4)
-    p_phi += i_task * tl.multiple_of(row, 4) + w_at
+            g = accumulate(g, turned(p_dz, o_o, o_n, N, OUT), matrix(p_x_dot, o_n, o_i, N, IN), PRECISION)
+    w_at *= 4
+    p_phi += i_task * (row * 4) + w_at
     p_to += i_task * P + w_at
     p_with += i_task * P + w_at
     p_state += i_task * STATES * P + w_at

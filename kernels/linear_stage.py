@@ -87,7 +87,7 @@ class LinearStage:
         tensors = (*x.both, z.both[0], y.both[0], z.both[1], y.both[1])
         launch(
             linear_forward_kernel, tiles.grid(tasks, samples, outputs), *weights.phi.both, *tensors, weights.row,
-            self.layer.w_at, label=self._label(dual * "dual", (not primal) * "tangents"), N=samples,
+            self.layer.w_at // 4, label=self._label(dual * "dual", (not primal) * "tangents"), N=samples,
             BIAS=self._bias(), PRIMAL=primal, DUAL=dual, STORE_Y=y.value is not z.value, X_MOVES=x.dot is not None,
             **self._sizes(), **self.layer.act.constants(), **tiles.constants("BN", "BO", "BI"),
         )  # fmt: skip
@@ -98,7 +98,7 @@ class LinearStage:
         dual = dz.dot is not None
         launch(
             linear_weight_kernel, tiles.grid(tasks, self.layer.outputs, self.layer.inputs), weights.phi.value, *dz.both,
-            *x.both, *sink.tensors, weights.row, self.layer.w_at, *sink.ends,
+            *x.both, *sink.tensors, weights.row, self.layer.w_at // 4, *sink.ends,
             label=self._label(dual * "dual", sink.options["SINK"]), N=samples, BIAS=self._bias(), DUAL=dual,
             X_MOVES=x.dot is not None, **sink.options, **self._sizes(), **tiles.constants("BO", "BI", "BN"),
         )  # fmt: skip
@@ -110,7 +110,7 @@ class LinearStage:
         dx = below.z.like(dz.value.dtype)
         launch(
             linear_backward_kernel, tiles.grid(tasks, samples, self.layer.inputs), *weights.phi.both, *dz.both,
-            *below.z.both, *dx.both, weights.row, self.layer.w_at, label=self._label(dual * "dual"), N=samples,
+            *below.z.both, *dx.both, weights.row, self.layer.w_at // 4, label=self._label(dual * "dual"), N=samples,
             DUAL=dual, **self._sizes(), **below.act.constants(), **tiles.constants("BN", "BI", "BO"),
         )  # fmt: skip
         return dx

@@ -12,7 +12,7 @@ from .description import Adapted, Chain, InnerRule, LossRule, Rates, block
 from .launch import launch
 from .mean_over_tasks import mean_kernel
 from .mlp_loop import adapt_kernel, adjoint_kernel, apply_kernel
-from .tiles import MOST_REGISTERS, STAGES, dot_precision, streams, warps
+from .tiles import MEAN_TASKS, MOST_REGISTERS, STAGES, dot_precision, mean_tiles, streams, warps
 
 
 @dataclass(frozen=True)
@@ -111,11 +111,20 @@ class MLP:
 
 def mean_over_tasks(lam: Tensor, losses: Tensor, finite: Tensor) -> tuple[Tensor, Tensor]:
     """Means over the finite tasks: of the adjoints [T, P] → [P], and of the losses [T] → []."""
+    counts = finite
+    while lam.shape[0] > MEAN_TASKS:
+        lam, losses, counts = _sums(lam, losses, counts, last=False)
+    gradient, loss, _ = _sums(lam, losses, counts, last=True)
+    return gradient[0], loss[0]
+
+
+def _sums(lam: Tensor, losses: Tensor, counts: Tensor, *, last: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """What `mean_kernel` leaves of shares of tasks: λ_0 [shares, P], losses and counts [shares]."""
     tasks, size = lam.shape
-    gradient, loss = lam.new_empty(size), lam.new_empty(())
-    width = 512  # 128 bits a thread
+    shares, tiles = mean_tiles(tasks)
+    gradient, loss, count = lam.new_empty(shares, size), lam.new_empty(shares), lam.new_empty(shares)
     launch(
-        mean_kernel, (triton.cdiv(size, width),), lam, losses, finite, gradient, loss, T=tasks, P=size, BLOCK=width,
-        num_warps=4,
+        mean_kernel, (shares * triton.cdiv(size, tiles["BLOCK"]),), lam, losses, counts, gradient, loss, count, tasks,
+        P=size, LAST=last, **tiles,
     )  # fmt: skip
-    return gradient, loss
+    return gradient, loss, count

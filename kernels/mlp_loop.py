@@ -172,7 +172,7 @@ def apply_kernel(
     if REPTILE:
         o_p = tl.arange(0, 1024)
         for p in range(0, P, 1024):
-            theta = tl.load(p_phis + R * T * P + p + o_p, mask=p + o_p < P, other=0.0)
+            theta = tl.load(p_phis + phi_row(0, i_task, T, R) * P + p + o_p, mask=p + o_p < P, other=0.0)
             phi = tl.load(p_phi + p + o_p, mask=p + o_p < P, other=0.0)
             tl.store(p_lam + p + o_p, theta - phi, mask=p + o_p < P)
     if LAST:

@@ -152,6 +152,7 @@ def backward_dot(
         d_dot = f1 * dy_dot + curvature(zs[j], j, ACTS, ARGS) * zs_dot[j] * dy
         if B_AT[j] >= 0:
             offsets, m_load, m_store = bias_block(DIMS[j + 1], BLOCKS[j + 1])
+            tl.debug_barrier()  # all have read λ of this bias, of which `forward_dot` made v, before it changes
             push(tl.sum(d_dot, 0), B_AT[j], offsets, m_load, m_store, p_lam, p_sigma, p_v, p_lr, p_steps, last, RULE,
                  HYPER, LR_EACH)  # fmt: skip
         offsets, m_load, m_store = weight_block(DIMS[j + 1], DIMS[j], BLOCKS[j + 1], BLOCKS[j])

@@ -290,3 +290,5 @@ def backward_dot(
         layer_adjoint(p_room, p_d, p_lam, p_sigma, p_v, p_lr, p_steps, last, BN, DEPTH, j, DIMS[j + 1], DIMS[j],
                       BLOCKS[j + 1], BLOCKS[j], W_AT, B_AT, ROOM, ACTS, ARGS, RULE, HYPER, LR_EACH,
                       PRECISION)  # fmt: skip
+        if j > 0:
+            tl.debug_barrier()  # the next layer's cotangents overwrite those that this one read

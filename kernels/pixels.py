@@ -29,7 +29,8 @@ def pixel(o_r, H: tl.constexpr, W: tl.constexpr):
 def patches(p_x, o_r, at, N: tl.constexpr, G: tl.constexpr, BK: tl.constexpr):
     """[BR, BK] values of x under a filter's values at … at + BK, taps × channels, for output pixels o_r; zero outside.
 
-    Where BK divides C they belong to one tap, and only channels differ along a row: loads are as wide as they can be.
+    Where BK divides C they belong to one tap, and only channels differ along a row: loads are as wide as they can be,
+    if the channel is a difference: of a remainder Triton 3.6 does not know what divides it, and loads singly.
     """
     H: tl.constexpr = G[0]
     W: tl.constexpr = G[1]
@@ -42,13 +43,13 @@ def patches(p_x, o_r, at, N: tl.constexpr, G: tl.constexpr, BK: tl.constexpr):
         tap = at // C
         y, x = h + tap // KERNEL, w + tap % KERNEL
         mask = (m_r & (y >= 0) & (y < H) & (x >= 0) & (x < W))[:, None]
-        offsets = (((n * H + y) * W + x) * C)[:, None] + (at % C + tl.arange(0, BK))[None, :]
+        offsets = (((n * H + y) * W + x) * C)[:, None] + (at - tap * C + tl.arange(0, BK))[None, :]
     else:
         o_k = at + tl.arange(0, BK)
         tap = o_k // C
         y, x = h[:, None] + (tap // KERNEL)[None, :], w[:, None] + (tap % KERNEL)[None, :]
         mask = m_r[:, None] & (tap < KERNEL * KERNEL)[None, :] & (y >= 0) & (y < H) & (x >= 0) & (x < W)
-        offsets = ((n * H)[:, None] + y) * (W * C) + x * C + (o_k % C)[None, :]
+        offsets = ((n * H)[:, None] + y) * (W * C) + x * C + (o_k - tap * C)[None, :]
     return tl.load(p_x + offsets, mask=mask, other=0.0)
 
 
@@ -69,7 +70,8 @@ def covering(p_dz, o_r, at, N: tl.constexpr, G: tl.constexpr, BK: tl.constexpr):
         mask = (m_r & (y >= 0) & (y < HO * STRIDE) & (x >= 0) & (x < WO * STRIDE))[:, None]
         if STRIDE > 1:
             mask = mask & ((y % STRIDE == 0) & (x % STRIDE == 0))[:, None]
-        offsets = (((n * HO + y // STRIDE) * WO + x // STRIDE) * OUT)[:, None] + (at % OUT + tl.arange(0, BK))[None, :]
+        o_o = at - tap * OUT + tl.arange(0, BK)
+        offsets = (((n * HO + y // STRIDE) * WO + x // STRIDE) * OUT)[:, None] + o_o[None, :]
     else:
         o_k = at + tl.arange(0, BK)
         tap = o_k // OUT
@@ -78,7 +80,7 @@ def covering(p_dz, o_r, at, N: tl.constexpr, G: tl.constexpr, BK: tl.constexpr):
         mask = mask & (x < WO * STRIDE)
         if STRIDE > 1:
             mask = mask & (y % STRIDE == 0) & (x % STRIDE == 0)
-        offsets = ((n * HO)[:, None] + y // STRIDE) * (WO * OUT) + x // STRIDE * OUT + (o_k % OUT)[None, :]
+        offsets = ((n * HO)[:, None] + y // STRIDE) * (WO * OUT) + x // STRIDE * OUT + (o_k - tap * OUT)[None, :]
     return tl.load(p_dz + offsets, mask=mask, other=0.0)
 
 
@@ -90,9 +92,11 @@ def filters(p_w, at, o_c, G: tl.constexpr, BK: tl.constexpr):
     TAPS: tl.constexpr = G[6] * G[6]
     o_k = at + tl.arange(0, BK)
     if OUT % BK == 0:
-        rows = (at % OUT + tl.arange(0, BK)) * (TAPS * C) + at // OUT * C
+        tap = at // OUT
+        rows = (at - tap * OUT + tl.arange(0, BK)) * (TAPS * C) + tap * C
     else:
-        rows = o_k % OUT * (TAPS * C) + o_k // OUT * C
+        tap = o_k // OUT
+        rows = (o_k - tap * OUT) * (TAPS * C) + tap * C
     mask = (o_k < TAPS * OUT)[:, None] & (o_c < C)[None, :]
     return tl.load(p_w + rows[:, None] + o_c[None, :], mask=mask, other=0.0)
 

@@ -29,7 +29,7 @@ class Dual(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """φ of all tasks and the direction v of a sweep of tangents; rows of φ are `row` values apart: P, or 0 at θ."""
+    """φ of all tasks and the direction v of a sweep of tangents; rows of φ are `row` × 4 values apart: P, or 0 at θ."""
 
     phi: Dual
     row: int

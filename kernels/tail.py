@@ -51,7 +51,7 @@ class LinearTail:
             parts = into.losses.new_empty(tasks, triton.cdiv(samples, loss_tiles(classes)[0]))
             self._loss(at, target, parts, at.z, value=True)
             launch(
-                losses_kernel, (tasks,), parts, *into, TILES=parts.shape[1],
+                losses_kernel, (tasks,), parts, *into, parts.shape[1],
                 BLOCK=triton.next_power_of_2(parts.shape[1]), num_warps=4,
             )  # fmt: skip
         return at.y.value

@@ -77,9 +77,15 @@ def streams(blocks: tuple[int, ...], states: int) -> bool:
 LAYER_STAGES = 2
 """Of `linear_forward_kernel` and `linear_backward_kernel`: while one block is multiplied the next is loaded."""
 
-WEIGHT_STAGES = 1
-"""Of `linear_weight_kernel`, both of whose operands are transposed: loading ahead, tf32 products take 197 accesses of
-4 bytes and none of 16 (sm_90, 256 → 256), without 69 and 16."""
+WEIGHT_STAGES = 3
+"""Of the kernels that make weights' gradients."""
+
+
+def _weight_warps(precision: str) -> int:
+    """Of those kernels. Warp groups multiply tf32 only where what is summed over lies side by side in shared memory; so
+    they copy 4 bytes at a time from gradients, where it does not (sm_90). Two warps multiply for themselves, and copy
+    16. Three tf32 products each take too many registers for two (100 bytes of stack), and are copied as they come."""
+    return 2 if precision == "tf32" else 4
 
 
 class Tiles(NamedTuple):
@@ -96,10 +102,6 @@ class Tiles(NamedTuple):
     def grid(self, tasks: int, rows: int, columns: int) -> tuple[int]:
         """Programs for one result [rows, columns] a task."""
         return (tasks * -(-rows // self.rows) * -(-columns // self.columns),)
-
-    def joined(self, other: Tiles) -> Tiles:
-        """These, of a kernel that makes tiles of both kinds."""
-        return self._replace(warps=max(self.warps, other.warps), most_registers=other.most_registers)
 
     def constants(self, rows: str, columns: str, depth: str) -> dict[str, Any]:
         """The kernel's compile-time arguments, of these names."""
@@ -157,12 +159,26 @@ def layer_tiles(precision: str, samples: int, summed: int, columns: int, *, dual
 def weight_tiles(precision: str, samples: int, inputs: int, outputs: int) -> Tiles:
     """Of `linear_weight_kernel`: 64 × 64, or a layer of 256 × 256 gives too few programs (256 for 16 tasks)."""
     depth = min(block(samples), _depth(precision))
-    return Tiles(min(block(outputs), 64), min(block(inputs), 64), depth, 4, WEIGHT_STAGES, _layer_precision(precision))
+    rows, columns = min(block(outputs), 64), min(block(inputs), 64)
+    precise, registers = _layer_precision(precision), None if _generation() == 9 else MOST_REGISTERS
+    return Tiles(rows, columns, depth, _weight_warps(precision), WEIGHT_STAGES, precise, registers)
 
 
 def loss_tiles(classes: int) -> tuple[int, int]:
     """Samples a program of `loss_kernel` takes, all of whose outputs it holds, and its warps."""
     return max(1, min(128, 4096 // block(classes))), 4
+
+
+MEAN_TASKS = 128
+"""Whose mean one launch takes. Of more, every share of so many leaves sums, and another launch adds those."""
+
+
+def mean_tiles(tasks: int) -> tuple[int, dict[str, Any]]:
+    """Shares of the tasks in a launch of `mean_kernel`, and its compile-time arguments, which hardly depend on how many
+    tasks there are. A thread has 32 values at a time on their way; 10,000 tasks of 1,764 values are 1,106 programs."""
+    rows = min(1 << (tasks - 1).bit_length(), 32)
+    each = -(-min(tasks, MEAN_TASKS) // rows)
+    return -(-tasks // MEAN_TASKS), {"EACH": each, "BT": rows, "BLOCK": 128, "num_warps": 4}
 
 
 class PixelTiles(NamedTuple):
@@ -214,8 +230,8 @@ def pixel_shares(rows: int, tile: int) -> tuple[int, int]:
 MOST_TERMS = 16
 """Of a weight's gradient: one program adds them up."""
 
-PROGRAMS = 264
-"""Two for each multiprocessor of an H200: from there on a weight's gradient is not shared out further."""
+PROGRAMS = 528
+"""Four for each multiprocessor of an H200: from there on a weight's gradient is not shared out further."""
 
 
 @contextmanager
@@ -228,6 +244,17 @@ def shared_among(programs: int) -> Iterator[None]:
         yield
     finally:
         PROGRAMS = before
+
+
+ROW_BLOCK = 2048
+"""Values of a row that a program takes at a time which looks for what is not finite."""
+
+
+def row_shares(size: int, tasks: int) -> tuple[int, dict[str, Any]]:
+    """Programs of such a launch over a row of so many values of every task, and its compile-time arguments."""
+    shares, each = _shares(size, ROW_BLOCK, -(-PROGRAMS // tasks)) if size else (1, 0)
+    options = {"SIZE": size, "SHARES": shares, "EACH": each, "BS": 1 << (shares - 1).bit_length()}
+    return tasks * shares, {**options, "BLOCK": ROW_BLOCK, "num_warps": 4}
 
 
 def weight_shares(rows: int, tile: int, programs: int) -> tuple[int, int]:
@@ -255,7 +282,8 @@ def again_tiles(precision: str, pixels: int, filters: int, taps: int, channels: 
     """Of `block_weight_kernel`, which makes dz besides. 32 pixels at a time take 288 bytes of stack (84×84×3→32,
     tangents, sm_90, float32), 64 filters 620 on sm_80 (28×28×1→64), 32 filters 8 on sm_100."""
     tiles = conv_weight_tiles(precision, pixels, filters, taps, channels)
-    return tiles._replace(rows=min(tiles.rows, {8: 32, 9: 64}.get(_generation(), 16)), depth=16)
+    rows = min(tiles.rows, {8: 32, 9: 64}.get(_generation(), 16))
+    return tiles._replace(rows=rows, depth=16, warps=4, stages=1)
 
 
 HEAD_COLUMNS = 128
@@ -294,6 +322,10 @@ def _taps_depth(precision: str, taps: int, unit: int) -> int:
     return min(block(taps * unit), most)
 
 
+CONV_COLUMNS = 64
+"""Most channels of a convolution's tile."""
+
+
 def _conv_rows(dual: bool) -> int:
     """Pixels of a convolution's tile; dual ones have two results to hold, which takes 44 bytes of stack on sm_80 with
     64 pixels (28×28×1→64, float32)."""
@@ -309,14 +341,31 @@ def conv_tiles(precision: str, pixels: int, taps: int, unit: int, columns: int, 
     depth = _taps_depth(precision, taps, unit)
     if dual and (precision == "float32" or _generation() >= 10):
         depth = 16  # with 32, 240 bytes of stack on sm_90 (14×14×64→64, Triton 3.6), 48 on sm_100 (84×84×3→32)
-    rows, columns = min(block(pixels), _conv_rows(dual)), min(block(columns), 64)
+    rows, columns = min(block(pixels), _conv_rows(dual)), min(block(columns), CONV_COLUMNS)
     warps = 8 if rows * columns >= 4096 and _generation() < 10 else 4
     registers = None if _generation() == 9 else MOST_REGISTERS
+    if _generation() == 9 and precision == "float32" and not dual:
+        registers = 128  # or 130 to 138, with which no two programs share a multiprocessor
     return Tiles(rows, columns, depth, warps, LAYER_STAGES, _layer_precision(precision), registers)
+
+
+def image_tiles(precision: str, pixels: int, taps: int, filters: int, channels: int, *, dual: bool) -> Tiles:
+    """Of `conv_image_kernel`, which may have dz to make: 8 bytes of stack with 128 registers (sm_90, float32)."""
+    tiles = conv_tiles(precision, pixels, taps, filters, channels, dual=dual)
+    return tiles._replace(most_registers=None if _generation() == 9 else MOST_REGISTERS)
+
+
+def dz_tiles(filters: int, *, dual: bool) -> dict[str, int]:
+    """Pixels and filters at a time of dz in `conv_image_kernel`: more take more registers than its products (174 with
+    32 × 64 tangents, sm_90, tf32, and so one program for two on a multiprocessor)."""
+    pixels, most = (32, 32) if dual else (16, 64)
+    return {"BZ": pixels, "BO": min(block(filters), most)}
 
 
 def conv_weight_tiles(precision: str, pixels: int, filters: int, taps: int, channels: int) -> Tiles:
     """Of a weight's gradient: [filters, taps × channels] from products over pixels."""
     columns = next((n for n in (64, 32, 16) if channels % n == 0), min(block(taps * channels), 64))
     depth = min(block(pixels), _depth(precision))
-    return Tiles(min(block(filters), 64), columns, depth, 4, WEIGHT_STAGES, _layer_precision(precision))
+    precise, registers = _layer_precision(precision), None if _generation() == 9 else MOST_REGISTERS
+    warps = _weight_warps(precision)
+    return Tiles(min(block(filters), 64), columns, depth, warps, WEIGHT_STAGES, precise, registers)

@@ -64,6 +64,16 @@ SLOW: dict[str, tuple[str, ...]] = {
     "tests/kernels/test_kernels_mlp_loop.py::test_regression": ("sinusoid", "adam", "nesterov", "batches"),
     "tests/kernels/test_kernels_mlp_loop.py::test_classification": ("127 wide", "one sample of width 1"),
     "tests/kernels/test_kernels_mlp_loop.py::test_golden": ("mlp_classifier_maml_k2",),
+    "tests/kernels/test_kernels_races.py::test_perceptrons": ("*-nesterov", "*-adam"),
+    "tests/kernels/test_kernels_races.py::test_wide_perceptrons": (),
+    "tests/kernels/test_kernels_races.py::test_layers": ("adam",),
+    "tests/kernels/test_kernels_races.py::test_convolutions": ("adam",),
+    "tests/kernels/test_kernels_races.py::test_shapes_of_convolutions": ("stride 2, odd sides",),
+    "tests/kernels/test_kernels_races.py::test_a_barrier_that_is_taken_out_leaves_a_race": (
+        "all have read*of this bias",
+        "the next layer*",
+        "total.*",
+    ),
     "tests/kernels/test_kernels_matrix.py::test_a_meta_step_and_learners": (
         "*-mlp_loop",
         "maml-*-linear",

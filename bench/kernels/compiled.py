@@ -60,10 +60,11 @@ def table(rows: Sequence[Row]) -> str:
     """The rows for people."""
     keys = ("workload", "precision", "kernel", "label", "launches", "programs", "warps", "registers", "stack",
             "spilled", "shared", "occupancy")  # fmt: skip
-    head = (*keys, "matrix", "128-bit", "narrower")
+    rest = ("wide", "narrow", "loop", "loop_wide", "loop_narrow")
+    head = (*keys, "matrix", "128-bit", "narrower", "loop", "its loads of 128 bit", "narrower")
     lines: list[tuple[str, ...]] = [head]
     for row in rows:
         matrix = " ".join(f"{n} {kind}" for kind, n in row["matrix"].items()) or "-"
-        lines.append((*(str(row[key]) for key in keys), matrix, str(row["wide"]), str(row["narrow"])))
+        lines.append((*(str(row[key]) for key in keys), matrix, *(str(row[key]) for key in rest)))
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths, strict=True)).rstrip() for line in lines)

@@ -229,3 +229,20 @@ def test_a_learning_rate_for_every_step_and_parameter():
     kernels.apply(adapted, 2, qx, qy, LossRule("mse"), lam=lam)
     kernels.adjoint(adapted, lam, x, y, rates=lr)
     torch.testing.assert_close(lam[:, used].double(), torch.stack(want)[:, used], rtol=1e-5, atol=1e-6)
+
+
+def test_rows_of_more_values_than_32_bits_count():
+    """θ lies behind R sets of T rows of P values."""
+    import triton
+    import triton.language as tl
+    from fastmeta.kernels.launch import launch
+    from fastmeta.kernels.mlp_loop import phi_row
+
+    @triton.jit(do_not_specialize=["T", "R"])
+    def place_kernel(p_at, T, R, P: tl.constexpr, ROW: tl.constexpr):
+        i_task = tl.program_id(0).to(tl.int64)
+        tl.store(p_at + i_task, ROW(0, i_task, T, R) * P)
+
+    at = torch.zeros(2, dtype=torch.int64, device=DEVICE)
+    launch(place_kernel, (2,), at, 10_000, 2, P=132_000, ROW=phi_row)
+    assert at.tolist() == [2 * 10_000 * 132_000] * 2
