@@ -78,7 +78,13 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "fastmeta.trajectories",
     ),
     "fastmeta": ("fastmeta.algorithms", "fastmeta.optim", "fastmeta.trajectories"),
-    "fastmeta.train": ("fastmeta", "fastmeta.algorithms", "fastmeta.optim", "fastmeta.tasks", "fastmeta.models"),
+    "fastmeta.doctor": (  # looks at what runs a program
+        *("fastmeta", "fastmeta.engine", "fastmeta.engine.auto", "fastmeta.engine.backends", "fastmeta.models"),
+    ),
+    "fastmeta.train": (
+        *("fastmeta", "fastmeta.algorithms", "fastmeta.optim", "fastmeta.tasks", "fastmeta.models"),
+        "fastmeta.doctor",
+    ),
     "fastmeta.__main__": ("fastmeta.train",),
 }
 

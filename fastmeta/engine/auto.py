@@ -83,7 +83,7 @@ class KernelTrials:
             return _on_torch(made, options, 'proof="off" leaves out the proof that Triton kernels run after')
         details = (f"auto: {verdict.source}; {_options(options)}", *verdict.lines())
         if not verdict.taken:
-            return _on_torch(made, options, verdict.why, details)
+            return _on_torch(made, options, verdict.why, details, failed=verdict.failed)
         kernels = make_kernels(made.engine, graph, batch.tasks, options)
         kernels.proof = made.proof
         kernels.choice = Choice("triton", verdict.why, graph, details=details)
@@ -264,13 +264,15 @@ def seconds(call: Callable[[], object], times: int, device: torch.device) -> flo
     return begin.elapsed_time(end) / 1e3 / times
 
 
-def _on_torch(made: Planned, options: Options, why: str, details: tuple[str, ...] = ()) -> Planned:
+def _on_torch(
+    made: Planned, options: Options, why: str, details: tuple[str, ...] = (), *, failed: bool = False
+) -> Planned:
     if options.precision == "bfloat16":
         raise ValueError(
             f'precision="bfloat16" needs Triton kernels, and this runs on torch ops: {why}. Use precision="float32" '
             'or "tf32"'
         )
-    made.choice = Choice("torch", why, details=details)
+    made.choice = Choice("torch", why, details=details, failed=failed)
     return made
 
 

@@ -22,6 +22,7 @@ class Choice(NamedTuple):
         graph: what Triton kernels run, where they were chosen.
         candidate: what they could run, where "auto" takes torch ops until they have proved themselves.
         details: more lines of `explain()`.
+        failed: whether kernels would run, had they not raised or computed something else.
     """
 
     backend: str
@@ -29,6 +30,7 @@ class Choice(NamedTuple):
     graph: Graph | None = None
     candidate: Graph | None = None
     details: tuple[str, ...] = ()
+    failed: bool = False
 
 
 def check_engine(engine: Engine, start: str) -> None:

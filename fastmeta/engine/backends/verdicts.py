@@ -209,6 +209,18 @@ class VerdictStore:
             return
         self._forget()
 
+    def try_to_write(self) -> str:
+        """Why nothing can be kept; empty where it can."""
+        if self.folder is not None:
+            self.problem = ""
+            try:
+                self._make(self.folder)
+                with tempfile.TemporaryFile(dir=self.folder):
+                    pass
+            except OSError as error:
+                self.problem = str(error)
+        return self.problem
+
     @staticmethod
     def _make(folder: Path) -> None:
         """The folder, for its owner alone."""
