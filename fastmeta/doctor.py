@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from fastmeta import MAML, SGD, __version__
 from fastmeta.engine.auto import machine_of
+from fastmeta.engine.backends import choose
 from fastmeta.engine.backends.base import Planned
-from fastmeta.engine.backends.choose import graph_of
 from fastmeta.engine.backends.perceptron import NotTaken
 from fastmeta.engine.backends.verdicts import PLACE, VerdictStore
 from fastmeta.engine.batch import TaskBatch
@@ -127,7 +127,7 @@ class Examined(NamedTuple):
 
 def examine(name: str, device: torch.device, *, precision: Precision = "float32") -> Examined:
     """Plans a workload, and on a GPU tries its kernels beside torch ops, as a first meta-step does."""
-    workload, gpu = WORKLOADS[name], device.type == "cuda"
+    workload, gpu = WORKLOADS[name], _runs_kernels(device)
     try:
         learner = workload.learner(device, tried=gpu, precision=precision if gpu else "float32")
         backend = learner.session(workload.batch(workload.tasks if gpu else 1, device)).backend
@@ -137,14 +137,14 @@ def examine(name: str, device: torch.device, *, precision: Precision = "float32"
         return Examined(name, "unknown", "none", str(error), (), True)
     assert isinstance(backend, Planned), "networks of known layers have plans"
     try:
-        graph_of(backend.engine)
+        choose.graph_of(backend.engine)
         kernels = "yes"
     except NotTaken as reason:
         kernels = f"no: {reason}"
     except ImportError:
         kernels = "unknown, as Triton cannot be imported"
-    choice = backend.choice
-    return Examined(name, kernels, choice.backend, choice.why, choice.details, choice.failed)
+    found = backend.choice
+    return Examined(name, kernels, found.backend, found.why, found.details, found.failed)
 
 
 def missing(device: torch.device) -> Iterator[str]:
@@ -153,16 +153,19 @@ def missing(device: torch.device) -> Iterator[str]:
         yield "there is an NVIDIA GPU, and this PyTorch is a build for CPUs: install one for CUDA (pytorch.org)"
     elif torch.version.cuda is not None and _has_nvidia_gpu() and not torch.cuda.is_available():
         yield "there is an NVIDIA GPU, and PyTorch cannot use it: the driver is too old, or the GPU hidden or in use"
-    triton = _triton_problem()
-    if device.type == "cuda" and triton:
-        yield f"{triton}: kernels need it (pip install triton)"
-    if device.type == "cuda" and not _compiler():
+    if _runs_kernels(device) and (problem := _triton_problem()):
+        yield f"{problem}: kernels need it (pip install triton)"
+    if _runs_kernels(device) and not _compiler():
         yield "there is no C compiler (gcc, clang or $CC), which Triton starts its kernels through: install one"
-    if device.type == "cuda" and os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
+    if _runs_kernels(device) and os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
         yield "TRITON_INTERPRET is set, so that no kernel runs on the GPU: unset it"
     problem = VerdictStore().try_to_write()
     if problem:
         yield f"nothing can be kept on disk, and every process tries kernels anew: {problem}. Set {PLACE} to a folder"
+
+
+def _runs_kernels(device: torch.device) -> bool:
+    return device.type in choose.KERNEL_DEVICES
 
 
 def _has_nvidia_gpu() -> bool:
@@ -194,11 +197,10 @@ def described(device: torch.device) -> Iterator[tuple[str, str]]:
     if device.type == "cuda":
         size = facts["memory"] / 2**30
         major, minor = facts["capability"]
-        yield (
-            "device",
-            f"{facts['name']}, {facts['multiprocessors']} multiprocessors, {size:.0f} GiB, sm_{major}{minor}",
-        )
-        yield "driver", f"CUDA {versions['driver']}"
+        sm = f"sm_{major}{minor}, {facts['multiprocessors']} multiprocessors"
+        yield "device", f"{facts['name']}, {sm}, {size:.0f} GiB"
+        driver = int(versions["driver"])
+        yield "driver", f"for CUDA {driver // 1000}.{driver % 1000 // 10}"
     else:
         yield "device", f"{device}: no GPU is used here, so that plain torch ops run every program"
     yield "C compiler", _compiler() or "none"
