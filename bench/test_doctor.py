@@ -23,7 +23,7 @@ def test_the_same_network_data_and_inner_loop(name: str):
         *(want.sample_shape, want.tasks, want.support, want.query, want.steps, want.lr),
     )
     layers = [
-        [(type(layer), repr(layer), [p.shape for p in layer.parameters()]) for layer in model]
+        [(type(layer), repr(layer), [p.shape for p in layer.parameters()]) for layer in model.children()]
         for model in (mine.network(), want.model())
     ]
     assert layers[0] == layers[1]

@@ -61,7 +61,7 @@ def writes_to(tensor: Tensor) -> int:
 def cuda_driver_version() -> int | None:
     """Of CUDA that the driver has, 12080 for 12.8; None where there is no driver."""
     try:
-        return int(torch._C._cuda_getDriverVersion())
+        return int(torch._C._cuda_getDriverVersion())  # pyright: ignore[reportAttributeAccessIssue]
     except (AttributeError, RuntimeError):  # PyTorch for CPUs
         return None
 

@@ -17,7 +17,7 @@ from dataclasses import is_dataclass
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -26,7 +26,6 @@ from fastmeta.program.losses import PlannedLoss
 from fastmeta.program.program import Program, leaves_of
 
 from .autograd import numerics
-from .backends.base import Planned
 from .backends.choose import Choice
 from .backends.convnet import Graph
 from .backends.cuda_graph import MetaStepGraphs
@@ -39,6 +38,9 @@ from .objective import Objective
 from .options import Kind, Options
 from .proof import undisturbed
 from .recent import Recent
+
+if TYPE_CHECKING:  # Triton is optional
+    from .backends.triton import TritonBackend
 
 Clock = Callable[[Callable[[], object], int, torch.device], float]
 """(call, how often, device) → seconds of one of the calls."""
@@ -65,8 +67,8 @@ class KernelTrials:
         self._known: Recent[str, KernelVerdict] = Recent()
 
     def decided(
-        self, made: Planned, program: Program, options: Options, batch: TaskBatch, kind: Kind, *, with_loss: bool
-    ) -> Planned:
+        self, made: TorchBackend, program: Program, options: Options, batch: TaskBatch, kind: Kind, *, with_loss: bool
+    ) -> TorchBackend | TritonBackend:
         """Torch ops as they were made, or Triton kernels in their place.
 
         Raises:
@@ -151,13 +153,23 @@ class KernelTrial:
 
     def verdict(self) -> tuple[KernelVerdict, bool]:
         """The verdict, and whether it holds for other processes too."""
-        with undisturbed(self._device), torch.no_grad(), numerics(self._device, self._options.precision):
-            try:
-                return self._tried(), True
-            except KernelsFail as failure:
-                return self._says(False, f"Triton kernels are not used: {failure}", failed=True), True
-            except Undecided as reason:
-                return self._says(False, f"Triton kernels could not be tried: {reason}"), False
+        found: tuple[KernelVerdict, bool] | None = None
+        try:
+            with undisturbed(self._device), torch.no_grad(), numerics(self._device, self._options.precision):
+                found = self._outcome()
+        except Exception:
+            if found is None or not found[0].failed:
+                raise
+            # kernels that left the GPU in disorder, so that its random state cannot be set back
+        return found
+
+    def _outcome(self) -> tuple[KernelVerdict, bool]:
+        try:
+            return self._tried(), True
+        except KernelsFail as failure:
+            return self._says(False, f"Triton kernels are not used: {failure}", failed=True), True
+        except Undecided as reason:
+            return self._says(False, f"Triton kernels could not be tried: {reason}"), False
 
     def _tried(self) -> KernelVerdict:
         asked, options = self._asked, self._options
@@ -171,7 +183,7 @@ class KernelTrial:
             return self._says(True, "Triton kernels proved right, and nothing else has bfloat16")
         return self._faster(kernels)
 
-    def _faster(self, kernels: Planned) -> KernelVerdict:
+    def _faster(self, kernels: TritonBackend) -> KernelVerdict:
         """The kernels are right: which way is faster."""
         asked = self._asked
         plain = TorchBackend(asked.engine, asked.tasks, chunk=self._options.task_chunk, compiled=False)
@@ -195,7 +207,7 @@ class KernelTrial:
             return self._says(True, "Triton kernels proved right and faster", (torch_s, kernels_s))
         return self._says(False, "Triton kernels proved right, and torch ops are no slower", (torch_s, kernels_s))
 
-    def _way(self, backend: Planned) -> Callable[[], object]:
+    def _way(self, backend: TorchBackend | TritonBackend) -> Callable[[], object]:
         """The call as sessions make it."""
         asked = self._asked
         if asked.call != "meta-step" or not self._options.cuda_graph:
@@ -240,7 +252,7 @@ def left_out(engine: Engine, options: Options, batch: TaskBatch) -> str:
     return ""
 
 
-def make_kernels(engine: Engine, graph: Graph, tasks: int, options: Options) -> Planned:
+def make_kernels(engine: Engine, graph: Graph, tasks: int, options: Options) -> TritonBackend:
     """The backend of Triton kernels."""
     from .backends.triton import TritonBackend
 
@@ -265,8 +277,8 @@ def seconds(call: Callable[[], object], times: int, device: torch.device) -> flo
 
 
 def _on_torch(
-    made: Planned, options: Options, why: str, details: tuple[str, ...] = (), *, failed: bool = False
-) -> Planned:
+    made: TorchBackend, options: Options, why: str, details: tuple[str, ...] = (), *, failed: bool = False
+) -> TorchBackend:
     if options.precision == "bfloat16":
         raise ValueError(
             f'precision="bfloat16" needs Triton kernels, and this runs on torch ops: {why}. Use precision="float32" '

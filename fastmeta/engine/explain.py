@@ -20,8 +20,10 @@ def explain(title: str, program: Program, options: Options, plans: PlanCache) ->
     """A report of a meta-learner: a line per op after the first call, a line on tracing before it."""
     latest = plans.latest
     engine = latest.engine if isinstance(latest, Planned) else None
-    decided = options.backend == "auto" and isinstance(latest, Planned)
-    choice = latest.choice if decided else choose(options.backend, program.layout.device, engine)
+    if options.backend == "auto" and isinstance(latest, Planned):
+        choice = latest.choice
+    else:
+        choice = choose(options.backend, program.layout.device, engine)
     values, shared = (sum(s.numel() for s in layout.shapes) for layout in (program.layout, program.shared))
     steps = f"{options.inner_steps} inner step(s)"
     if options.query_batch_size is not None:

@@ -12,6 +12,7 @@ from fastmeta.program.program import Program, leaves_of
 from .auto import KernelTrials
 from .backends.base import Backend, Planned
 from .backends.one_by_one import OneByOne
+from .backends.torch_ops import TorchBackend
 from .batch import TaskBatch
 from .call import signature
 from .checks import check_batch
@@ -47,11 +48,11 @@ class Ladder:
         made = make_backend(program, options, batch, kind, with_loss=with_loss)
         if isinstance(made, Planned) and options.proof == "first":
             made = self._proved(made, program, options, batch, kind, losses, with_loss=with_loss)
-        if isinstance(made, Planned) and made.choice.candidate is not None:
+        if isinstance(made, TorchBackend) and made.choice.candidate is not None:
             made = self._kernels.decided(made, program, options, batch, kind, with_loss=with_loss)
         if isinstance(made, OneByOne):
             self._warn_of_idle_options(options, made.why)
-        return made  # pyright: ignore[reportReturnType]  # the two classes of planned backends are
+        return made
 
     def _proved(
         self, made: Planned, program: Program, options: Options, batch: TaskBatch, kind: Kind, losses: Hashable,

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -162,6 +163,40 @@ def test_kernels_that_raise_do_not_run(machine, when):
     assert "RuntimeError: out of shared memory" in backend_line(learner)
     gradients(learner_of(), batch)
     assert machine.made_count == 1, "that they raise is kept"
+
+
+def test_kernels_after_which_nothing_runs_on_the_gpu(machine, monkeypatch):
+    broken = []
+
+    def spoil(_):
+        broken.append(1)
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    def wait(_):
+        if broken:
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    @contextmanager
+    def undisturbed(_):
+        try:
+            yield
+        finally:
+            wait(_)
+
+    machine.spoil = spoil
+    with monkeypatch.context() as patch:
+        patch.setattr(auto, "wait", wait)
+        patch.setattr(auto, "undisturbed", undisturbed)
+        with (
+            pytest.warns(UserWarning, match="they raise RuntimeError: CUDA error"),
+            pytest.raises(RuntimeError, match=r"nothing runs on it any more.*start it again"),
+        ):
+            gradients(learner_of(), batch_of())
+    learner = learner_of()  # of the next process
+    gradients(learner, batch_of())
+    assert "CUDA error" in backend_line(learner)
+    assert "read from the cache" in learner.explain()
+    assert len(broken) == 1
 
 
 def test_kernels_that_do_not_fit_into_memory_are_tried_again_by_the_next_process(machine):
