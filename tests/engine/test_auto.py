@@ -21,6 +21,8 @@ from torch import nn
 import fastmeta
 from fastmeta.engine import auto
 from fastmeta.engine.backends.verdicts import VerdictStore
+from fastmeta.engine.meta_step import MetaInputs
+from fastmeta.engine.objective import Data
 
 pytest.importorskip("triton")
 pytestmark = pytest.mark.proof
@@ -404,6 +406,19 @@ def test_bfloat16_runs_where_kernels_are_right_and_nowhere_else(machine):
         pytest.raises(ValueError, match=message),
     ):
         gradients(learner_of(precision="bfloat16"), batch_of(tasks=4))
+
+
+@pytest.mark.parametrize("dtype, precision", [(torch.bfloat16, "bfloat16"), (torch.float16, "tf32")])
+def test_operands_are_rounded_as_products_do(dtype, precision):
+    x = torch.randn(2000)
+    asked = auto.Asked("query pass", None, MetaInputs((x,)), Data((x,), ()), Data((x, x.long()), ()), None)
+    found = asked.rounded(precision)
+    # float16 has tf32's mantissa; a tie goes up here, and not to the even one
+    want = x.to(dtype).float()
+    assert (found.at.start[0] != want).sum() <= 2
+    assert torch.equal(found.query.inputs[0], found.at.start[0])
+    assert torch.equal(found.query.inputs[1], x.long())
+    assert asked.rounded("float32") is asked
 
 
 def test_random_numbers_are_as_without_a_trial(machine):
