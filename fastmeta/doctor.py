@@ -199,8 +199,9 @@ def described(device: torch.device) -> Iterator[tuple[str, str]]:
         major, minor = facts["capability"]
         sm = f"sm_{major}{minor}, {facts['multiprocessors']} multiprocessors"
         yield "device", f"{facts['name']}, {sm}, {size:.0f} GiB"
-        driver = int(versions["driver"])
-        yield "driver", f"for CUDA {driver // 1000}.{driver % 1000 // 10}"
+        driver = versions["driver"]
+        known = f"for CUDA {int(driver) // 1000}.{int(driver) % 1000 // 10}" if driver.isdigit() else "not known"
+        yield "driver", known
     else:
         yield "device", f"{device}: no GPU is used here, so that plain torch ops run every program"
     yield "C compiler", _compiler() or "none"

@@ -244,8 +244,6 @@ def left_out(engine: Engine, options: Options, batch: TaskBatch) -> str:
     """Why "auto" does not try kernels that take the program: an option or a call that they would not honour."""
     if options.compile:
         return "compile=True asks for compiled torch ops, which Triton kernels are not"
-    if engine.asked is not None:
-        return "the query loss is weighted (weights), which Triton kernels do not do"
     row = torch.empty(1, 0, dtype=engine.outer.layout.dtype, device=engine.outer.layout.device)
     if batch.query_x is None and engine.loop.rule.init(row):
         return f"adapt_further needs the state of {engine.loop.rule!r}, which Triton kernels keep inside"
@@ -326,7 +324,7 @@ def machine_of(device: torch.device) -> Machine:
             "multiprocessors": properties.multi_processor_count, "memory": properties.total_memory,
         }  # fmt: skip
     versions = {
-        "torch": torch.__version__, "triton": triton_version(), "cuda": str(torch.version.cuda),
+        "torch": torch.__version__, "triton": triton_version(), "cuda": str(torch.version.cuda or torch.version.hip),
         "driver": str(cuda_driver_version()), "fastmeta": f"{getattr(sys.modules['fastmeta'], '__version__', '')}"
         f" {_sources()}",
     }  # fmt: skip

@@ -49,6 +49,8 @@ def check_engine(engine: Engine, start: str) -> None:
         raise NotTaken("tasks start at fast weights of their own, and the kernels start all at one row")
     if engine.steps_asked != (loop.steps,):
         raise NotTaken("the query loss counts at other steps than the last (weights), which the kernels do not have")
+    if engine.asked is not None:
+        raise NotTaken("the query loss has a weight (weights), and the kernels count it once")
     if inner.plan.step_constants or engine.outer.plan.step_constants:
         raise NotTaken("the model reads in which inner step it is (a buffer inner_step), which the kernels do not say")
     if engine.query_batch is not None:
