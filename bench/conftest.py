@@ -10,6 +10,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{Path(__file__).resolve().parents[1]}/.pytest_cache/torchinductor")
+os.environ.setdefault("FASTMETA_CACHE", f"{Path(__file__).resolve().parents[1]}/.pytest_cache/fastmeta")
 os.environ.setdefault("TRITON_CACHE_DIR", f"{Path(__file__).resolve().parents[1]}/.pytest_cache/triton")
 
 import pytest

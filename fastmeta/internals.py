@@ -39,9 +39,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = [
     "CALL_OF_MODULES", "CustomFunctionNode", "FakeTensor", "FakeTensorMode", "TorchDispatchMode", "WeightNormHook",
-    "WeightNormParametrization", "assert_on_device", "checkpointing_off", "copy_all", "get_proxy_mode", "inductor",
-    "make_dual", "make_fx", "no_torch_function_checks", "not_compiled", "pytree", "quiet_fake_tensors",
-    "reparametrized", "storage_of", "weight_norm_op", "without_fake_tensors", "writes_to",
+    "WeightNormParametrization", "assert_on_device", "checkpointing_off", "copy_all", "cuda_driver_version",
+    "get_proxy_mode", "inductor", "make_dual", "make_fx", "no_torch_function_checks", "not_compiled", "pytree",
+    "quiet_fake_tensors", "reparametrized", "storage_of", "weight_norm_op", "without_fake_tensors", "writes_to",
 ]  # fmt: skip
 
 CALL_OF_MODULES = nn.Module._call_impl.__code__
@@ -56,6 +56,14 @@ make_dual = torch._make_dual  # pyright: ignore[reportPrivateImportUsage]  # for
 def writes_to(tensor: Tensor) -> int:
     """How often a tensor's memory was written in place."""
     return tensor._version
+
+
+def cuda_driver_version() -> int | None:
+    """Of CUDA that the driver has, 12080 for 12.8; None where there is no driver."""
+    try:
+        return int(torch._C._cuda_getDriverVersion())  # pyright: ignore[reportAttributeAccessIssue]
+    except (AttributeError, RuntimeError):  # PyTorch for CPUs
+        return None
 
 
 def assert_on_device(condition: Tensor, message: str) -> None:

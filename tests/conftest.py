@@ -12,6 +12,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
 # Compiled code is kept from run to run, by what it was made of.
 os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", f"{Path(__file__).resolve().parents[1]}/.pytest_cache/torchinductor")
+os.environ.setdefault("FASTMETA_CACHE", f"{Path(__file__).resolve().parents[1]}/.pytest_cache/fastmeta")
 os.environ.setdefault("TRITON_CACHE_DIR", f"{Path(__file__).resolve().parents[1]}/.pytest_cache/triton")
 
 from collections.abc import Callable, Iterator

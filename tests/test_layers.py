@@ -52,9 +52,16 @@ LAYERS: dict[str, tuple[str, ...]] = {
         *("fastmeta.engine", "fastmeta.engine.planning", "fastmeta.engine.trial"),
         *("fastmeta.program", "fastmeta.ops", "fastmeta.optim"),
     ),
+    "fastmeta.engine.kernel_proof": (
+        *("fastmeta.engine", "fastmeta.engine.backends", "fastmeta.engine.trial", "fastmeta.program"),
+    ),
+    "fastmeta.engine.auto": (
+        *("fastmeta.engine", "fastmeta.engine.backends", "fastmeta.engine.proof", "fastmeta.engine.kernel_proof"),
+        "fastmeta.program",
+    ),
     "fastmeta.engine.ladder": (
         *("fastmeta.engine", "fastmeta.engine.backends", "fastmeta.engine.planning", "fastmeta.engine.proof"),
-        *("fastmeta.program", "fastmeta.inner_step"),
+        *("fastmeta.engine.auto", "fastmeta.program", "fastmeta.inner_step"),
     ),
     "fastmeta.engine.session": (
         *("fastmeta.engine", "fastmeta.engine.backends", "fastmeta.engine.ladder"),
@@ -71,7 +78,13 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "fastmeta.trajectories",
     ),
     "fastmeta": ("fastmeta.algorithms", "fastmeta.optim", "fastmeta.trajectories"),
-    "fastmeta.train": ("fastmeta", "fastmeta.algorithms", "fastmeta.optim", "fastmeta.tasks", "fastmeta.models"),
+    "fastmeta.doctor": (  # looks at what runs a program
+        *("fastmeta", "fastmeta.engine", "fastmeta.engine.auto", "fastmeta.engine.backends", "fastmeta.models"),
+    ),
+    "fastmeta.train": (
+        *("fastmeta", "fastmeta.algorithms", "fastmeta.optim", "fastmeta.tasks", "fastmeta.models"),
+        "fastmeta.doctor",
+    ),
     "fastmeta.__main__": ("fastmeta.train",),
 }
 

@@ -71,7 +71,8 @@ class MetaLearner(nn.Module):
         first_order: inner gradients count as constants in the meta-gradient, ∂φ_K/∂φ_0 as one: what FOMAML does to
             MAML, at a third of its cost. Learned rates keep their exact gradient given that.
         backend: "torch" (plain ops, any device), "triton" (kernels, or an error), "reference" (one task at a time by
-            autograd), or "auto", which chooses and says why in `explain()`.
+            autograd), or "auto", which chooses and says why in `explain()`. On a GPU it holds kernels that take the
+            program against float64 on two tasks of the first batch, times both ways, and keeps on disk what it found.
         compile: send the whole meta-step, second order included, through `torch.compile(fullgraph=True)`.
         cuda_graph: on a GPU, record the whole meta-step as one CUDA graph at the second call with data of a shape, and
             replay it from then on; a graph keeps a meta-step's memory. Python in the loss and the module runs at the

@@ -7,8 +7,8 @@ change. The meta-gradient itself cannot be differentiated again, which raises.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -34,6 +34,25 @@ def no_autocast(device_type: str) -> AbstractContextManager[Any]:
     if torch.is_autocast_enabled(device_type):
         return torch.autocast(device_type, enabled=False)
     return _AS_IT_IS
+
+
+def numerics(device: torch.device, precision: str) -> AbstractContextManager[Any]:
+    """Precision is the learner's inside, whatever autocast surrounds the call."""
+    return _gpu_numerics(precision) if device.type == "cuda" else no_autocast(device.type)
+
+
+@contextmanager
+def _gpu_numerics(precision: str) -> Iterator[None]:
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
+    before = [backend.allow_tf32 for backend in backends]
+    for backend in backends:
+        setattr(backend, "allow_tf32", precision == "tf32")  # noqa: B010  typed as a plain module
+    try:
+        with no_autocast("cuda"):
+            yield
+    finally:
+        for backend, value in zip(backends, before, strict=True):
+            setattr(backend, "allow_tf32", value)  # noqa: B010
 
 
 def no_grad() -> AbstractContextManager[Any]:

@@ -20,7 +20,10 @@ def explain(title: str, program: Program, options: Options, plans: PlanCache) ->
     """A report of a meta-learner: a line per op after the first call, a line on tracing before it."""
     latest = plans.latest
     engine = latest.engine if isinstance(latest, Planned) else None
-    choice = choose(options.backend, program.layout.device, engine)
+    if options.backend == "auto" and isinstance(latest, Planned):
+        choice = latest.choice
+    else:
+        choice = choose(options.backend, program.layout.device, engine)
     values, shared = (sum(s.numel() for s in layout.shapes) for layout in (program.layout, program.shared))
     steps = f"{options.inner_steps} inner step(s)"
     if options.query_batch_size is not None:
@@ -47,7 +50,7 @@ def explain(title: str, program: Program, options: Options, plans: PlanCache) ->
     if engine is None or not isinstance(latest, Planned):
         return "\n".join([*lines, "the plan is made for the shapes of the first batch: call explain() after it"])
     chunk = "" if latest.chunk is None else f", {latest.chunk} task(s) at a time"
-    lines += [f"memory: {options.memory}{chunk}", f"proof: {latest.proof or 'off'}"]
+    lines += [f"memory: {options.memory}{chunk}", f"proof: {latest.proof or 'off'}", *choice.details]
     once = _once(engine, choice.backend)
     lines += [
         f"inner loop{_how_many(engine, once)}:",

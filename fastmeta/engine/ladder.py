@@ -9,8 +9,10 @@ from torch import nn
 from fastmeta.inner_step import check_inner_steps
 from fastmeta.program.program import Program, leaves_of
 
+from .auto import KernelTrials
 from .backends.base import Backend, Planned
 from .backends.one_by_one import OneByOne
+from .backends.torch_ops import TorchBackend
 from .batch import TaskBatch
 from .call import signature
 from .checks import check_batch
@@ -31,6 +33,7 @@ class Ladder:
     def __init__(self, warn: Callable[[str], None]) -> None:
         self._warn = warn
         self._verdicts: Recent[Hashable, Verdict] = Recent()
+        self._kernels = KernelTrials(warn)
 
     def backend(
         self, program: Program, module: nn.Module, options: Options, batch: TaskBatch, kind: Kind, losses: Hashable,
@@ -45,6 +48,8 @@ class Ladder:
         made = make_backend(program, options, batch, kind, with_loss=with_loss)
         if isinstance(made, Planned) and options.proof == "first":
             made = self._proved(made, program, options, batch, kind, losses, with_loss=with_loss)
+        if isinstance(made, TorchBackend) and made.choice.candidate is not None:
+            made = self._kernels.decided(made, program, options, batch, kind, with_loss=with_loss)
         if isinstance(made, OneByOne):
             self._warn_of_idle_options(options, made.why)
         return made

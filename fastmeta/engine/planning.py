@@ -42,15 +42,21 @@ def make_backend(program: Program, options: Options, batch: TaskBatch, kind: Kin
     if choice.graph is not None:
         from .backends.triton import TritonBackend
 
-        return TritonBackend(engine, choice.graph, batch.tasks, chunk=options.task_chunk, precision=options.precision)
-    if options.precision == "bfloat16":
+        kernels = TritonBackend(
+            engine, choice.graph, batch.tasks, chunk=options.task_chunk, precision=options.precision
+        )
+        kernels.choice = choice
+        return kernels
+    if options.precision == "bfloat16" and choice.candidate is None:
         raise ValueError(
             f'precision="bfloat16" needs Triton kernels, and this runs on the torch backend ({choice.why}). Use '
             'precision="float32" or "tf32"'
         )
     if options.backend == "auto" and (why := _loop_pays(engine, options, batch.tasks)):
         return task_by_task(program, options, batch, kind, why)
-    return TorchBackend(engine, batch.tasks, chunk=options.task_chunk, compiled=options.compile)
+    made = TorchBackend(engine, batch.tasks, chunk=options.task_chunk, compiled=options.compile)
+    made.choice = choice
+    return made
 
 
 def _loop_pays(engine: Engine, options: Options, tasks: int) -> str:

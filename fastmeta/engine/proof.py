@@ -82,7 +82,7 @@ def prove(
         Exception: what the plain loop itself raises, with a note.
     """
     flags = tuple(wanted(tree) for tree in _trees(batch))
-    with _undisturbed(program.layout.device):
+    with undisturbed(program.layout.device):
         given = _Given(
             engine, program, _plain(options), _two_tasks(batch), flags, min(kind.steps, 2), with_loss
         )  # fmt: skip
@@ -306,7 +306,7 @@ def _first_task(batch: TaskBatch) -> TaskBatch:
 
 
 @contextmanager
-def _undisturbed(device: torch.device) -> Iterator[None]:
+def undisturbed(device: torch.device) -> Iterator[None]:
     """Autograd's usual modes inside, and every stream of random numbers afterwards as it was."""
     devices = (
         [device.index if device.index is not None else torch.cuda.current_device()] if device.type == "cuda" else []

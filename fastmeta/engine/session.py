@@ -6,8 +6,8 @@ shapes, and the ones used last are kept.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,7 +19,7 @@ from fastmeta.program.layout import Layout
 from fastmeta.program.program import Program, leaves_of
 
 from .adjoint import Cotangents, Displacement, Implicit
-from .autograd import Adapt, MetaStep, QueryOutputs, Sources, no_autocast
+from .autograd import Adapt, MetaStep, QueryOutputs, Sources, numerics
 from .backends.base import Backend, Planned
 from .backends.cuda_graph import REFERENCE, MetaStepGraphs
 from .backends.one_by_one import OneByOne
@@ -186,21 +186,7 @@ class Session(NamedTuple):
 
     def numerics(self) -> AbstractContextManager[Any]:
         """Precision is the learner's, whatever autocast surrounds the call."""
-        device = self.layout.device.type
-        return self._gpu_numerics() if device == "cuda" else no_autocast(device)
-
-    @contextmanager
-    def _gpu_numerics(self) -> Iterator[None]:
-        backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
-        before = [backend.allow_tf32 for backend in backends]
-        for backend in backends:
-            setattr(backend, "allow_tf32", self.options.precision == "tf32")  # noqa: B010  typed as a plain module
-        try:
-            with no_autocast("cuda"):
-                yield
-        finally:
-            for backend, value in zip(backends, before, strict=True):
-                setattr(backend, "allow_tf32", value)  # noqa: B010
+        return numerics(self.layout.device, self.options.precision)
 
 
 _MANY_COMPILED = 5

@@ -1,4 +1,4 @@
-"""The command `fastmeta`: train, evaluate, compare, explain, list."""
+"""The command `fastmeta`: train, evaluate, compare, explain, list, doctor."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from .build import load_source, make_algorithm, make_family, make_model
 from .checkpoint import load_checkpoint
 from .config import PARTS, AlgorithmConfig, EvaluationConfig, Execution, RunConfig, from_checkpoint
 from .contest_command import add_compare, compare
+from .doctor_command import add_doctor, doctor
 from .families.registry import FAMILIES
 from .flags import add_options, given
 from .methods.registry import METHODS
@@ -45,6 +46,7 @@ _EPILOG = """examples:
   fastmeta evaluate runs/within/checkpoint.pt --runs all_runs.zip
   fastmeta compare omniglot --data images_background.zip --test-data images_evaluation.zip --algorithms maml fomaml
   fastmeta explain conv4
+  fastmeta doctor
 """
 
 
@@ -76,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
         "compare": ("train several algorithms for the same time, and compare them", compare, add_compare),
         "list": ("name all task families, networks, presets and algorithms", _list, lambda _: None),
         "explain": ("say how a network runs, and why", _explain, _add_explain),
+        "doctor": ("say what this machine runs, and what is missing", doctor, add_doctor),
     }
     for name, (text, function, add) in helps.items():
         command = commands.add_parser(
@@ -85,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         add(command)
-        if name != "list":
+        if name not in ("list", "doctor"):
             add_options(command, "execution", Execution)
         command.add_argument("--traceback", action="store_true", help="show where an error comes from")
         command.set_defaults(function=function)

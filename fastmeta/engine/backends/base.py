@@ -13,6 +13,7 @@ from fastmeta.engine.objective import Context, Data
 from fastmeta.optim.base import State
 from fastmeta.program.losses import check_labels_of
 
+from .choose import Choice
 from .cuda_graph import MetaStepGraphs
 
 
@@ -76,6 +77,7 @@ class Planned:
         self.engine = engine
         self.graphs: MetaStepGraphs | None = None  # of its meta-steps, where they are to be replayed
         self.proof = ""  # what its plans were held against, for explain()
+        self.choice = Choice("torch", "")  # why it is this backend
 
     def check_labels(self, support: Data, query: Data | None) -> None:
         """Where a loss is cross-entropy of labels: each within the logits' classes."""
