@@ -95,6 +95,23 @@ def compiled_for(target: str, seen: Seen) -> Iterator[None]:
         driver._active = before
 
 
+def keep_launcher(binary: Any) -> None:
+    """Leaves what calls a compiled kernel from Python in Triton's cache, too, where it takes a C compiler (3.6).
+
+    Otherwise the first launch of every kernel waits for one. It is linked with the driver's library, so it needs a
+    machine that has one; without it nothing is left.
+    """
+    from triton.backends.nvidia import driver as nvidia
+
+    if not hasattr(nvidia, "make_launcher"):
+        return
+    try:
+        nvidia.library_dirs()
+    except (AssertionError, OSError, subprocess.SubprocessError):
+        return
+    nvidia.CudaLauncher(binary.src, binary.metadata)
+
+
 _spilled: dict[str, int] = {}  # of code by its hash, which Triton keeps in memory as well
 
 

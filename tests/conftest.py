@@ -120,10 +120,11 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
         real = [item for item in items if "shared" in getattr(item, "fixturenames", ())]
         items[:] = [item for item in items if item not in real]
         config.hook.pytest_deselected(items=real)
-    if "nightly" not in config.getoption("-m", ""):
-        nightly = [item for item in items if item.get_closest_marker("nightly")]
-        items[:] = [item for item in items if item not in nightly]
-        config.hook.pytest_deselected(items=nightly)
+    for name in ("nightly", "gpu_full"):
+        if name not in config.getoption("-m", ""):
+            long = [item for item in items if item.get_closest_marker(name)]
+            items[:] = [item for item in items if not item.get_closest_marker(name)]
+            config.hook.pytest_deselected(items=long)
     whole = [] if config.getoption("lf", False) else [config.invocation_params.dir / arg for arg in config.args]
     problems = slow_table.mark(items, SLOW, root=ROOT, whole=whole)
     if problems:

@@ -1,16 +1,17 @@
-"""The tables of perceptrons and convolutions on a GPU, at every precision and pipeline depth: `pytest -m gpu`.
+"""The tables of perceptrons and convolutions on a GPU, at every precision and pipeline depth.
 
-Nearly all of the time is the compiler's, so every kernel is compiled first, by as many processes as there are cores.
+`pytest -m gpu` runs the short form: every kind of inner loop once, and two networks at all precisions and depths.
+`pytest -m "gpu or gpu_full"` runs everything, for some ten minutes. Nearly all of the time is the compiler's, so every kernel is compiled
+first, by as many processes as there are cores.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
+import hashlib
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -38,6 +39,10 @@ ALLOWED = {"float32": 1e-4, "tf32": 1e-2, "bfloat16": 1e-1}
 ALLOWED_OF_MAXIMA = {"float32": 1e-4, "tf32": 2e-1, "bfloat16": 5e-1}
 MAXIMA = ("21×21, 7 channels, 5 images", "16 channels")
 STAGES = (1, 2, 3)
+STAGES_OF_LOOPS = (1,)
+"""Barriers stop the compiler's pipeliner, so a perceptron's inner loop is the same code at any depth."""
+COMPILE_S = 75.0
+"""What compiling the short form may take; a case that is not done by then fails. All of it has ten times as long."""
 RANDOM = 10
 CONV4 = {"28×28": ((1, 28, 28), 64), "84×84": ((3, 84, 84), 32)}
 """Image and most channels of networks of four blocks, of random sizes by seed."""
@@ -145,7 +150,7 @@ def table() -> Iterator[Case]:
     for name, rows in names.items():
         for row in rows:
             for precision in ALLOWED:
-                for stages in STAGES:
+                for stages in STAGES_OF_LOOPS if name.startswith("loop") else STAGES:
                     yield Case(name, row, precision, stages)
     for name in MAXIMA:
         for precision in ("tf32", "bfloat16"):
@@ -155,37 +160,60 @@ def table() -> Iterator[Case]:
         yield Case("layers random", str(seed))
 
 
+def in_short_form(case: Case) -> bool:
+    """Whether `-m gpu` alone selects it: of loops and layers each kind of rule once, random sizes once; convolutions by
+    MAML at every precision and depth, by another rule, and of odd sizes."""
+    table, name, exact = case.table, case.name, case.precision == "float32"
+    first = exact and case.stages == 1
+    rules = ("first-order", "reptile", "momentum", "adam", "batches")
+    return {
+        "loop regression": name == "sinusoid" or (exact and name in rules),
+        "loop classification": name in ("257 tasks", "20 classes") and exact,
+        "loop random": name == "0",
+        "layers random": name == "0",
+        "layers regression": name in ("adam", "nesterov") and first,
+        "layers classification": name in ("more samples than a tile", "300 classes") and first,
+        "layers siren": True,
+        "conv options": name == "maml" or (name == "adam" and first),
+        "conv shapes": name == "stride 2, odd sides" and first,
+    }.get(table, False)  # fmt: skip
+
+
 def compile_case(case: Case, target: str) -> list[str]:
-    """Leaves a case's kernels in Triton's cache, without a GPU; their names."""
-    from fastmeta.kernels.ahead_of_time import compiled_for
+    """Leaves a case's kernels in Triton's cache, without a GPU; hashes of their code."""
+    from fastmeta.kernels.ahead_of_time import compiled_for, keep_launcher
+
+    def seen(_, __, ___, ____, binary) -> None:
+        codes.append(hashlib.sha256(binary.asm["ptx"].encode()).hexdigest())
+        keep_launcher(binary)
 
     model, batch, options = meta_step(case)
     batch = TaskBatch(*(x.float() if x.is_floating_point() else x for x in batch))
     settings = {"inner_steps": 2, "inner_optimizer": fastmeta.SGD(lr=0.1)} | options
     algorithm = settings.pop("algorithm", fastmeta.MAML)
     learner = algorithm(model.float(), backend="triton", precision=case.precision, **settings)
-    names = []
-    with compiled_for(target, lambda name, *_: names.append(name)), launched_as(case), warnings.catch_warnings():
+    codes = []
+    with compiled_for(target, seen), launched_as(case), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # nothing has run, so what came out is whatever memory held
         learner.session(batch).meta_step(keep=True)
         learner.adapt(batch.support_x, batch.support_y)
-    return names
+    return codes
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _compiled(request: pytest.FixtureRequest) -> None:
-    """Compiles what the selected tests launch."""
+@pytest.fixture(scope="module")
+def not_compiled(request: pytest.FixtureRequest) -> dict[Case, str]:
+    """Compiles what the selected tests launch; why that of some cases does not compile."""
     from fastmeta.kernels.ahead_of_time import TARGETS
+    from fastmeta.kernels.side_by_side import side_by_side
 
-    if not torch.cuda.is_available():
-        return
     target = "sm_{}{}".format(*torch.cuda.get_device_capability())
     selected = [item.callspec.params for item in request.session.items if item.module is request.module]
-    cases = [params["case"] for params in selected]
-    if target in TARGETS and len(cases) > 1:
-        spawn = multiprocessing.get_context("spawn")  # a fork would share the parent's CUDA
-        with spawn.Pool(min(os.cpu_count() or 1, len(cases))) as pool:
-            pool.starmap(compile_case, [(case, target) for case in cases], chunksize=1)
+    cases = [params["case"] for params in selected if "case" in params]
+    if target not in TARGETS or len(cases) < 2:
+        return {}
+    limit_s = COMPILE_S if all(map(in_short_form, cases)) else 10 * COMPILE_S
+    jobs = [partial(compile_case, case, target) for case in cases]
+    return {cases[done.place]: done.failure for done in side_by_side(jobs, limit_s=limit_s) if done.failure}
 
 
 @lru_cache
@@ -195,9 +223,14 @@ def truth_of(case: Case) -> dict[str, torch.Tensor]:
     return results(model, batch, "reference", torch.float64, update=True, **options)
 
 
-@pytest.mark.parametrize("case", list(table()), ids=lambda case: case.id)
-def test_meta_step(case: Case) -> None:
+def parameter(case: Case) -> Any:
+    return pytest.param(case, id=case.id, marks=() if in_short_form(case) else pytest.mark.gpu_full)
+
+
+@pytest.mark.parametrize("case", [parameter(case) for case in table()])
+def test_meta_step(case: Case, not_compiled: dict[Case, str]) -> None:
     """Against float64 truth, and twice for the same bits."""
+    assert case not in not_compiled, not_compiled[case]
     model, batch, options = meta_step(case)
     truth = truth_of(case._replace(stages=1))
     with launched_as(case):
