@@ -107,12 +107,11 @@ def _word(shares: Sequence[Mapping[str, Any]]) -> str:
 
 
 def same_code(workload: str, config: Config, codes: Codes) -> Config | None:
-    """An earlier pair that was compiled to the same code."""
+    """An earlier pair of the same precision that was compiled to the same code."""
     own = codes.get((workload, config))
-    if own is None:
-        return None
     earlier = itertools.takewhile(lambda other: other != config, configs(workload))
-    return next((other for other in earlier if codes.get((workload, other)) == own), None)
+    alike = (other for other in earlier if codes.get((workload, other)) == own and other.precision == config.precision)
+    return next(alike, None) if own else None
 
 
 def _step(workload: str, config: Config) -> Any:

@@ -1,8 +1,8 @@
 """The tables of perceptrons and convolutions on a GPU, at every precision and pipeline depth.
 
 `pytest -m gpu` runs the short form: every kind of inner loop once, and two networks at all precisions and depths.
-`pytest -m "gpu or gpu_full"` runs everything, for some ten minutes. Nearly all of the time is the compiler's, so every kernel is compiled
-first, by as many processes as there are cores.
+`pytest -m "gpu or gpu_full"` runs everything, for some ten minutes. Nearly all of the time is the compiler's, so every
+kernel is compiled first, by as many processes as there are cores.
 """
 
 from __future__ import annotations
