@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -116,7 +117,10 @@ def pairs_of(names: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def main() -> None:
-    """Compile for the GPU that is here, or for one that is not; the file is rewritten after every share."""
+    """Compile for the GPU that is here, or for one that is not; the file is rewritten after every share.
+
+    The exit status is 1 where a kernel does not compile, or not in time.
+    """
     parser = parser_of("Kernels of workloads, side by side.")
     parser.add_argument("--kernels", nargs="+", required=True, metavar="WORKLOAD:PRECISION", help="what to compile")
     parser.add_argument("--target", choices=TARGETS, help="default: the GPU that is here")
@@ -124,6 +128,7 @@ def main() -> None:
     options = parser.parse_args()
     pairs = pairs_of(options.kernels)
     os.nice(10)  # tests that run beside it come first
+    os.environ.pop("TRITON_INTERPRET", None)  # the interpreter compiles nothing
     target = options.target or this_target()
     from fastmeta.kernels.side_by_side import side_by_side  # pyright: ignore[reportMissingImports]
 
@@ -132,9 +137,15 @@ def main() -> None:
     result: dict[str, Any] = {"format": FORMAT, "compiled": []}
     for done in side_by_side([partial(job, *each) for each in jobs], limit_s=options.limit):
         workload, precision, _, share = jobs[done.place]
-        row = {"workload": workload.name, "precision": precision, "share": share, "message": done.failure}
-        result["compiled"].append(done.result if done.result is not None else row)
+        lost = {"workload": workload.name, "precision": precision, "share": share, "kernels": 0}
+        row = lost | {"failed": [f"share {share}: {done.failure}"]} if done.result is None else done.result
+        result["compiled"].append(row)
         write(result, options.out)
+    failed = [f"{row['workload']} {row['precision']}: {why}" for row in result["compiled"] for why in row["failed"]]
+    print(f"{sum(row['kernels'] for row in result['compiled'])} kernels compiled")
+    if failed:
+        print("\n".join([*failed, f"{len(failed)} failed; the first: {failed[0]}"]), file=sys.stderr)
+        sys.exit(1)
 
 
 def this_target() -> str:
