@@ -11,7 +11,7 @@ KERNEL_TESTS, GRAPH_TESTS = "tests/kernels/test_kernels_gpu.py", "tests/engine/t
 OTHER_TESTS = ("tests/engine/test_batch.py", "tests/tasks/test_tasks_navigation.py")
 
 PERCEPTRONS = "sinusoid"
-CONVOLUTIONS = "(options-maml and (float32-1 or tf32-1 or bfloat16-1))"
+CONVOLUTIONS = "(options-maml and own)"
 """Of the short form of KERNEL_TESTS: the two networks that stand for all, each at three precisions."""
 
 EXACT, TF32, BFLOAT16 = "float32", "tf32", "bfloat16"

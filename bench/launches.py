@@ -19,7 +19,7 @@ from .run import admit
 from .workloads import WORKLOADS, Workload
 
 CALLS = 200
-STEPS = 20
+STEPS = {"cpu": 1, "cuda": 20}
 WORKLOADS_TIMED = ("sinusoid", "omniglot-5w1s")
 PEERS_TIMED = ("fastmeta triton graph", "fastmeta triton", "fastmeta eager graph", "fastmeta eager",
                "torch.func vmap graph", "torch.func vmap", "jax vmap")  # fmt: skip
@@ -67,7 +67,7 @@ def _seconds_a_launch(launch: Callable[[], object], device: str, *, captured: bo
 
 def meta_steps(workload: Workload, device: str) -> Iterator[dict[str, Any]]:
     """Milliseconds that a meta-step keeps the host, milliseconds until the device is done, kernels."""
-    gate = make_gate(workload, device=device)
+    gate, steps = make_gate(workload, device=device), STEPS[device]
     for peer in PEERS_TIMED:
         with devices.products(device, "float32"):
             row, step = admit(
@@ -80,12 +80,12 @@ def meta_steps(workload: Workload, device: str) -> Iterator[dict[str, Any]]:
                 step()
                 devices.wait(device)
                 start = time.perf_counter()
-                for _ in range(STEPS):
+                for _ in range(steps):
                     step()
                 host = time.perf_counter() - start
                 devices.wait(device)
                 total = time.perf_counter() - start
-                found |= {"host ms": round(1e3 * host / STEPS, 4), "ms": round(1e3 * total / STEPS, 4)}
+                found |= {"host ms": round(1e3 * host / steps, 4), "ms": round(1e3 * total / steps, 4)}
                 found["launches"] = devices.launches(step, device)
         yield found
 

@@ -226,12 +226,12 @@ def test_the_tests_of_a_step_exist(name: str):
     assert done.returncode == 0, done.stdout + done.stderr
     found = done.stdout
     kinds = {
-        "tests-perceptrons": [f"[loop regression-sinusoid-{p}-1]" for p in ("float32", "tf32", "bfloat16")],
-        "tests-convolutions": [f"[conv options-maml-{p}-1]" for p in ("float32", "tf32", "bfloat16")],
+        "tests-perceptrons": [f"[loop regression-sinusoid-{p}-own]" for p in ("float32", "tf32", "bfloat16")],
+        "tests-convolutions": [f"[conv options-maml-{p}-own]" for p in ("float32", "tf32", "bfloat16")],
         "tests-graphs": ["test_a_graph_on_a_gpu_trains_as_the_ordinary_learner_does[maml-triton-plain]"],
         "tests-rest": [
-            "[conv options-maml-tf32-3]", "[conv options-adam-float32-1]", "[loop random-0-float32-1]",
-            "[conv shapes-stride 2, odd sides-float32-1]", "test_legal_labels_pass_on_a_gpu_without_waiting",
+            "[conv options-maml-tf32-3]", "[conv options-adam-float32-own]", "[loop random-0-float32-own]",
+            "[conv shapes-stride 2, odd sides-float32-own]", "test_legal_labels_pass_on_a_gpu_without_waiting",
         ],
     }  # fmt: skip
     assert all(kind in found for kind in kinds[name])

@@ -35,6 +35,34 @@ def test_launches_are_watched_in_order_and_what_they_run_is_unchanged(monkeypatc
     assert len(found) == 2, "watched inside only"
 
 
+def test_on_a_gpu_events_stand_around_launches_of_a_device_that_sleeps(monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("triton")
+    from fastmeta.kernels import launch  # pyright: ignore[reportMissingImports]  # mapped by setup.py
+
+    order: list[Any] = []
+
+    class Event:
+        def __init__(self, *, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self) -> None:
+            self.at = len(order)
+            order.append("event")
+
+        def elapsed_time(self, end: Any) -> float:
+            assert order[-1] == "waited"
+            return 0.001 * (end.at - self.at)
+
+    monkeypatch.setattr("torch.cuda.Event", Event)
+    monkeypatch.setattr("torch.cuda._sleep", lambda clocks: order.append("asleep"))
+    monkeypatch.setattr("torch.cuda.synchronize", lambda: order.append("waited"))
+    monkeypatch.setattr(launch, "run", lambda kernel, *_: order.append(kernel.__name__))
+    found, us = launches(lambda: [launch.launch(Kernel(name), (3,)) for name in "ab"] and {}, "cuda")
+    assert order == ["asleep", "event", "a", "event", "event", "b", "event", "waited"]
+    assert found == [Launch("a", "", 3, pytest.approx(2.0)), Launch("b", "", 3, pytest.approx(2.0))]
+    assert us == pytest.approx(5.0)
+
+
 def test_launches_of_one_kind_are_added_up_and_rounds_take_their_median():
     rounds = [[Launch("a", "x", 5, us), Launch("b", "", 1, 1.0), Launch("a", "x", 5, 2.0)] for us in (3.0, 9.0, 4.0)]
     assert together(rounds) == [

@@ -13,6 +13,7 @@ import pytest
 pytest.importorskip("triton")
 
 from fastmeta.kernels.side_by_side import side_by_side
+from test_kernels_gpu import OWN, Case, failures
 
 SLEEP = partial(time.sleep, 60)
 
@@ -41,3 +42,17 @@ def test_a_caller_that_stops_leaves_no_process():
     assert next(ended).place == 0
     ended.close()
     assert not multiprocessing.active_children()
+
+
+def compiles(case, target, share):
+    if case.name == "adam" and share == 2:
+        raise RuntimeError(f"{target}: out of registers")
+    if case.name == "maml":
+        os._exit(1)
+
+
+def test_a_case_whose_kernels_do_not_compile_is_one_case():
+    """Of the tests on a GPU (`test_kernels_gpu.py`)."""
+    adam, maml, other = (Case("conv options", name, "tf32", OWN) for name in ("adam", "maml", "batches"))
+    found = failures([other, adam, maml], "sm_90", compiles)
+    assert found == {adam: "RuntimeError: sm_90: out of registers", maml: "its process ended with status 1"}
