@@ -71,11 +71,9 @@ def run(steps: Mapping[str, Step], settings: Settings) -> int:
     Returns:
         0 where every step ended well, else 1.
     """
-    if settings.commit is not None:
-        os.environ[environment.COMMIT] = settings.commit
+    where = environment.describe() | ({} if settings.commit is None else {"commit": settings.commit})
     result: dict[str, Any] = {
-        "format": FORMAT, "command": settings.command, "environment": environment.describe(),
-        "nvidia-smi": nvidia_smi(), "steps": [],
+        "format": FORMAT, "command": settings.command, "environment": where, "nvidia-smi": nvidia_smi(), "steps": [],
     }  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="fastmeta-gpu-") as work:
         folder = Folder(Path(work), settings.out.resolve(), settings.command)
@@ -156,7 +154,8 @@ def _variables(checkout: Mapping[str, str], settings: Settings) -> dict[str, str
     # a hundred processes import the checkout: its byte code is kept
     own = {"TRITON_CACHE_DIR": cache, "PYTHONDONTWRITEBYTECODE": ""}
     interpreted = {"TRITON_INTERPRET": "1"} if settings.device == "cpu" else {}
-    return {**checkout, **own, **interpreted}
+    commit = {} if settings.commit is None else {environment.COMMIT: settings.commit}
+    return {**checkout, **own, **interpreted, **commit}
 
 
 @contextmanager

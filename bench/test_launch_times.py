@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from . import sweep
 from .launch_times import Launch, launches, together
 from .sweep import Config, a_step, configs, launched_with, same_code
 
@@ -112,6 +113,38 @@ def test_the_same_code_is_not_timed_again():
     assert same_code("sinusoid", first, codes) is None, "one that did not compile is measured, which says why"
     lower = Config("bfloat16", None, None)
     assert same_code("sinusoid", lower, codes | {("sinusoid", lower): "a b"}) is None, "it has another gate"
+
+
+def test_a_sweep_compiles_all_pairs_first_and_measures_each_code_once(monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("triton")
+    pairs = [Config("tf32", None, None), Config("tf32", 2, 8), Config("tf32", 1, 4), Config("tf32", 1, 16)]
+    monkeypatch.setattr(sweep, "configs", lambda _: pairs)
+    asked: list[Any] = []
+
+    def side_by_side(jobs: list[Any], *, limit_s: float) -> Any:
+        assert limit_s == 60
+        for place, job in reversed([*enumerate(jobs)]):
+            asked.append((job.args[0].name, job.keywords["forced"], job.keywords["share"]))
+            warps, share = job.keywords["forced"].get("num_warps", 8), job.keywords["share"]
+            if (warps, share) == (16, 2):
+                yield Done(place, None, "its process ended with status 1")
+            else:
+                yield Done(place, {"codes": {str(share): f"code {share} of {warps} warps"}, "failed": {}})
+
+    from fastmeta.kernels.side_by_side import Done  # pyright: ignore[reportMissingImports]  # mapped by setup.py
+
+    monkeypatch.setattr("fastmeta.kernels.side_by_side.side_by_side", side_by_side)
+    codes = sweep.compile_ahead(["sinusoid"], "sm_90", 60)
+    assert len(asked) == len(pairs) * 4
+    assert {*codes} == {("sinusoid", pair) for pair in pairs[:3]}
+    assert codes["sinusoid", pairs[0]].startswith("code 0 of 8 warps code 1 of 8")
+    monkeypatch.setattr(sweep, "make_gate", lambda *_, **__: None)
+    monkeypatch.setattr(sweep, "measure", lambda workload, config, _: {"measured": config})
+    rows = [*sweep.measured("sinusoid", codes)]
+    assert [row.get("measured") for row in rows] == [pairs[0], None, pairs[2], pairs[3]]
+    assert rows[1] == {
+        "workload": "sinusoid", "precision": "tf32", "stages": 2, "warps": 8, "same code as": [None, None]
+    }  # fmt: skip
 
 
 def test_launches_of_a_kernel_are_added_up_step_by_step():
