@@ -130,12 +130,12 @@ LAUNCHES_TIMED = ("sinusoid", "sinusoid-10k", "omniglot-20w1s", "siren-64")
 PRECISIONS = (EXACT, TF32, BFLOAT16)
 
 _FIRST = {
-    "tests-perceptrons": Step(70, Pytest((KERNEL_TESTS,), PERCEPTRONS), measures=False),
+    "tests-perceptrons": Step(60, Pytest((KERNEL_TESTS,), PERCEPTRONS), measures=False),
     "tests-convolutions": Step(70, Pytest((KERNEL_TESTS,), CONVOLUTIONS), measures=False),
     "sinusoid": Step(40, Timed(EXACT, ("sinusoid",), (GRAPH, TRITON, "torch.func vmap graph"))),
     "omniglot": Step(55, Timed(EXACT, ("omniglot-20w1s",), (GRAPH, TRITON, EAGER))),
     "launch-times": Step(45, Module("launch_times", ("--workload", *LAUNCHES_TIMED))),
-    "tests-graphs": Step(35, Pytest((GRAPH_TESTS,)), measures=False),
+    "tests-graphs": Step(45, Pytest((GRAPH_TESTS,)), measures=False),
     "sinusoid-jax": Step(30, Timed(EXACT, ("sinusoid",), (GRAPH, "jax vmap"))),
 }
 _SECOND = {

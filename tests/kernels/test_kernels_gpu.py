@@ -126,7 +126,6 @@ def meta_step(case: Case) -> tuple[nn.Module, Any, dict[str, Any]]:
 @contextmanager
 def launched_as(case: Case) -> Iterator[None]:
     """Sets all kernels' pipeline stages to the case's, and sends small perceptrons to kernels of single layers too."""
-    from fastmeta.kernels import mlp as loop
     from fastmeta.kernels import tiles
 
     from fastmeta.engine.backends import triton as triton_backend
@@ -135,7 +134,6 @@ def launched_as(case: Case) -> Iterator[None]:
         names = [name for name in vars(tiles) if name.endswith("_STAGES")]
         assert {"LAYER_STAGES", "WEIGHT_STAGES"} <= {*names}, "those of layers and convolutions"
         if case.stages != OWN:
-            patch.setattr(loop, "STAGES", case.stages)
             for name in names:
                 patch.setattr(tiles, name, case.stages)
         if case.table.startswith("layers"):
@@ -183,6 +181,20 @@ def in_short_form(case: Case) -> bool:
     }.get(table, False)  # fmt: skip
 
 
+def launch_all(case: Case) -> fastmeta.MetaLearner:
+    """What a case's test launches, for whatever `launch.run` does; the learner. Its numbers mean nothing."""
+    model, batch, options = meta_step(case)
+    batch = TaskBatch(*(x.float() if x.is_floating_point() else x for x in batch))
+    settings = {"inner_steps": 2, "inner_optimizer": fastmeta.SGD(lr=0.1)} | options
+    algorithm = settings.pop("algorithm", fastmeta.MAML)
+    learner = algorithm(model.float(), backend="triton", precision=case.precision, **settings)
+    with launched_as(case), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # nothing has run, so what came out is whatever memory held
+        learner.session(batch).meta_step(keep=True)
+        learner.adapt(batch.support_x, batch.support_y)
+    return learner
+
+
 def compile_share(case: Case, target: str, share: int) -> None:
     """Leaves a share of a case's kernels in Triton's cache, without a GPU."""
     from fastmeta.kernels import launch
@@ -194,20 +206,8 @@ def compile_share(case: Case, target: str, share: int) -> None:
         if next(count) % SHARES == share:
             compile_one(*args)
 
-    model, batch, options = meta_step(case)
-    batch = TaskBatch(*(x.float() if x.is_floating_point() else x for x in batch))
-    settings = {"inner_steps": 2, "inner_optimizer": fastmeta.SGD(lr=0.1)} | options
-    algorithm = settings.pop("algorithm", fastmeta.MAML)
-    learner = algorithm(model.float(), backend="triton", precision=case.precision, **settings)
-    with (
-        compiled_for(target, lambda *seen: keep_launcher(seen[-1])),
-        launch.through(every_nth) as compile_one,
-        launched_as(case),
-        warnings.catch_warnings(),
-    ):
-        warnings.simplefilter("ignore")  # nothing has run, so what came out is whatever memory held
-        learner.session(batch).meta_step(keep=True)
-        learner.adapt(batch.support_x, batch.support_y)
+    with compiled_for(target, lambda *seen: keep_launcher(seen[-1])), launch.through(every_nth) as compile_one:
+        launch_all(case)
 
 
 def failures(
