@@ -10,7 +10,7 @@ import hashlib
 import os
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -26,7 +26,8 @@ SHARES = 8
 AS_MUCH = 4
 """A perceptron has so many kernels; more shares of them would be empty."""
 
-Run = Callable[[Any, str, tuple[int, ...], tuple[Any, ...], dict[str, Any]], None]
+PRELOADED = ("bench.kernels.sessions", "fastmeta.engine.backends.triton", "fastmeta.kernels.ahead_of_time")
+"""What every job needs."""
 
 
 def shares_of(workload: Workload) -> int:
@@ -135,7 +136,8 @@ def main() -> None:
     works = [(WORKLOADS[name].small() if options.quick else WORKLOADS[name], precision) for name, precision in pairs]
     jobs = [(*work, target, share) for work in works for share in range(shares_of(work[0]))]
     result: dict[str, Any] = {"format": FORMAT, "compiled": []}
-    for done in side_by_side([partial(job, *each) for each in jobs], limit_s=options.limit):
+    calls = [partial(job, *each) for each in jobs]
+    for done in side_by_side(calls, limit_s=options.limit, preload=PRELOADED):
         workload, precision, _, share = jobs[done.place]
         lost = {"workload": workload.name, "precision": precision, "share": share, "kernels": 0}
         row = lost | {"failed": [f"share {share}: {done.failure}"]} if done.result is None else done.result

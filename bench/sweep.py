@@ -19,7 +19,7 @@ import torch
 
 from . import device as devices
 from . import environment
-from .compile_ahead import compile_share, shares_of, this_target
+from .compile_ahead import PRELOADED, compile_share, shares_of, this_target
 from .gate import Gate, make_gate
 from .names import PRECISIONS
 from .part import parser_of, skip_on_cpu
@@ -92,7 +92,7 @@ def compile_ahead(names: Sequence[str], target: str, limit_s: float) -> dict[tup
         for name, config, share, of in jobs
     ]
     parts: dict[tuple[str, Config], list[dict[str, Any]]] = {}
-    for done in side_by_side(calls, limit_s=limit_s):
+    for done in side_by_side(calls, limit_s=limit_s, preload=PRELOADED):
         name, config, *_ = jobs[done.place]
         parts.setdefault((name, config), []).append(done.result or {"codes": {}, "failed": {"": done.failure}})
     return {key: word for key, shares in parts.items() if (word := _word(shares))}

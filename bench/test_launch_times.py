@@ -127,8 +127,9 @@ def test_a_sweep_compiles_all_pairs_first_and_measures_each_code_once(monkeypatc
     monkeypatch.setattr(sweep, "configs", lambda _: pairs)
     asked: list[Any] = []
 
-    def side_by_side(jobs: list[Any], *, limit_s: float) -> Any:
+    def side_by_side(jobs: list[Any], *, limit_s: float, preload: Any) -> Any:
         assert limit_s == 60
+        assert preload
         for place, job in reversed([*enumerate(jobs)]):
             asked.append((job.args[0].name, job.keywords["forced"], job.keywords["share"]))
             warps, share = job.keywords["forced"].get("num_warps", 8), job.keywords["share"]

@@ -1,7 +1,7 @@
 """Many jobs at once, each in a process of its own: compiling kernels one by one takes longer than running them.
 
 A job that raises, hangs or brings its process down is a failure of its own. The processes are forks of a server that
-has imported the kernels and never touches a GPU, so one starts within milliseconds.
+has imported what they need and never touches a GPU, so one starts within milliseconds.
 """
 
 from __future__ import annotations
@@ -13,9 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any, NamedTuple
 
-PRELOADED = ("torch", "triton", "fastmeta", "fastmeta.kernels.ahead_of_time", "fastmeta.engine.backends.triton")
-"""What the server imports before it forks."""
-
 
 class Done(NamedTuple):
     """How a job ended: what it gave, or why it gave nothing."""
@@ -26,15 +23,17 @@ class Done(NamedTuple):
 
 
 def side_by_side(
-    jobs: Sequence[Callable[[], Any]], *, limit_s: float, processes: int | None = None
+    jobs: Sequence[Callable[[], Any]], *, limit_s: float, processes: int | None = None, preload: Sequence[str] = ()
 ) -> Iterator[Done]:  # fmt: skip
     """Runs the jobs, so many at a time (default: one a core), and yields each as it ends.
+
+    The server imports torch and the modules of `preload` before it forks; none of them may touch a GPU at import.
 
     Those that have not ended after `limit_s` seconds are failures, and their processes are killed, as they are when the
     caller stops asking. Jobs and what they give are pickled.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*PRELOADED])
+    context.set_forkserver_preload(["torch", *preload])
     most = processes or len(os.sched_getaffinity(0))
     until = time.monotonic() + limit_s
     waiting, running = list(enumerate(jobs))[::-1], {}

@@ -218,7 +218,8 @@ def failures(
 
     limit_s = COMPILE_S if all(map(in_short_form, cases)) else 10 * COMPILE_S
     jobs = [partial(compiles, case, target, share) for case in cases for share in range(SHARES)]
-    ended = side_by_side(jobs, limit_s=limit_s)
+    preload = ("fastmeta.engine.backends.triton", "fastmeta.kernels.ahead_of_time")
+    ended = side_by_side(jobs, limit_s=limit_s, preload=preload)
     return {cases[done.place // SHARES]: done.failure for done in ended if done.failure}
 
 
