@@ -6,6 +6,7 @@ import os
 import tarfile
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from xml.etree import ElementTree
 
 from .gpu_steps import Step
 from .gpu_table import table
-from .records import without_folders, write
+from .records import load, without_folders, write
 
 TAR_BYTES = 15_500_000
 """A file of 16 MB is as much as one may hope to carry away."""
@@ -41,10 +42,19 @@ class Folder:
         """The file that what it prints goes to."""
         return self._work / "logs" / f"{name}.log"
 
+    def _environment(self) -> dict[str, Any] | None:
+        """Of a step that saw the GPU, which the command itself does not touch."""
+        for path in self._work.glob("gpu-*.json"):
+            with suppress(ValueError, KeyError):
+                if "gpu" in (where := load(path)["environment"]):
+                    return where
+        return None
+
     def keep(self, result: Mapping[str, Any]) -> str:
         """Writes summary, table and tar anew; the table."""
         logs = self._work / "logs"
-        summary = {**result, "tests": {file.stem: tests for file in sorted(logs.glob("*.out"))
+        where = self._environment() or result["environment"]
+        summary = {**result, "environment": where, "tests": {file.stem: tests for file in sorted(logs.glob("*.out"))
                                        if (tests := tests_of(file)) is not None}}  # fmt: skip
         text = table(summary, self._work)
         _replace(self._out / f"{self._name}.md", text)

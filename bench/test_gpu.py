@@ -45,7 +45,7 @@ WRITES = """
 import json, sys
 rates = {"float32": 60000.0, "copy": 4000.0}
 from bench import environment
-where = {"commit": environment.commit_of()}
+where = {"gpu": "H200", "commit": environment.commit_of()}
 json.dump({"format": 1, "environment": where, "ceilings": rates}, open(sys.argv[2], "w"))
 print("on", sys.argv[1])
 """
@@ -93,11 +93,11 @@ def test_every_step_that_fails_is_a_line_and_the_next_one_runs(tmp_path: Path, c
         "passed": 1, "failed": 1, "skipped": 0,
         "failures": [{"test": "test_a[x]", "message": "AssertionError: off by 2"}],
     }  # fmt: skip
-    assert result["environment"]["commit"] == "abc"
+    assert result["environment"] == {"gpu": "H200", "commit": "abc"}
     with tarfile.open(tmp_path / "gpu-first.tar") as archive:
         rates = archive.extractfile("gpu-rates.json")
         assert rates is not None
-        assert json.load(rates)["environment"] == {"commit": "abc"}
+        assert json.load(rates)["ceilings"]["copy"] == 4000
     text = (tmp_path / "gpu-first.md").read_text(encoding="utf-8")
     assert text in capsys.readouterr().out
     for line in (
