@@ -52,7 +52,6 @@ def _signal_until_gone(pid: int) -> None:
 def test_a_process_that_is_asked_to_end_in_time_writes_what_it_has(tmp_path: Path):
     tests = tmp_path / "test_it.py"
     tests.write_text("import time\ndef test_a(): pass\ndef test_b(): time.sleep(60)\n", encoding="utf-8")
-    begun: list[str] = []
     command = [
         sys.executable,
         "-m",
