@@ -24,7 +24,7 @@ from typing import Any
 
 from . import child, environment
 from .checkout import checkout_on_path
-from .gpu_files import Folder
+from .gpu_files import Folder, tests_of
 from .gpu_steps import Call, Step
 from .records import FORMAT, without_folders
 
@@ -84,6 +84,8 @@ def run(steps: Mapping[str, Step], settings: Settings) -> int:
                 result["steps"].append(asdict(outcome))
                 folder.keep(result)
         print("\n" + folder.keep(result))
+    # once more, for whoever sees the end of a long output alone
+    print("\n".join(f"{step['step']:20} {step['status']:10} {step['message']}" for step in result["steps"]))
     ended_well = all(step["status"] in ("ok", "skipped") for step in result["steps"])
     return 0 if ended_well and len(result["steps"]) == len(steps) else 1
 
@@ -137,6 +139,11 @@ class _Runner:
             return Outcome(name, "failed", 0.0, without_folders(f"{type(error).__name__}: {error}"))
         status = "time limit" if ended.timed_out else {0: "ok", child.SKIPPED: "skipped"}.get(ended.status, "failed")
         message = "" if status == "ok" else without_folders(ended.reason())
+        tests = None if step.measures else tests_of(call.out)
+        if tests is not None:
+            counts = ", ".join(f"{tests[kind]} {kind}" for kind in ("passed", "failed", "skipped") if tests[kind])
+            message = f"{counts}; {message}" if status == "time limit" else counts
+            status = "skipped" if status == "ok" and not tests["passed"] else status
         outcome = Outcome(name, status, round(ended.seconds, 1), message)
         if status in ("ok", "skipped"):
             return outcome

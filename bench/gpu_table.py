@@ -63,18 +63,11 @@ def section(result: Mapping[str, Any]) -> str:
 def summary(result: Mapping[str, Any]) -> list[str]:
     """How the steps of a command ended, and their tests."""
     lines = ["```", result["nvidia-smi"], f"commit {result['environment']['commit']}", "```", ""]
-    tests = result.get("tests", {})
-    lines += _markdown(("step", "how it ended", "s", ""), (_step(step, tests) for step in result["steps"]))
-    failures = [(name, each["test"], each["message"]) for name, of in tests.items() for each in of["failures"]]
+    steps = [(step["step"], step["status"], f"{step['seconds']:.0f}", step["message"]) for step in result["steps"]]
+    lines += _markdown(("step", "how it ended", "s", ""), steps)
+    tests = result.get("tests", {}).items()
+    failures = [(name, each["test"], each["message"]) for name, of in tests for each in of["failures"]]
     return lines + (_markdown(("step", "failed test", ""), failures) if failures else [])
-
-
-def _step(step: Mapping[str, Any], tests: Mapping[str, Any]) -> tuple[str, ...]:
-    message = step["message"]
-    if (of := tests.get(step["step"])) is not None:
-        counts = ", ".join(f"{of[kind]} {kind}" for kind in ("passed", "failed", "skipped") if of[kind])
-        message = counts if not message or step["status"] == "failed" else f"{counts}; {message}"
-    return step["step"], step["status"], f"{step['seconds']:.0f}", message
 
 
 def runs(result: Mapping[str, Any]) -> list[str]:

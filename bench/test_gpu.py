@@ -55,6 +55,10 @@ case = '<testcase name="test_a[x]"><failure message="AssertionError: off by 2"/>
 open(sys.argv[2], "w").write(f"<testsuites><testsuite>{case}</testsuite></testsuites>")
 raise SystemExit(1)
 """
+NONE_RUNS = """
+import sys
+open(sys.argv[2], "w").write("<testsuite><testcase name='test_a'><skipped message='no GPU'/></testcase></testsuite>")
+"""
 FLUSHES = """
 import sys, time
 try:
@@ -75,6 +79,7 @@ def test_every_step_that_fails_is_a_line_and_the_next_one_runs(tmp_path: Path, c
     steps = {
         "beside": step("import time; time.sleep(1); print('compiled')", measures=False, beside=True),
         "tests": step(JUNIT, measures=False),
+        "no tests": step(NONE_RUNS, measures=False),
         "crash": step("import os; os.abort()"),
         "hangs": step(HANGS, 4),
         "flushes": step(FLUSHES, 7),
@@ -86,8 +91,8 @@ def test_every_step_that_fails_is_a_line_and_the_next_one_runs(tmp_path: Path, c
     assert gpu.run(steps, settings(tmp_path)) == 1
     result = summary_of(tmp_path)
     assert {each["step"]: each["status"] for each in result["steps"]} == {
-        "beside": "ok", "tests": "failed", "crash": "failed", "hangs": "time limit", "flushes": "time limit",
-        "broken": "failed", "absent": "skipped", "huge": "ok", "rates": "ok",
+        "beside": "ok", "tests": "failed", "no tests": "skipped", "crash": "failed", "hangs": "time limit",
+        "flushes": "time limit", "broken": "failed", "absent": "skipped", "huge": "ok", "rates": "ok",
     }  # fmt: skip
     assert result["tests"]["tests"] == {
         "passed": 1, "failed": 1, "skipped": 0,
@@ -99,7 +104,9 @@ def test_every_step_that_fails_is_a_line_and_the_next_one_runs(tmp_path: Path, c
         assert rates is not None
         assert json.load(rates)["ceilings"]["copy"] == 4000
     text = (tmp_path / "gpu-first.md").read_text(encoding="utf-8")
-    assert text in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert text in printed
+    assert "hangs                time limit" in printed[printed.index(text) + len(text) :]
     for line in (
         "1 passed, 1 failed", "AssertionError: off by 2", "ended by SIGABRT", "no GPU here",
         "gpu-hangs.json cannot be read", "| copy | 7 | GB/s |", "| float32 | 60,000 | GFLOP/s |",
@@ -291,6 +298,9 @@ def test_the_table_shows_what_each_step_measured(tmp_path: Path):
             {"workload": "w", "precision": "tf32", "stages": None, "warps": 8, "ms": 2.0, "us": {"adapt": 3.0}},
         ]},
         "launch-times": {"launch times": [
+            {"workload": "many", "precision": "float32", "launches": 28, "kernels us": 28.0, "first to last us": 30.0,
+             "kernels": [{"kernel": f"k{i}", "label": "", "programs": 1, "launches": 2, "us": 2.0, "least us": 1.0,
+                          "most us": 1.0} for i in range(14)]},
             {"workload": "w", "precision": "tf32", "message": "RuntimeError: x"},
             {"workload": "w", "precision": "float32", "launches": 2, "kernels us": 30.0, "first to last us": 1041.5,
              "kernels": [{"kernel": "k", "label": "block 1", "programs": 25, "launches": 2, "us": 30.0,
@@ -307,6 +317,7 @@ def test_the_table_shows_what_each_step_measured(tmp_path: Path):
     assert "| w | tf32 | own | 8 | 2 | 3 |  |  |" in text
     assert "| w | tf32 | 2 | 8 |  |  |  | the code of own stages and 8 warps |" in text
     assert "| w tf32 |  |  |  |  | RuntimeError: x |" in text
+    assert "|  | k11 | 2 | 2.0 | 1.0–1.0 | 1 programs |\n|  | 2 others | 4 | 4.0 |  |  |" in text
     assert "| w float32 |  | 2 | 30.0 |  | 1,042 µs from first to last |" in text
     assert "|  | k block 1 | 2 | 30.0 | 10.0–20.0 | 25 programs |" in text
 
