@@ -14,6 +14,9 @@ PERCEPTRONS = "sinusoid"
 CONVOLUTIONS = "(options-maml and own)"
 """Of the short form of KERNEL_TESTS: the two networks that stand for all, each at three precisions."""
 
+PATIENT = 0.6
+"""Share of a step's time that one peer's first call may take: the next one gets its turn."""
+
 EXACT, TF32, BFLOAT16 = "float32", "tf32", "bfloat16"
 
 
@@ -64,7 +67,8 @@ class Timed:
         if call.quick:  # a perceptron stands for all: the interpreter takes its time over images
             small = ("--quick", "--workload", "sinusoid", "--rounds", "1", "--budget", "0.1")
             return (*head, *small, "--patience", "60", "--peer", *self.peers)
-        options = ("--budget", "1", "--rounds", "7", "--patience", f"{self.patience_s:g}")
+        patience_s = min(self.patience_s, PATIENT * call.limit_s)
+        options = ("--budget", "1", "--rounds", "7", "--patience", f"{patience_s:g}")
         return (*head, "--workload", *self.workloads, *options, "--peer", *self.peers)
 
 

@@ -44,10 +44,11 @@ def launches(step: MetaStep, device: str) -> tuple[list[Launch], float]:
 
     marks: list[tuple[str, str, int, Any, Any]] = []
 
-    def run(kernel: Any, label: str, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]) -> None:
+    def run(kernel: Any, label: str, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         begin = _mark(device)
-        before(kernel, label, grid, args, options)
+        made = before(kernel, label, grid, args, options)
         marks.append((kernel.__name__, label, grid[0], begin, _mark(device)))
+        return made
 
     with launch.through(run) as before:
         if device == "cuda":

@@ -65,13 +65,14 @@ def launched_with(config: Config) -> Iterator[dict[str, list[Any]]]:
 
     events: dict[str, list[Any]] = {}
 
-    def run(kernel: Any, label: str, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]) -> None:
+    def run(kernel: Any, label: str, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         hot = "PRECISION" in options  # it multiplies
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
-        before(kernel, label, grid, args, {**options, **config.forced} if hot else options)
+        made = before(kernel, label, grid, args, {**options, **config.forced} if hot else options)
         end.record()
         events.setdefault(kernel.__name__, []).append((start, end))
+        return made
 
     with launch.through(run) as before:
         yield events
