@@ -134,12 +134,12 @@ LAUNCHES_TIMED = ("sinusoid", "sinusoid-10k", "omniglot-20w1s", "siren-64")
 PRECISIONS = (EXACT, TF32, BFLOAT16)
 
 _FIRST = {
-    "tests-perceptrons": Step(60, Pytest((KERNEL_TESTS,), PERCEPTRONS), measures=False),
-    "tests-convolutions": Step(70, Pytest((KERNEL_TESTS,), CONVOLUTIONS), measures=False),
+    "tests-perceptrons": Step(90, Pytest((KERNEL_TESTS,), PERCEPTRONS), measures=False),
+    "tests-convolutions": Step(60, Pytest((KERNEL_TESTS,), CONVOLUTIONS), measures=False),
     "sinusoid": Step(40, Timed(EXACT, ("sinusoid",), (GRAPH, TRITON, "torch.func vmap graph"))),
-    "omniglot": Step(55, Timed(EXACT, ("omniglot-20w1s",), (GRAPH, TRITON, EAGER))),
-    "launch-times": Step(45, Module("launch_times", ("--workload", *LAUNCHES_TIMED))),
-    "tests-graphs": Step(45, Pytest((GRAPH_TESTS,)), measures=False),
+    "omniglot": Step(50, Timed(EXACT, ("omniglot-20w1s",), (GRAPH, TRITON, EAGER))),
+    "launch-times": Step(40, Module("launch_times", ("--workload", *LAUNCHES_TIMED))),
+    "tests-graphs": Step(40, Pytest((GRAPH_TESTS,)), measures=False),
     "sinusoid-jax": Step(30, Timed(EXACT, ("sinusoid",), (GRAPH, "jax vmap"))),
 }
 _SECOND = {
