@@ -85,10 +85,20 @@ def kernels(options: argparse.Namespace) -> int:
 
 def gpu(options: argparse.Namespace) -> int:
     """Everything that needs a GPU."""
-    from .gpu import PARTS, run
+    from .gpu import Settings
+    from .gpu import run as run_steps
+    from .gpu_steps import EVERY, FIRST, SECOND
 
-    names = known("part", options.part or PARTS, PARTS)
-    return run(names, out=options.out, limit_s=options.limit, device=options.device, wheels=options.wheels)
+    steps = SECOND if options.second else FIRST
+    command = "second" if options.second else "first"
+    if options.part:
+        steps = {name: EVERY[name] for name in known("part", options.part, EVERY)}
+        command = "parts"
+    settings = Settings(
+        command, options.out, options.limit, device=options.device, quick=options.quick or options.device == "cpu",
+        wheels=options.wheels, commit=options.commit,
+    )  # fmt: skip
+    return run_steps(steps, settings)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -105,7 +115,7 @@ def run(options: argparse.Namespace) -> int:
         algorithms=options.algorithm,
         settings=runner.Settings(
             device=options.device, precision=options.precision, rounds=options.rounds, budget_s=options.budget,
-            patience_s=options.patience, threads=options.threads,
+            patience_s=options.patience, threads=options.threads, at_once=options.quick or options.device == "cuda",
         ),
         small=options.quick,
         out=options.out,

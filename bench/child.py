@@ -10,6 +10,8 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
 
 from . import environment
 
@@ -18,6 +20,9 @@ SKIPPED = 77
 
 KEPT = 20_000
 """Characters kept of each stream, from its end."""
+
+LOG_BYTES = 2**20
+"""Of both streams together, kept in a file from their beginning."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +56,9 @@ def run(
     limit_s: float,
     variables: Mapping[str, str] | None = None,
     each_line: Callable[[str], None] = lambda _: None,
+    interrupt_s: float = 0.0,
+    stopped: Callable[[], bool] = lambda: False,
+    log: Path | None = None,
 ) -> Ended:
     """Runs a command in the repository's root, in a process group that ends with it.
 
@@ -58,45 +66,95 @@ def run(
         limit_s: seconds until the group is killed.
         variables: of the environment, beside this process's own.
         each_line: takes every line of standard output when it comes.
+        interrupt_s: so many seconds before the limit, or at half of a shorter one, the process is asked to end by
+            SIGINT, which Python raises as KeyboardInterrupt: time to write what it has.
+        stopped: asked every second; once it says so, the limit is over.
+        log: takes both streams as they come, the first LOG_BYTES of them.
     """
     start = time.monotonic()
     process = subprocess.Popen(
         command, cwd=environment.ROOT, env={**os.environ, **(variables or {})}, stdout=subprocess.PIPE,
         stderr=subprocess.PIPE, start_new_session=True,
     )  # fmt: skip
-    assert process.stdout is not None
-    assert process.stderr is not None
-    text = {process.stdout.fileno(): "", process.stderr.fileno(): ""}
-    pending, timed_out = "", False
+    timed_out = interrupted = False
     try:
-        with selectors.DefaultSelector() as selector:
-            for fd in text:
-                selector.register(fd, selectors.EVENT_READ)
-            while selector.get_map():
+        with _Streams(process, each_line, log) as streams:
+            while streams.open:
                 left = start + limit_s - time.monotonic()
-                if left <= 0:
+                if left <= 0 or stopped():
                     timed_out = True
                     break
-                for key, _ in selector.select(timeout=min(left, 1.0)):
-                    chunk = os.read(key.fd, 2**16).decode(errors="replace")
-                    if not chunk:
-                        selector.unregister(key.fd)
-                    text[key.fd] = (text[key.fd] + chunk)[-KEPT:]
-                    if key.fd == process.stdout.fileno():
-                        *lines, pending = (pending + chunk).split("\n")
-                        for line in lines:
-                            each_line(line)
-                if process.poll() is not None and _silent(selector):
+                if interrupt_s and not interrupted and left <= min(interrupt_s, limit_s / 2):
+                    timed_out = interrupted = True
+                    with contextlib.suppress(ProcessLookupError):
+                        process.send_signal(signal.SIGINT)
+                streams.read(min(left, 1.0))
+                if process.poll() is not None and streams.silent():
                     break  # a grandchild keeps the pipe open
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         status = process.wait()
-    output, errors = (text[stream.fileno()] for stream in (process.stdout, process.stderr))
-    process.stdout.close()
-    process.stderr.close()
-    return Ended(status, timed_out, time.monotonic() - start, output, errors)
+    return Ended(status, timed_out, time.monotonic() - start, *streams.ends)
 
 
-def _silent(selector: selectors.BaseSelector) -> bool:
-    return bool(selector.get_map()) and not selector.select(timeout=0.2)
+class _Streams:
+    """What a process prints: the ends of both streams, every line of the first, and a log."""
+
+    def __init__(self, process: subprocess.Popen[bytes], each_line: Callable[[str], None], log: Path | None) -> None:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        self._files = (process.stdout, process.stderr)
+        self._text = ["", ""]
+        self._pending = ""
+        self._each_line = each_line
+        self._selector = selectors.DefaultSelector()
+        for place, file in enumerate(self._files):
+            self._selector.register(file, selectors.EVENT_READ, place)
+        self._log = None if log is None else log.open("wb")
+        self._room = LOG_BYTES
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._selector.close()
+        for file in (*self._files, *(() if self._log is None else (self._log,))):
+            file.close()
+
+    @property
+    def open(self) -> bool:
+        """Whether anyone may still print."""
+        return bool(self._selector.get_map())
+
+    @property
+    def ends(self) -> tuple[str, str]:
+        """The last KEPT characters of each."""
+        return self._text[0], self._text[1]
+
+    def read(self, timeout_s: float) -> None:
+        """What is there, or what comes within the time."""
+        for key, _ in self._selector.select(timeout=timeout_s):
+            raw = os.read(key.fd, 2**16)
+            if not raw:
+                self._selector.unregister(key.fileobj)
+            self._write(raw)
+            chunk = raw.decode(errors="replace")
+            self._text[key.data] = (self._text[key.data] + chunk)[-KEPT:]
+            if key.data == 0:
+                *lines, self._pending = (self._pending + chunk).split("\n")
+                for line in lines:
+                    self._each_line(line)
+
+    def silent(self) -> bool:
+        """Whether nothing comes though someone could still print."""
+        return self.open and not self._selector.select(timeout=0.2)
+
+    def _write(self, raw: bytes) -> None:
+        if self._log is None:
+            return
+        self._log.write(raw[: self._room])
+        if self._room and len(raw) >= self._room:
+            self._log.write(b"\n(what follows is left out)\n")
+        self._room = max(0, self._room - len(raw))
+        self._log.flush()

@@ -15,6 +15,8 @@ from pathlib import Path
 
 PACKAGES = ("torch", "triton", "numpy", "jax", "jaxlib", "higher", "torchopt", "learn2learn")
 ROOT = Path(__file__).resolve().parents[1]
+COMMIT = "BENCH_COMMIT"
+"""The variable that names the commit where files alone have travelled, without git's folder."""
 
 
 def limit_threads(threads: int) -> None:
@@ -123,7 +125,9 @@ def _version(package: str) -> str | None:
 
 
 def commit_of(root: Path = ROOT) -> str:
-    """Hash of a checkout's HEAD, with `+changes` where tracked files differ from it."""
+    """Hash of a checkout's HEAD, with `+changes` where tracked files differ from it; of this one, what COMMIT says."""
+    if root == ROOT and os.environ.get(COMMIT):
+        return os.environ[COMMIT]
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=root, capture_output=True, text=True, check=True).stdout.strip()

@@ -1,108 +1,44 @@
-"""Everything that needs a GPU, in one go and on a bare machine: each part a process of its own with its own time.
+"""What needs a GPU, in two commands of six minutes on a bare machine: each step a process of its own with its own time.
 
-A part that fails, hangs or brings its process down is a line of the table, and the next one begins. The parts run this
-checkout: links to `fastmeta` with `kernels` inside it, as an installation would lay them, stand first on their path.
+The first command says whether the kernels are right and how fast the headline meta-steps are, the second, to be started
+after a look at the first, measures the rest. A step that fails, hangs or brings its process down is a line of the
+table, and the next one begins. After every step all that is known so far lies in one tar. The steps run this checkout:
+links to `fastmeta` with `kernels` inside it, as an installation would lay them, stand first on their path.
 """
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
+import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from . import child
+from . import child, environment
 from .checkout import checkout_on_path
-from .records import FORMAT, without_folders, write
+from .gpu_files import Folder, tests_of
+from .gpu_steps import Call, Step
+from .records import FORMAT, without_folders
 
 LEAST_S = 5
-"""A part that would have less time is left out."""
-
-# Of tests/kernels/test_kernels_gpu.py: each kind of inner loop once, all precisions and stages of one; of convolutions
-# every precision, an inner loop of another kind, and odd sizes. And CUDA graphs.
-SHORT_TESTS = (
-    "(loop and regression and (sinusoid or (float32-1 and (first-order or reptile or momentum or adam or batches))))"
-    " or (loop and classification and float32-1 and (tasks or classes)) or random-0-"
-    " or (layers and (siren or (float32-1 and (adam or nesterov or samples or classes))))"
-    " or (conv and options and (maml or (float32-1 and adam))) or (conv and shapes and float32-1 and odd)"
-    " or (cuda_graph and not compile)"
-)
-GPU_TESTS = ("tests/kernels/test_kernels_gpu.py", "tests/engine/test_cuda_graph_gpu.py")
-QUICK_PEERS = ("torch.func vmap", "fastmeta eager", "fastmeta triton")
-GPU_PEERS = (
-    "torch.func vmap", "torch.func vmap graph", "jax vmap", "higher", "torchopt", "fastmeta eager",
-    "fastmeta eager graph", "fastmeta compiled", "fastmeta triton", "fastmeta triton graph",
-)  # fmt: skip
-IMAGE_PEERS = (*GPU_PEERS, "torch.func loop")
-"""`torch.func`'s `vmap` is wrong on batch norm with weights of each task's own, so its loop stands beside it."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """One part.
-
-    Attributes:
-        limit_s: its time.
-        command: its arguments to Python, from the device and the file that it is to write.
-    """
-
-    limit_s: float
-    command: Callable[[str, Path], Sequence[str]]
-
-
-def _module(name: str, *options: str) -> Callable[[str, Path], Sequence[str]]:
-    return lambda device, out: ("-m", f"bench.{name}", "--device", device, "--out", str(out), *options)
-
-
-def _tests(_: str, out: Path) -> Sequence[str]:
-    options = ("-m", "gpu", "-k", SHORT_TESTS, "-W", "default", "-p", "no:cacheprovider", "-rfEs", "--tb=short")
-    return ("-m", "pytest", *GPU_TESTS, *options, f"--junit-xml={out.with_suffix('.xml')}")
-
-
-def _workloads(
-    precision: str, workloads: Sequence[str], peers: Sequence[str] = GPU_PEERS
-) -> Callable[[str, Path], Sequence[str]]:
-    def command(device: str, out: Path) -> Sequence[str]:
-        head = ("-m", "bench", "run", "--device", device, "--precision", precision, "--out", str(out))
-        if device == "cpu":
-            return (*head, "--quick", "--workload", "sinusoid", "--rounds", "1", "--peer", *QUICK_PEERS)
-        return (*head, "--workload", *workloads, "--budget", "1", "--patience", "40", "--rounds", "9", "--peer", *peers)
-
-    return command
-
-
-# The first ones matter most: what is left of the time goes to the last.
-PARTS = {
-    "ceilings": Part(30, _module("ceilings")),
-    "tests": Part(90, _tests),
-    "compile": Part(70, _module("compile_ahead", "--limit", "60")),
-    "images": Part(
-        130,
-        _workloads(
-            "float32", ("omniglot-20w1s", "torchbench-maml", "mini-5w1s", "omniglot-5w1s", "mini-5w5s"), IMAGE_PEERS
-        ),
-    ),
-    "workloads": Part(60, _workloads("float32", ("sinusoid", "sinusoid-10k", "siren-64", "sinusoid-k1"))),
-    "launches": Part(40, _module("launches")),
-    "sweep": Part(100, _module("sweep", "--compile-limit", "45")),
-    "tf32": Part(
-        60, _workloads("tf32", ("sinusoid-10k", "omniglot-20w1s", "torchbench-maml", "mini-5w1s"), IMAGE_PEERS)
-    ),
-    "bfloat16": Part(60, _workloads("bfloat16", ("sinusoid-10k", "omniglot-20w1s", "mini-5w1s"))),
-    "sweep-images": Part(
-        400, _module("sweep", "--workload", "omniglot-20w1s", "mini-5w1s", "--compile-limit", "200")
-    ),
-}  # fmt: skip
+"""A step that would have less time is left out."""
+INTERRUPT_S = 5
+"""Before it is killed, a step is asked to end, and writes what it has."""
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a part ended: "ok", "failed", "time limit", "skipped" (it cannot run here) or "left out" (no time)."""
+    """How a step ended: "ok", "failed", "time limit", "skipped" (it cannot run here) or "left out" (no time)."""
 
-    part: str
+    step: str
     status: str
     seconds: float
     message: str = ""
@@ -110,47 +46,137 @@ class Outcome:
     errors: str = ""
 
 
-def run(
-    names: Sequence[str], *, out: Path, limit_s: float, device: str, parts: Mapping[str, Part] = PARTS,
-    wheels: Path | None = None,
-) -> int:  # fmt: skip
-    """Run parts one after another, print the table, and leave gpu.json, a file a part and table.md in `out`.
+@dataclass(frozen=True)
+class Settings:
+    """Of a command.
+
+    Attributes:
+        command: "first", "second", or "parts" where steps are chosen by name.
+        limit_s: of all steps together.
+        commit: of this checkout, where git cannot tell: what travels to a GPU may be files alone.
+    """
+
+    command: str
+    out: Path
+    limit_s: float
+    device: str = "cuda"
+    quick: bool = False
+    wheels: Path | None = None
+    commit: str | None = None
+
+
+def run(steps: Mapping[str, Step], settings: Settings) -> int:
+    """Runs the steps in turn, and leaves gpu-COMMAND.tar, .json and .md in `settings.out`, rewritten after each.
 
     Returns:
-        0 where every part ended well, else 1.
+        0 where every step ended well, else 1.
     """
-    out = out.resolve()
-    out.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + limit_s
-    result: dict[str, Any] = {"format": FORMAT, "device": device, "nvidia-smi": nvidia_smi(), "parts": []}
-    with checkout_on_path(wheels=wheels) as variables:
-        for name in names:
-            left = deadline - time.monotonic()
-            outcome = run_part(name, parts[name], out, device, left, variables)
-            print(f"{name:10} {outcome.status:10} {outcome.seconds:5.0f} s  {outcome.message}", flush=True)
-            result["parts"].append(asdict(outcome))
-            write(result, out / "gpu.json")
-    from .gpu_table import table
+    where = environment.describe() | ({} if settings.commit is None else {"commit": settings.commit})
+    result: dict[str, Any] = {
+        "format": FORMAT, "command": settings.command, "environment": where, "nvidia-smi": nvidia_smi(), "steps": [],
+    }  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="fastmeta-gpu-") as work:
+        folder = Folder(Path(work), settings.out.resolve(), settings.command)
+        with checkout_on_path(wheels=settings.wheels) as variables, _ended_politely():
+            runner = _Runner(settings, folder, _variables(variables, settings))
+            for outcome in runner.outcomes(steps):
+                print(f"{outcome.step:20} {outcome.status:10} {outcome.seconds:5.0f} s  {outcome.message}", flush=True)
+                result["steps"].append(asdict(outcome))
+                folder.keep(result)
+        print("\n" + folder.keep(result))
+    # once more, for whoever sees the end of a long output alone
+    print("\n".join(f"{step['step']:20} {step['status']:10} {step['message']}" for step in result["steps"]))
+    ended_well = all(step["status"] in ("ok", "skipped") for step in result["steps"])
+    return 0 if ended_well and len(result["steps"]) == len(steps) else 1
 
-    text = table(result, out)
-    (out / "table.md").write_text(text, encoding="utf-8")
-    print("\n" + text)
-    return 0 if all(part["status"] in ("ok", "skipped") for part in result["parts"]) else 1
+
+class _Runner:
+    """Steps in turn, and beside them those that run beside others."""
+
+    def __init__(self, settings: Settings, folder: Folder, variables: Mapping[str, str]) -> None:
+        self._settings, self._folder, self._variables = settings, folder, variables
+        self._until = time.monotonic() + settings.limit_s
+        self._stop = threading.Event()
+        self._beside: list[Future[Outcome]] = []
+
+    def outcomes(self, steps: Mapping[str, Step]) -> Iterator[Outcome]:
+        """As they end."""
+        with ThreadPoolExecutor(max(1, sum(step.beside for step in steps.values()))) as threads:
+            try:
+                for name, step in steps.items():
+                    if step.beside:
+                        self._beside.append(threads.submit(self._run, name, step))
+                    else:
+                        yield self._run(name, step)
+                    yield from self._ended()
+                while self._beside:
+                    time.sleep(0.1)
+                    yield from self._ended()
+            except KeyboardInterrupt:
+                print("interrupted: the steps that are left do not run", flush=True)
+            finally:
+                self._stop.set()
+        yield from self._ended()
+
+    def _ended(self) -> list[Outcome]:
+        ended = [future for future in self._beside if future.done()]
+        self._beside = [future for future in self._beside if future not in ended]
+        return [future.result() for future in ended]
+
+    def _run(self, name: str, step: Step) -> Outcome:
+        """One step, within its own time and what is left of everyone's."""
+        left_s = self._until - time.monotonic()
+        if left_s < LEAST_S:
+            return Outcome(name, "left out", 0.0, f"{max(0, left_s):.0f} s were left")
+        limit_s = min(step.limit_s, left_s)
+        try:
+            call = Call(self._settings.device, self._settings.quick, self._folder.out_of(name, step), limit_s)
+            ended = child.run(
+                (sys.executable, *step.command(call)), limit_s=limit_s, variables=self._variables,
+                interrupt_s=INTERRUPT_S, stopped=self._stop.is_set, log=self._folder.log_of(name),
+            )  # fmt: skip
+        except Exception as error:  # the next step runs
+            return Outcome(name, "failed", 0.0, without_folders(f"{type(error).__name__}: {error}"))
+        status = "time limit" if ended.timed_out else {0: "ok", child.SKIPPED: "skipped"}.get(ended.status, "failed")
+        message = "" if status == "ok" else without_folders(ended.reason())
+        tests = None if step.measures else tests_of(call.out)
+        if tests is not None:
+            counts = ", ".join(f"{tests[kind]} {kind}" for kind in ("passed", "failed", "skipped") if tests[kind])
+            message = f"{counts}; {message}" if status == "time limit" else counts
+            status = "skipped" if status == "ok" and not tests["passed"] else status
+        outcome = Outcome(name, status, round(ended.seconds, 1), message)
+        if status in ("ok", "skipped"):
+            return outcome
+        return replace(outcome, output=_end(ended.output), errors=_end(ended.errors))
 
 
-def run_part(name: str, part: Part, out: Path, device: str, left_s: float, variables: Mapping[str, str]) -> Outcome:
-    """One part, within its own time and what is left of everyone's."""
-    limit_s = min(part.limit_s, left_s)
-    if left_s < LEAST_S:
-        return Outcome(name, "left out", 0.0, f"{max(0, left_s):.0f} s were left")
+def _end(text: str) -> str:
+    """As much as a summary wants to hold; the log has the rest."""
+    return "\n".join(without_folders(line) for line in text.splitlines()[-40:])
+
+
+def _variables(checkout: Mapping[str, str], settings: Settings) -> dict[str, str]:
+    """Of all steps: one cache of compiled kernels, and on a CPU Triton's interpreter."""
+    cache = os.environ.get("TRITON_CACHE_DIR", str(environment.ROOT / ".pytest_cache" / "triton"))
+    # a hundred processes import the checkout: its byte code is kept
+    own = {"TRITON_CACHE_DIR": cache, "PYTHONDONTWRITEBYTECODE": ""}
+    interpreted = {"TRITON_INTERPRET": "1"} if settings.device == "cpu" else {}
+    commit = {} if settings.commit is None else {environment.COMMIT: settings.commit}
+    return {**checkout, **own, **interpreted, **commit}
+
+
+@contextmanager
+def _ended_politely() -> Iterator[None]:
+    """SIGTERM is an interrupt: what is known is written."""
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    before: Any = signal.signal(signal.SIGTERM, interrupt)
     try:
-        command = (sys.executable, *part.command(device, out / f"{name}.json"))
-        ended = child.run(command, limit_s=limit_s, variables=variables)
-    except Exception as error:  # the next part runs
-        return Outcome(name, "failed", 0.0, without_folders(f"{type(error).__name__}: {error}"))
-    status = "time limit" if ended.timed_out else {0: "ok", child.SKIPPED: "skipped"}.get(ended.status, "failed")
-    message = "" if status == "ok" else without_folders(ended.reason())
-    return Outcome(name, status, round(ended.seconds, 1), message, ended.output, ended.errors)
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def nvidia_smi() -> str:

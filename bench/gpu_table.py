@@ -1,4 +1,4 @@
-"""The table at the end of `python -m bench gpu`, from whatever its parts have left."""
+"""The table of `python -m bench gpu`, from whatever its steps have left; and of each of their files by itself."""
 
 from __future__ import annotations
 
@@ -7,41 +7,94 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .records import load
+from . import environment, launch_rows
+from .predict import measured_of
+from .predict import table as predictions_table
+from .records import Row, load, rows_of
 
-RUNS = ("images", "workloads", "tf32", "bfloat16")
+PREDICTIONS = environment.ROOT / "bench" / "results" / "predictions.json"
+
+Section = Callable[[Mapping[str, Any]], list[str]]
 
 
-def table(result: Mapping[str, Any], folder: Path) -> str:
-    """Markdown. A file that is missing or cut short costs its own section only."""
-    lines = ["# fastmeta on a GPU", "", "```", result["nvidia-smi"], "```", ""]
-    lines += _markdown(("part", "how it ended", "s", ""), (_part(part) for part in result["parts"]))
-    sections: dict[str, Callable[[Mapping[str, Any]], list[str]]] = {
-        "ceilings": ceilings, **dict.fromkeys(RUNS, _run), "launches": launches, "sweep": sweep,
-        "sweep-images": sweep,
-    }  # fmt: skip
-    for name, section in sections.items():
-        path = folder / f"{name}.json"
-        if path.exists():
-            lines += [f"## {name}", ""]
-            try:
-                lines += section(load(path))
-            except (ValueError, KeyError, TypeError) as error:
-                lines += [f"{path.name} cannot be read: {type(error).__name__} {error}", ""]
+def table(result: Mapping[str, Any], folder: Path, predictions: Path = PREDICTIONS) -> str:
+    """Markdown, of a command's summary and the files `gpu-STEP.json`. One that cannot be read costs its own section."""
+    lines = ["# fastmeta on a GPU", "", *summary(result)]
+    found: list[dict[str, Any]] = []
+    for step in result["steps"]:
+        path = folder / f"gpu-{step['step']}.json"
+        if not path.exists():
+            continue
+        lines += [f"## {step['step']}", ""]
+        try:
+            one = load(path)
+            lines += section_of(one)(one)
+            found.append(one)
+        except (ValueError, KeyError, TypeError) as error:
+            lines += [f"{path.name} cannot be read: {type(error).__name__} {error}", ""]
+    measured = measured_of(found)
+    if measured and predictions.exists():
+        lines += ["## measured beside predicted", "", *predictions_table(load(predictions)["predictions"], measured)]
     return "\n".join(lines)
 
 
-def _part(part: Mapping[str, Any]) -> tuple[str, ...]:
-    message = part["message"]
-    if part["part"] == "tests":  # pytest's last line: how many passed
-        message = next(reversed(part["output"].strip().splitlines()), message)
-    return part["part"], part["status"], f"{part['seconds']:.0f}", message
+def section_of(result: Mapping[str, Any]) -> Section:
+    """What shows a file, by what it holds."""
+    sections: dict[str, Section] = {
+        "steps": summary, "rows": runs, "launch times": launch_times, "meta-steps": launches, "sweep": sweep,
+        "ceilings": ceilings,
+    }  # fmt: skip
+    return next(section for name, section in sections.items() if name in result)
 
 
-def _run(result: Mapping[str, Any]) -> list[str]:
-    from .report import section
+IN_REPORTS = ("steps", "launch times", "meta-steps", "sweep")
+"""What marks a file that `report` has from here."""
 
-    return [section(result)]
+
+def section(result: Mapping[str, Any]) -> str:
+    """A file by itself, with where it was measured."""
+    where = result["environment"]
+    machine = ", ".join(str(where[name]) for name in ("gpu", "cpu") if name in where)
+    versions = ", ".join(f"{name} {version}" for name, version in where["packages"].items())
+    caption = f"{machine}, Python {where['python']}, {versions}; commit {where['commit']}, {where['date']}."
+    return "\n".join([caption, "", *section_of(result)(result)])
+
+
+def summary(result: Mapping[str, Any]) -> list[str]:
+    """How the steps of a command ended, and their tests."""
+    lines = ["```", result["nvidia-smi"], f"commit {result['environment']['commit']}", "```", ""]
+    steps = [(step["step"], step["status"], f"{step['seconds']:.0f}", step["message"]) for step in result["steps"]]
+    lines += _markdown(("step", "how it ended", "s", ""), steps)
+    tests = result.get("tests", {}).items()
+    failures = [(name, each["test"], each["message"]) for name, of in tests for each in of["failures"]]
+    return lines + (_markdown(("step", "failed test", ""), failures) if failures else [])
+
+
+def runs(result: Mapping[str, Any]) -> list[str]:
+    """Meta-steps beside peers, in short; `report` shows them beside their floors, for which it needs torch."""
+    head = ("workload", "precision", "peer", "ms (p20–p80)", "first call, s", "launches", "error", "allowed", "")
+    lines = [
+        (row.workload, row.precision, row.peer, _spread(row), _figure(row.first_call_s), str(row.launches or ""),
+         _error(row.error), _error(row.bound), row.message if row.status == "ok" else f"{row.status}: {row.message}")
+        for row in rows_of(result)
+    ]  # fmt: skip
+    return _markdown(head, lines)
+
+
+def _spread(row: Row) -> str:
+    if not row.samples_ms:
+        return ""
+    return f"{row.median_ms:.4g} ({row.percentile_ms(20):.4g}–{row.percentile_ms(80):.4g})"
+
+
+def _error(value: float | None) -> str:
+    return "" if value is None else f"{value:.1e}"
+
+
+def launch_times(result: Mapping[str, Any]) -> list[str]:
+    """Every kernel of meta-steps."""
+    head = ("meta-step", "kernel", "launches", "µs together", "µs each", "")
+    return _markdown(head, launch_rows.cells(result["launch times"]))
 
 
 def ceilings(result: Mapping[str, Any]) -> list[str]:
@@ -71,13 +124,24 @@ def sweep(result: Mapping[str, Any]) -> list[str]:
     rows = sorted(result["sweep"], key=lambda row: (row["workload"], row["precision"], row.get("ms", float("inf"))))
     kernels = sorted({name for row in rows for name in row.get("us", ())})
     cells = [
-        (row["workload"], row["precision"], str(row["stages"] or "own"), str(row["warps"] or "own"),
+        (row["workload"], row["precision"], *_pair(row["stages"], row["warps"]),
          _figure(row.get("ms")), *(_figure(row.get("us", {}).get(name)) for name in kernels),
-         f"{row['error']:.1e}" if "error" in row else "", row.get("message", ""))
+         f"{row['error']:.1e}" if "error" in row else "", _why(row))
         for row in rows
     ]  # fmt: skip
     head = ("workload", "precision", "stages", "warps", "ms a step", *(f"{name}, µs" for name in kernels), "error", "")
     return _markdown(head, cells)
+
+
+def _pair(stages: int | None, warps: int | None) -> tuple[str, str]:
+    return str(stages or "own"), str(warps or "own")
+
+
+def _why(row: Mapping[str, Any]) -> str:
+    if "same code as" not in row:
+        return row.get("message", "")
+    stages, warps = _pair(*row["same code as"])
+    return f"the code of {stages} stages and {warps} warps"
 
 
 def _figure(value: float | None) -> str:
@@ -91,11 +155,14 @@ def _markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> list[str]:
 
 
 def main() -> None:
-    """Print the table of a folder again."""
+    """Print the tables again of folders that tars were unpacked to."""
     import sys
 
-    folder = Path(sys.argv[1])
-    print(table(json.loads((folder / "gpu.json").read_text(encoding="utf-8")), folder))
+    for folder in map(Path, sys.argv[1:]):
+        for name in ("first", "second", "parts"):
+            path = folder / f"gpu-{name}.json"
+            if path.exists():
+                print(table(json.loads(path.read_text(encoding="utf-8")), folder))
 
 
 if __name__ == "__main__":

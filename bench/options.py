@@ -136,11 +136,14 @@ def _kernels(kernels: argparse.ArgumentParser) -> None:
 
 
 def _gpu(gpu: argparse.ArgumentParser) -> None:
-    gpu.add_argument("--out", type=Path, required=True, metavar="DIR", help="a handful of JSON files, and table.md")
-    gpu.add_argument("--part", nargs="+", metavar="NAME", help="default: all")
-    gpu.add_argument("--limit", type=float, default=520, help="seconds of all parts together (default: %(default)s)")
+    gpu.add_argument("--out", type=Path, required=True, metavar="DIR", help="one tar, its summary and its table")
+    gpu.add_argument("--second", action="store_true", help="what comes after a look at the first command's results")
+    gpu.add_argument("--part", nargs="+", metavar="NAME", help="these steps alone; a wrong name prints all")
+    gpu.add_argument("--limit", type=float, default=350, help="seconds of all steps together (default: %(default)s)")
+    gpu.add_argument("--commit", metavar="HASH", help="of this checkout, where git's folder does not travel with it")
     gpu.add_argument("--wheels", type=Path, metavar="DIR", help="wheels of further peers, unpacked for this run")
-    gpu.add_argument("--device", choices=DEVICES, default="cuda", help="cpu: does every part start and end?")
+    gpu.add_argument("--device", choices=DEVICES, default="cuda", help="cpu: does every step start and end?")
+    gpu.add_argument("--quick", action="store_true", help="tiny sizes, as on a CPU")
 
 
 def _learned_optimizer(learned: argparse.ArgumentParser) -> None:
@@ -175,6 +178,6 @@ COMMANDS = {
     "predict": ("meta-steps on a GPU that is not there; takes minutes", _predict),
     "kernels": ("figures of the Triton kernels, without a GPU", _kernels),
     "learned-optimizer": ("meta-train a learned optimiser, beside tuned SGD, RMSprop and Adam", _learned_optimizer),
-    "gpu": ("everything that needs a GPU, within nine minutes", _gpu),
+    "gpu": ("what needs a GPU, in two commands of six minutes", _gpu),
 }
 """What each command is for, and what adds its options."""

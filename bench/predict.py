@@ -14,18 +14,20 @@ convolution reads its tiles from the second-level cache nine times, which leaves
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from . import environment
-from .floors import meta_step_flop
 from .names import PRECISIONS
-from .records import FORMAT, write
+from .records import FORMAT, Row, rows_of, write
 from .workloads import WORKLOADS
 
 PREDICTED = ("omniglot-20w1s", "torchbench-maml", "mini-5w1s")
+
+KERNELS = "fastmeta triton"
+"""What the names of the kernels' rows start with."""
 
 PEAK = {"tf32": 395e12, "bfloat16": 790e12}
 """FLOP a second of large matrix products on an H200: 769 to 798 TFLOP/s of bfloat16 were measured, tf32 is half."""
@@ -58,6 +60,7 @@ def counted(workload: str, storage: str) -> dict[str, Any]:
 
     Bytes are proportional to images, and of bfloat16, whose FLOP are float32's, one image is enough.
     """
+    from .floors import meta_step_flop
     from .kernels.counted import per_image
 
     full = WORKLOADS[workload]
@@ -97,18 +100,42 @@ def predicted(figures: Mapping[str, Any], precision: str, channels: int) -> dict
     return {"low ms": round(low, 3), "high ms": round(high, 3)}
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+Measured = Mapping[tuple[str, str], str]
+"""What exact meta-steps took on a GPU, by workload, its sizes included, and precision."""
+
+
+def measured_of(results: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], str]:
+    """The fastest of the kernels' rows of runs on a GPU; of what was measured again, the last run's."""
+    found: dict[tuple[str, str], str] = {}
+    for result in results:
+        best: dict[tuple[str, str], Row] = {}
+        for row in rows_of(result):
+            mine = row.device == "cuda" and row.algorithm == "maml" and row.peer.startswith(KERNELS)
+            if mine and row.samples_ms:
+                key = name_of(row.workload, row.sizes), row.precision
+                best[key] = min(best.get(key, row), row, key=lambda each: each.median_ms)
+        found |= {key: f"{row.median_ms:.3g} ({row.peer.removeprefix('fastmeta ')})" for key, row in best.items()}
+    return found
+
+
+def name_of(workload: str, sizes: Mapping[str, int]) -> str:
+    """With its sizes."""
+    return f"{workload} ({', '.join(f'{letter}={count}' for letter, count in sizes.items())})"
+
+
+def table(rows: Sequence[Mapping[str, Any]], measured: Measured | None = None) -> list[str]:
     """Markdown lines; the last column waits for a GPU."""
     head = ("workload", "precision", "launches", "GFLOP, model", "GFLOP, counted", "MB moved", "of images / fused",
             "predicted, ms", "measured, ms")  # fmt: skip
     about = "Predicted for an exact meta-step on one H200 in a CUDA graph; counted at reduced size, scaled by images."
     lines = [about, "", _line(head), "| --- | --- |" + " ---: |" * (len(head) - 2)]
     for row in rows:
-        sizes = ", ".join(f"{letter}={count}" for letter, count in row["sizes"].items())
+        name, precision = name_of(row["workload"], row["sizes"]), row["precision"]
         lines.append(_line((
-            f"{row['workload']} ({sizes})", row["precision"], f"{row['launches']}", f"{row['model FLOP'] / 1e9:.0f}",
+            name, precision, f"{row['launches']}", f"{row['model FLOP'] / 1e9:.0f}",
             f"{row['FLOP'] / 1e9:.0f}", f"{row['bytes'] / 1e6:,.0f}",
-            f"{row['bytes of images'] / row['fused bytes']:.2f}", f"{row['low ms']:.2f}–{row['high ms']:.2f}", "",
+            f"{row['bytes of images'] / row['fused bytes']:.2f}", f"{row['low ms']:.2f}–{row['high ms']:.2f}",
+            (measured or {}).get((name, precision), ""),
         )))  # fmt: skip
     return [*lines, ""]
 

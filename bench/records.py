@@ -6,7 +6,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -124,7 +124,7 @@ def load(path: Path) -> dict[str, Any]:
 
 def load_all(paths: Iterable[Path]) -> list[dict[str, Any]]:
     """Result files, each without the rows of workloads and the points of curves that a later one of the same machine
-    measured again.
+    measured again. On a GPU peers stand in several files, and only rows beside the same peers are measured again.
 
     Raises:
         ValueError: a file is no result of this benchmark.
@@ -134,12 +134,20 @@ def load_all(paths: Iterable[Path]) -> list[dict[str, Any]]:
     for result in reversed([load(path) for path in paths]):
         machine = (result["environment"].get("cpu"), result["environment"].get("gpu"), result.get("threads"))
         for part, alike in MEASURED_TOGETHER.items():
-            found = [((machine, part, *(each[name] for name in alike)), each) for each in result.get(part, ())]
+            every = [(tuple(each[name] for name in alike), each) for each in result.get(part, ())]
+            found = [((machine, part, *key, _beside(key, each, every)), each) for key, each in every]
             if found:
                 result[part] = [each for key, each in found if key not in seen]
                 seen |= {key for key, _ in found}
         results.append(result)
     return results[::-1]
+
+
+def _beside(key: tuple[Any, ...], row: Mapping[str, Any], every: Sequence[tuple[Any, Any]]) -> tuple[str, ...]:
+    """The peers of a row on a GPU."""
+    if row.get("device") != "cuda":
+        return ()
+    return tuple(sorted(other["peer"] for like, other in every if like == key))
 
 
 def rows_of(result: Mapping[str, Any]) -> list[Row]:

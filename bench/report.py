@@ -11,11 +11,13 @@ from typing import Any
 
 import numpy as np
 
+from . import gpu_table
 from .before_after import table as before_after_table
 from .floors import floor_ms
 from .learned_optimizer import table as learned_optimizer_table
 from .loop import table as loop_table
 from .names import ALGORITHMS, OTHERS
+from .predict import Measured, measured_of
 from .predict import table as predictions_table
 from .records import Point, Row, load_all, points_of, rows_of
 from .workloads import WORKLOADS
@@ -34,13 +36,17 @@ def report(paths: Iterable[Path]) -> str:
     Raises:
         ValueError: a file is no result of this benchmark.
     """
-    return "\n".join(map(section, load_all(paths)))
+    results = load_all(paths)
+    measured = measured_of(results)
+    return "\n".join(section(result, measured) for result in results)
 
 
-def section(result: Mapping[str, Any]) -> str:
-    """The tables of one result file."""
+def section(result: Mapping[str, Any], measured: Measured | None = None) -> str:
+    """The tables of one result file; beside predictions what was measured."""
     if "predictions" in result:
-        return "\n".join(predictions_table(result["predictions"]))
+        return "\n".join(predictions_table(result["predictions"], measured))
+    if any(name in result for name in gpu_table.IN_REPORTS):
+        return gpu_table.section(result)
     lines = [caption(result), ""]
     for (workload, algorithm), group in groupby(rows_of(result), key=lambda row: (row.workload, row.algorithm)):
         lines += speed_table(workload, algorithm, list(group), result["ceilings"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from .gate import Gate, NoGate, make_gate
 from .peers import PEERS, peers_for
 from .problem import MetaStep, Problem, Unsupported
 from .records import FORMAT, Row, describe_error, write
-from .timing import TooSlow, interleave, patience
+from .timing import MIN_ROUNDS, TooSlow, interleave, patience
 from .workloads import WORKLOADS, Workload
 
 MEASURED_TWICE_S = 4.0
@@ -32,6 +32,8 @@ class Settings:
     Attributes:
         rounds, budget_s: of `timing.interleave`, for each peer.
         patience_s: a first call that takes longer is given up.
+        at_once: a row is written with a few figures of its own as soon as it is admitted, until it has been timed in
+            turn with the others: a run that is ended loses one peer.
     """
 
     device: str = "cpu"
@@ -40,6 +42,7 @@ class Settings:
     budget_s: float = 10.0
     patience_s: float = 300.0
     threads: int = 2
+    at_once: bool = False
 
 
 def run(
@@ -51,7 +54,7 @@ def run(
     small: bool,
     out: Path | None,
 ) -> dict[str, Any]:
-    """Measure, printing a line for each row; the file at `out` is rewritten after every workload.
+    """Measure, printing a line for each row; the file at `out` is rewritten with every row.
 
     Args:
         workloads: those that an algorithm with peers of its own is not measured on, it leaves out.
@@ -70,6 +73,13 @@ def run(
         "ceilings": ceilings.measure(settings.device, precisions=tuple({"float32", settings.precision})),
         "rows": [],
     }
+
+    def keep(row: Row) -> None:
+        others = [other for other in result["rows"] if not _same(other, row)]
+        result["rows"] = [*others, asdict(row)]
+        if out is not None:
+            write(result, out)
+
     for name in workloads:
         workload = WORKLOADS[name].sized_for(settings.device)
         for algorithm in algorithms:
@@ -79,17 +89,26 @@ def run(
             default = list(rows) if algorithm in REGISTRY else peers_for(settings.device)
             own = default if chosen is None else [peer for peer in chosen if peer in rows]
             here = sized(workload, algorithm)
-            for row in measure(here.small() if small else here, own, algorithm, settings):
+            for row in measure(here.small() if small else here, own, algorithm, settings, early=keep):
                 speed = f"{row.median_ms:10.3f} ms" if row.samples_ms else f"{row.status}: {row.message}"
                 print(f"{row.workload:20} {row.algorithm:8} {row.peer:22} {speed}", flush=True)
-                result["rows"].append(asdict(row))
-            if out is not None:
-                write(result, out)
+                keep(row)
     return result
 
 
-def measure(workload: Workload, peers: Iterable[str], algorithm: str, settings: Settings) -> Iterator[Row]:
-    """Rows of one workload, in the order of `peers`."""
+def _same(other: Mapping[str, Any], row: Row) -> bool:
+    return all(other[name] == getattr(row, name) for name in ("workload", "algorithm", "peer"))
+
+
+def measure(
+    workload: Workload, peers: Iterable[str], algorithm: str, settings: Settings, *,
+    early: Callable[[Row], None] = lambda _: None,
+) -> Iterator[Row]:  # fmt: skip
+    """Rows of one workload, in the order of `peers`.
+
+    With `settings.at_once`, `early` takes each before the next peer is admitted, with MIN_ROUNDS figures where it has a
+    speed; and again with all its figures, before memory and launches are counted.
+    """
     device, precision = settings.device, settings.precision
     try:
         workload.model()
@@ -125,18 +144,27 @@ def measure(workload: Workload, peers: Iterable[str], algorithm: str, settings: 
             rows.append(row)
             if step is not None:
                 steps[peer] = step
-        timings = interleave(
-            steps, rounds=settings.rounds, budget_s=settings.budget_s, wait=lambda: devices.wait(device)
-        )
+            if settings.at_once:
+                alone = {} if step is None else _timed({peer: step}, settings, MIN_ROUNDS)
+                early(_with_figures(row, alone.get(peer)))
+        timings = _timed(steps, settings, settings.rounds)
+        rows = [_with_figures(row, timings.get(row.peer)) for row in rows]
+        for row in rows if settings.at_once else ():
+            early(row)
         for row in rows:
-            timing = timings.get(row.peer)
-            if timing is None:
-                yield row
-            elif isinstance(timing, Exception):
-                yield replace(row, status="failed", message=describe_error(timing))
-            else:
-                timed = replace(row, samples_ms=tuple(1e3 * s for s in timing))
-                yield _with_counts(timed, steps.pop(row.peer))
+            yield _with_counts(row, steps.pop(row.peer)) if row.samples_ms else row
+
+
+def _timed(steps: Mapping[str, MetaStep], settings: Settings, rounds: int) -> dict[str, list[float] | Exception]:
+    return interleave(steps, rounds=rounds, budget_s=settings.budget_s, wait=lambda: devices.wait(settings.device))
+
+
+def _with_figures(row: Row, timing: list[float] | Exception | None) -> Row:
+    if timing is None:
+        return row
+    if isinstance(timing, Exception):
+        return replace(row, status="failed", message=describe_error(timing))
+    return replace(row, samples_ms=tuple(1e3 * seconds for seconds in timing))
 
 
 def admit(row: Row, problem: Problem, gate: Gate, patience_s: float) -> tuple[Row, MetaStep | None]:

@@ -2,14 +2,15 @@
 
 Tiles are no choice here: a perceptron's program holds whole layers, and a convolution's are one rule's. Kernels are
 launched through one function (`kernels/launch.py`), in whose place a pair of numbers is put here, for all kernels that
-multiply. Processes side by side compile all pairs first, to Triton's cache: compiling takes longer than measuring.
+multiply. Processes side by side compile all pairs first, to Triton's cache: compiling takes longer than measuring. A
+pair whose code is another's is not timed again: where barriers stop the pipeliner, stages change nothing.
 """
 
 from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, NamedTuple
@@ -18,7 +19,7 @@ import torch
 
 from . import device as devices
 from . import environment
-from .compile_ahead import SHARES, compile_share, compile_side_by_side
+from .compile_ahead import PRELOADED, compile_share, shares_of, this_target
 from .gate import Gate, make_gate
 from .names import PRECISIONS
 from .part import parser_of, skip_on_cpu
@@ -44,6 +45,12 @@ class Config(NamedTuple):
     stages: int | None
     warps: int | None
 
+    @property
+    def forced(self) -> dict[str, int]:
+        """Launch options."""
+        own = {"num_stages": self.stages, "num_warps": self.warps}
+        return {name: value for name, value in own.items() if value is not None}
+
 
 def configs(workload: str) -> list[Config]:
     """The kernels' own choice first at each precision."""
@@ -56,32 +63,56 @@ def launched_with(config: Config) -> Iterator[dict[str, list[Any]]]:
     """Inside, hot kernels have the config's stages and warps; the dict takes pairs of CUDA events by kernel."""
     from fastmeta.kernels import launch  # pyright: ignore[reportMissingImports]  # mapped by setup.py
 
-    own = {"num_stages": config.stages, "num_warps": config.warps}
-    chosen = {name: value for name, value in own.items() if value is not None}
     events: dict[str, list[Any]] = {}
 
-    def run(kernel: Any, label: str, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]) -> None:
+    def run(kernel: Any, label: str, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
         hot = "PRECISION" in options  # it multiplies
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         start.record()
-        before(kernel, label, grid, args, {**options, **chosen} if hot else options)
+        made = before(kernel, label, grid, args, {**options, **config.forced} if hot else options)
         end.record()
         events.setdefault(kernel.__name__, []).append((start, end))
+        return made
 
     with launch.through(run) as before:
         yield events
 
 
-def compile_ahead(workload: str, config: Config, share: int = 0, of: int = 1) -> str:
-    """The kernels of one meta-step, or a share of them, for what they leave in Triton's cache; a failure's text."""
-    own = {"num_stages": config.stages, "num_warps": config.warps}
-    forced = {name: value for name, value in own.items() if value is not None}
-    try:
-        target = "sm_{}{}".format(*torch.cuda.get_device_capability())
-        compile_share(workload, config.precision, target, share=share, of=of, forced=forced)
-    except Exception as error:  # measuring meets it again
-        return describe_error(error)
-    return ""
+Codes = Mapping[tuple[str, Config], str]
+"""What the kernels of a workload's meta-step are compiled to, as one word; only of pairs that compiled whole."""
+
+
+def compile_ahead(names: Sequence[str], target: str, limit_s: float) -> dict[tuple[str, Config], str]:
+    """Compiles the kernels of all pairs side by side, for what they leave in Triton's cache."""
+    from fastmeta.kernels.side_by_side import side_by_side  # pyright: ignore[reportMissingImports]
+
+    jobs = [(name, config, share, shares_of(WORKLOADS[name])) for name in names for config in configs(name)
+            for share in range(shares_of(WORKLOADS[name]))]  # fmt: skip
+    calls = [
+        partial(compile_share, WORKLOADS[name], config.precision, target, share=share, of=of, forced=config.forced)
+        for name, config, share, of in jobs
+    ]
+    parts: dict[tuple[str, Config], list[dict[str, Any]]] = {}
+    for done in side_by_side(calls, limit_s=limit_s, preload=PRELOADED):
+        name, config, *_ = jobs[done.place]
+        parts.setdefault((name, config), []).append(done.result or {"codes": {}, "failed": {"": done.failure}})
+    return {key: word for key, shares in parts.items() if (word := _word(shares))}
+
+
+def _word(shares: Sequence[Mapping[str, Any]]) -> str:
+    """The hashes of a meta-step's kernels in order; empty where one did not compile."""
+    if any(share["failed"] for share in shares):
+        return ""
+    codes = {int(place): code for share in shares for place, code in share["codes"].items()}
+    return " ".join(codes[place] for place in sorted(codes))
+
+
+def same_code(workload: str, config: Config, codes: Codes) -> Config | None:
+    """An earlier pair of the same precision that was compiled to the same code."""
+    own = codes.get((workload, config))
+    earlier = itertools.takewhile(lambda other: other != config, configs(workload))
+    alike = (other for other in earlier if codes.get((workload, other)) == own and other.precision == config.precision)
+    return next(alike, None) if own else None
 
 
 def _step(workload: str, config: Config) -> Any:
@@ -132,28 +163,34 @@ def main() -> None:
     result: dict[str, Any] = {"format": FORMAT, "environment": environment.describe("cuda"), "sweep": []}
     write(result, options.out)
     start = time.perf_counter()
-    jobs = [(name, config, share) for name in options.workload if name != "sinusoid-10k"  # which launches sinusoid's
-            for config in configs(name) for share in range(SHARES if name in IMAGES else 1)]  # fmt: skip
-    compile_side_by_side(
-        [partial(compile_ahead, name, config, share, SHARES if name in IMAGES else 1) for name, config, share in jobs],
-        limit_s=options.compile_limit,
-    )
+    codes = compile_ahead(options.workload, this_target(), options.compile_limit)
     result["compile s"] = round(time.perf_counter() - start, 1)
     for workload in options.workload:
-        gates: dict[str, Gate | Exception] = {}
-        for config in configs(workload):
-            if config.precision not in gates:
-                try:
-                    sized = WORKLOADS[workload].sized_for("cuda")
-                    gates[config.precision] = make_gate(sized, device="cuda", precision=config.precision)
-                except Exception as error:  # this precision's rows say it
-                    gates[config.precision] = error
-            gate = gates[config.precision]
-            if isinstance(gate, Exception):
-                result["sweep"].append({"workload": workload, **config._asdict(), "message": describe_error(gate)})
-            else:
-                result["sweep"].append(measure(workload, config, gate))
+        for row in measured(workload, codes):
+            result["sweep"].append(row)
             write(result, options.out)
+
+
+def measured(workload: str, codes: Codes) -> Iterator[dict[str, Any]]:
+    """A row for every pair."""
+    gates: dict[str, Gate | Exception] = {}
+    for config in configs(workload):
+        row = {"workload": workload, **config._asdict()}
+        same = same_code(workload, config, codes)
+        if same is not None:
+            yield row | {"same code as": [same.stages, same.warps]}
+            continue
+        if config.precision not in gates:
+            try:
+                sized = WORKLOADS[workload].sized_for("cuda")
+                gates[config.precision] = make_gate(sized, device="cuda", precision=config.precision)
+            except Exception as error:  # this precision's rows say it
+                gates[config.precision] = error
+        gate = gates[config.precision]
+        if isinstance(gate, Exception):
+            yield row | {"message": describe_error(gate)}
+        else:
+            yield measure(workload, config, gate)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -46,6 +47,47 @@ def _signal_until_gone(pid: int) -> None:
     for _ in range(50):
         os.kill(pid, 0)
         time.sleep(0.1)
+
+
+def test_a_process_that_is_asked_to_end_in_time_writes_what_it_has(tmp_path: Path):
+    tests = tmp_path / "test_it.py"
+    tests.write_text("import time\ndef test_a(): pass\ndef test_b(): time.sleep(60)\n", encoding="utf-8")
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        str(tests),
+        "-v",
+        "-p",
+        "no:cacheprovider",
+        f"--junit-xml={tmp_path / 'x'}",
+    ]
+    ended = child.run(command, limit_s=24, interrupt_s=12, log=tmp_path / "log")
+    assert ended.timed_out
+    assert ended.seconds < 23
+    assert "its time limit" in ended.reason()
+    assert 'name="test_a"' in (tmp_path / "x").read_text(encoding="utf-8")
+    assert "KeyboardInterrupt" in (tmp_path / "log").read_text(encoding="utf-8")
+
+
+def test_a_process_that_does_not_listen_is_killed(tmp_path: Path):
+    code = "import signal, time; signal.signal(signal.SIGINT, signal.SIG_IGN); print('x', flush=True); time.sleep(60)"
+    ended = run(code, limit_s=3, interrupt_s=1.0, log=tmp_path / "log")
+    assert (ended.timed_out, ended.status) == (True, -9)
+    assert (tmp_path / "log").read_text(encoding="utf-8") == "x\n"
+
+
+def test_a_process_ends_when_it_is_stopped():
+    stop = iter([False, True])
+    ended = run("import time; time.sleep(60)", stopped=lambda: next(stop))
+    assert ended.timed_out
+    assert ended.seconds < 20
+
+
+def test_a_log_has_an_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(child, "LOG_BYTES", 10)
+    run("print('x' * 100)", log=tmp_path / "log")
+    assert (tmp_path / "log").read_text(encoding="utf-8") == "x" * 10 + "\n(what follows is left out)\n"
 
 
 def test_a_crash_is_named():

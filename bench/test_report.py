@@ -177,3 +177,14 @@ def test_the_command_line_names_what_is_wrong(tmp_path: Path, capsys: pytest.Cap
     assert "no benchmark result" in capsys.readouterr().err
     assert main(["report", str(tmp_path / "absent.json")]) == 2
     assert "absent.json" in capsys.readouterr().err
+
+
+def test_on_a_gpu_rows_beside_other_peers_are_not_measured_again(tmp_path: Path):
+    runs = [["fastmeta triton", "jax vmap"], ["fastmeta triton", "torch.func vmap"], ["jax vmap", "fastmeta triton"]]
+    for place, peers in enumerate(runs):
+        rows = [asdict(row(peer, 1.0 + place, device="cuda")) for peer in peers]
+        write(result_of(rows=rows), tmp_path / f"{place}.json")
+    first, second, third = load_all(tmp_path / f"{place}.json" for place in range(3))
+    assert not first["rows"]
+    assert [each["peer"] for each in second["rows"]] == runs[1]
+    assert [each["peer"] for each in third["rows"]] == runs[2]

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -119,6 +120,27 @@ def test_every_peer_gives_the_meta_gradient_or_says_why_not(algorithm: str):
         assert rows[name].samples_ms, name
         assert rows[name].peak_mib is not None, name
         assert 0 < (rows[name].error or 0) < 1e-5, name
+
+
+def test_a_row_is_there_before_the_next_peer_is_admitted(monkeypatch: pytest.MonkeyPatch):
+    order: list[str] = []
+
+    def watched(row: Row, *rest: Any) -> Any:
+        order.append(f"admitted {row.peer}")
+        return admit(row, *rest)
+
+    def early(row: Row) -> None:
+        order.append(f"{row.peer} {row.status} {len(row.samples_ms)}")
+
+    monkeypatch.setattr("bench.run.admit", watched)
+    peers = ["torch.func vmap", "torch.func vmap graph", "autograd loop"]
+    rows = [*measure(SMALL, peers, "maml", replace(QUICK, rounds=2, budget_s=1, at_once=True), early=early)]
+    assert order[:6] == [
+        "admitted torch.func vmap", "torch.func vmap ok 3", "admitted torch.func vmap graph",
+        "torch.func vmap graph unsupported 0", "admitted autograd loop", "autograd loop ok 3",
+    ]  # fmt: skip
+    assert order[6:] == ["torch.func vmap ok 2", "torch.func vmap graph unsupported 0", "autograd loop ok 2"]
+    assert [len(row.samples_ms) for row in rows] == [2, 0, 2]
 
 
 def test_adapters_are_for_peers_that_leave_the_rest_as_it_is():

@@ -10,7 +10,7 @@ import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from io import StringIO
 from pathlib import Path
@@ -92,6 +92,19 @@ def compiled_for(target: str, seen: Seen) -> Iterator[None]:
     finally:
         launch.run = runs
         driver._active = before
+
+
+def keep_launcher(binary: Any) -> None:
+    """Leaves what calls a compiled kernel from Python in Triton's cache, too, where it takes a C compiler (3.6).
+
+    Otherwise the first launch of every kernel waits for one. It is linked with the driver's library: where there is
+    none, nothing is left, and whatever else is wrong the launch itself will say.
+    """
+    from triton.backends.nvidia import driver as nvidia
+
+    if hasattr(nvidia, "make_launcher"):
+        with suppress(Exception):
+            nvidia.CudaLauncher(binary.src, binary.metadata)
 
 
 _spilled: dict[str, int] = {}  # of code by its hash, which Triton keeps in memory as well

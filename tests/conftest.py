@@ -129,10 +129,11 @@ def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config
         real = [item for item in items if "shared" in getattr(item, "fixturenames", ())]
         items[:] = [item for item in items if item not in real]
         config.hook.pytest_deselected(items=real)
-    if "nightly" not in config.getoption("-m", ""):
-        nightly = [item for item in items if item.get_closest_marker("nightly")]
-        items[:] = [item for item in items if item not in nightly]
-        config.hook.pytest_deselected(items=nightly)
+    for name in ("nightly", "gpu_full"):
+        if name not in config.getoption("-m", ""):
+            long = [item for item in items if item.get_closest_marker(name)]
+            items[:] = [item for item in items if not item.get_closest_marker(name)]
+            config.hook.pytest_deselected(items=long)
     whole = [] if config.getoption("lf", False) else [config.invocation_params.dir / arg for arg in config.args]
     problems = slow_table.mark(items, SLOW, root=ROOT, whole=whole)
     if problems:
@@ -143,6 +144,10 @@ def pytest_configure(config: pytest.Config) -> None:
     # torch.compile's and forward-mode autograd's own imports, the first time they are used
     deprecated = r"`torch\.jit\.script(_method)?` is (deprecated|not supported)"
     config.addinivalue_line("filterwarnings", f"ignore:{deprecated}:DeprecationWarning")
+    # CUDA builds of torch 2.9 and 2.10, where TF32 is switched in the way that older versions know, and the compiler on
+    # a GPU, where it is off; precision is the learner's
+    for of_tf32 in ("Please use the new API settings to control TF32", "TensorFloat32 tensor cores"):
+        config.addinivalue_line("filterwarnings", f"ignore:{of_tf32}:UserWarning")
     enforced = os.environ.get("CI", "").lower() in {"1", "true"}
     config.pluginmanager.register(Budget(enforced=enforced, slowest=config.getoption("--cpu-durations")))
     config.addinivalue_line("markers", "slow: of the table SLOW in tests/conftest.py; continuous integration runs them")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from pathlib import Path
 
 import pytest
@@ -119,3 +120,13 @@ def test_the_table_marks_tests_and_notices_what_is_gone(collected, table, slow, 
 def test_a_row_is_not_held_to_single_tests_of_its_file(collected):
     items, root = collected
     assert slow_table.mark(items[:1], {"test_a.py::TestOf::test_method": ()}, root=root, whole=[Path("other")]) == []
+
+
+def test_what_pytorch_says_of_tf32_on_a_gpu_is_no_error():
+    for words in (
+        "Please use the new API settings to control TF32 behavior, such as torch.backends.cudnn.conv.fp32_precision",
+        "TensorFloat32 tensor cores for float32 matrix multiplication available but not enabled. Consider setting ...",
+    ):
+        warnings.warn(words, UserWarning, stacklevel=1)
+    with pytest.raises(UserWarning, match="anything else"):
+        warnings.warn("anything else", UserWarning, stacklevel=1)

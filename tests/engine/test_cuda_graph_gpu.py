@@ -24,7 +24,8 @@ def on_gpu(batch):
 
 
 @pytest.mark.parametrize("options", [
-    {}, {"compile": True}, {"outer_loss": F.l1_loss}, {"inner_optimizer": fastmeta.Adam(lr=0.01)},
+    {}, pytest.param({"compile": True}, marks=pytest.mark.gpu_full), {"outer_loss": F.l1_loss},
+    {"inner_optimizer": fastmeta.Adam(lr=0.01)},
 ], ids=lambda options: next(iter(options), "plain"))  # fmt: skip
 @pytest.mark.parametrize("backend", ["torch", "triton"])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
