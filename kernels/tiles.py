@@ -39,29 +39,15 @@ def _arch() -> int:
     return target.arch
 
 
-def dot_precision(precision: str, blocks: tuple[int, ...]) -> str:
-    """How a kernel multiplies blocks of float32: `input_precision` of `tl.dot`, or "bf16" for rounded operands.
+def dot_precision(precision: str) -> str:
+    """How a kernel of `mlp_loop` multiplies blocks of float32: `input_precision` of `tl.dot`, or "bf16" for rounded
+    operands. float32 is three products of tf32 parts.
 
-    "float32" is plain multiply-adds up to 64 wide: exact, and without a spill where three tf32 products (21 bits of
-    mantissa) leave 64 bytes on the stack and bf16x6 40 (1-40-40-1, sm_90); bf16x3 keeps 16 bits only. At 128 wide
-    unrolled multiply-adds take the compiler minutes, so there it is tf32x3. Before sm_90, where operands of matrix
-    instructions are registers, the others are multiply-adds too: tf32 leaves 728 bytes, bfloat16 208.
+    Before sm_90 the others are ...
     """
     if knobs.runtime.interpret:
         return "ieee"  # the interpreter multiplies in float32 whatever it is told, and bfloat16's bit patterns
-    narrow = max(blocks) <= 64
-    if narrow and (precision == "float32" or _arch() < 90):
-        return "ieee"
     return {"float32": "tf32x3", "tf32": "tf32", "bfloat16": "bf16"}[precision]
-
-
-def warps(blocks: tuple[int, ...]) -> int:
-    """Warps of a program whose widest block is the largest of `blocks`.
-
-    At 64 wide the adjoint leaves 832 bytes on the stack with four (1-40-40-1, sm_90, Triton 3.6), 752 with sixteen,
-    which have 128 registers each, and none with eight; at 32 wide 256 bytes with four (2-32-5 on 25 samples).
-    """
-    return 4 if max(blocks) <= 16 else 8
 
 
 def streams(blocks: tuple[int, ...], states: int) -> bool:
@@ -72,6 +58,32 @@ def streams(blocks: tuple[int, ...], states: int) -> bool:
     504 bytes and with Adam up to 48 (1-40-40-1). From the fifth layer on there are too many of them.
     """
     return max(blocks) > 64 or len(blocks) > 6 or (max(blocks) > 32 and states > 0)
+
+
+class LoopTiles(NamedTuple):
+    """Of a program of `mlp_loop`, which is a task: its warps, the widths of tiles of its layers' activations."""
+
+    warps: int
+    widths: tuple[int, ...]
+    streams: bool
+
+
+def loop_tiles(dims: tuple[int, ...], samples: int, states: int, tasks: int) -> LoopTiles:
+    blocks = tuple(map(block, dims))
+    if streams((*blocks, block(samples)), states):
+        return LoopTiles(8, blocks, streams=True)
+    warps = 1
+    return LoopTiles(warps, tile_widths(dims, 16 * warps), streams=False)
+
+
+def tile_widths(dims: tuple[int, ...], most: int) -> tuple[int, ...]:
+    """Columns of a tile of each layer's activations, the inputs first; the outputs, of which a loss takes whole rows,
+    are one tile. One value, and two inputs, are columns of their own (`mlp_blocks.py`)."""
+    widths = [1 if dims[0] <= 2 else min(block(dims[0]), most)]
+    for width in dims[1:]:
+        widths.append(1 if width == 1 and widths[-1] > 1 else min(block(width), most))
+    widths[-1] = min(widths[-1], 1) if widths[-1] == 1 else block(dims[-1])
+    return tuple(widths)
 
 
 LAYER_STAGES = 2
