@@ -75,18 +75,21 @@ def layer(
     B_AT: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """z = x Wᵀ + b of a layer."""
-    x_parts = operands(xs, BI if BO > 1 else 1, PRECISION)
     zs = ()
     for o in tl.static_range(0, OUT, BO):
         z = tl.zeros([xs[0].shape[0], BO], tl.float32)
         if B_AT >= 0:
             o_b = o + features(BO)
             z += tl.load(p_phi + B_AT + o_b, mask=o_b < OUT, other=0.0)[None, :]
-        for i in tl.static_range(0, IN, BI):
+        zs = zs + (z,)
+    for i in tl.static_range(0, IN, BI):
+        x = operands((xs[i // BI],), BI if BO > 1 else 1, PRECISION)
+        sums = ()
+        for o in tl.static_range(0, OUT, BO):
             offsets, mask, _ = weight_block(OUT, IN, BO, BI, o, i)
             w = tl.load(p_phi + W_AT + offsets, mask=mask, other=0.0)
-            z = times_transposed(z, x_parts[i // BI], w, BO, BI, PRECISION)
-        zs = zs + (z,)
+            sums = sums + (times_transposed(zs[o // BO], x[0], w, BO, BI, PRECISION),)
+        zs = sums
     return zs
 
 
@@ -128,11 +131,11 @@ def layer_backward(
                 w = over_outputs(tl.load(p_phi + W_AT + offsets, mask=mask, other=0.0), BO, BI, PRECISION)
                 dx = times_block(dx, d_parts[o // BO], w, BO, BI, PRECISION)
             dxs = dxs + (dx,)
-    x_parts = operands(xs, BI if BO > 1 else 1, PRECISION)
     for i in tl.static_range(0, IN, BI):
+        x_parts = operands((xs[i // BI],), BI if BO > 1 else 1, PRECISION)
         for o in tl.static_range(0, OUT, BO):
             offsets, m_load, m_store = weight_block(OUT, IN, BO, BI, o, i)
-            g = weight_gradient(d_parts[o // BO], x_parts[i // BI], m_load, BO, BI, PRECISION)
+            g = weight_gradient(d_parts[o // BO], x_parts[0], m_load, BO, BI, PRECISION)
             if USE == "step":
                 w = tl.load(p_phi + W_AT + offsets, mask=m_load, other=0.0)
             else:
@@ -167,8 +170,6 @@ def layer_dot(
     HYPER: tl.constexpr, LR_EACH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """ż = x Vᵀ + ẋ Wᵀ + c of layer J, whose inputs move where J > 0."""
-    x_parts = operands(xs, BI if BO > 1 else 1, PRECISION)
-    dot_parts = operands(xs_dot, BI if BO > 1 else 1, PRECISION) if J > 0 else x_parts
     zs_dot = ()
     for o in tl.static_range(0, OUT, BO):
         z_dot = tl.zeros([xs[0].shape[0], BO], tl.float32)
@@ -176,14 +177,19 @@ def layer_dot(
             o_b = o + features(BO)
             _, v, _ = pulled(B_AT, o_b, o_b < OUT, p_lam, p_sigma, p_v, p_lr, p_steps, last, RULE, HYPER, LR_EACH)
             z_dot += v[None, :]
-        for i in tl.static_range(0, IN, BI):
+        zs_dot = zs_dot + (z_dot,)
+    for i in tl.static_range(0, IN, BI):
+        x = operands((xs[i // BI], xs_dot[i // BI]), BI if BO > 1 else 1, PRECISION)
+        sums = ()
+        for o in tl.static_range(0, OUT, BO):
             offsets, mask, _ = weight_block(OUT, IN, BO, BI, o, i)
             _, v, _ = pulled(W_AT, offsets, mask, p_lam, p_sigma, p_v, p_lr, p_steps, last, RULE, HYPER, LR_EACH)
-            z_dot = times_transposed(z_dot, x_parts[i // BI], v, BO, BI, PRECISION)
+            z_dot = times_transposed(zs_dot[o // BO], x[0], v, BO, BI, PRECISION)
             if J > 0:
                 w = tl.load(p_phi + W_AT + offsets, mask=mask, other=0.0)
-                z_dot = times_transposed(z_dot, dot_parts[i // BI], w, BO, BI, PRECISION)
-        zs_dot = zs_dot + (z_dot,)
+                z_dot = times_transposed(z_dot, x[1], w, BO, BI, PRECISION)
+            sums = sums + (z_dot,)
+        zs_dot = sums
     return zs_dot
 
 
@@ -198,6 +204,7 @@ def forward_dot(
     xs_dot = xs
     for j in tl.static_range(DEPTH):
         x_in = act(zs[j - 1], j - 1, ACTS, ARGS) if j > 0 else xs
+        tl.debug_barrier()  # or loads come long before their products and fill the registers
         z_dot = layer_dot(x_in, xs_dot, p_phi, p_lam, p_sigma, p_v, p_lr, p_steps, last, j, DIMS[j + 1], DIMS[j],
                           BLOCKS[j + 1], BLOCKS[j], W_AT[j], B_AT[j], RULE, HYPER, LR_EACH, PRECISION)  # fmt: skip
         zs_dot = zs_dot + (z_dot,)
@@ -213,57 +220,55 @@ def cotangents_dot(
 ):  # fmt: skip
     """Cotangents of a layer's inputs and their tangents, d W and ḋ W + d V."""
     dxs, dxs_dot = (), ()
-    for i in tl.static_range(0, IN, BI):
-        dx, dx_dot = tl.zeros([BN, BI], tl.float32), tl.zeros([BN, BI], tl.float32)
-        for o in tl.static_range(0, OUT, BO):
+    for _ in tl.static_range(0, IN, BI):
+        dxs = dxs + (tl.zeros([BN, BI], tl.float32),)
+        dxs_dot = dxs_dot + (tl.zeros([BN, BI], tl.float32),)
+    for o in tl.static_range(0, OUT, BO):
+        d, d_dot = d_parts[o // BO], d_dot_parts[o // BO]
+        sums, sums_dot = (), ()
+        for i in tl.static_range(0, IN, BI):
             offsets, mask = block_over_outputs(OUT, IN, BO, BI, o, i)
             w = over_outputs(tl.load(p_phi + W_AT + offsets, mask=mask, other=0.0), BO, BI, PRECISION)
-            dx = times_block(dx, d_parts[o // BO], w, BO, BI, PRECISION)
-            dx_dot = times_block(dx_dot, d_dot_parts[o // BO], w, BO, BI, PRECISION)
+            sums = sums + (times_block(dxs[i // BI], d, w, BO, BI, PRECISION),)
+            dx_dot = times_block(dxs_dot[i // BI], d_dot, w, BO, BI, PRECISION)
             _, v, _ = pulled(W_AT, offsets, mask, p_lam, p_sigma, p_v, p_lr, p_steps, last, RULE, HYPER, LR_EACH)
-            dx_dot = times_block(dx_dot, d_parts[o // BO], over_outputs(v, BO, BI, PRECISION), BO, BI, PRECISION)
-        dxs, dxs_dot = dxs + (dx,), dxs_dot + (dx_dot,)
+            sums_dot = sums_dot + (times_block(dx_dot, d, over_outputs(v, BO, BI, PRECISION), BO, BI, PRECISION),)
+        dxs, dxs_dot = sums, sums_dot
     return dxs, dxs_dot
 
 
 @triton.jit
-def layer_adjoint(
-    ds, ds_dot, xs, xs_dot, p_phi, p_lam, p_sigma, p_v, p_lr, p_steps, last, J: tl.constexpr, OUT: tl.constexpr,
-    IN: tl.constexpr, BO: tl.constexpr, BI: tl.constexpr, W_AT: tl.constexpr, B_AT: tl.constexpr, RULE: tl.constexpr,
-    HYPER: tl.constexpr, LR_EACH: tl.constexpr, PRECISION: tl.constexpr,
+def weight_back(
+    d_parts, d_dot_parts, xs, xs_dot, p_lam, p_sigma, p_v, p_lr, p_steps, last, J: tl.constexpr, OUT: tl.constexpr,
+    IN: tl.constexpr, BO: tl.constexpr, BI: tl.constexpr, W_AT: tl.constexpr, RULE: tl.constexpr, HYPER: tl.constexpr,
+    LR_EACH: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """λ and σ of layer J one step back; the cotangents of its inputs and their tangents, J > 0."""
-    if B_AT >= 0:
-        for o in tl.static_range(0, OUT, BO):
-            offsets, m_load, m_store = bias_block(OUT, BO, o)
-            lam, v, sigma = pulled(B_AT, offsets, m_load, p_lam, p_sigma, p_v, p_lr, p_steps, last, RULE, HYPER,
-                                   LR_EACH)  # fmt: skip
-            h = bias_gradient(ds_dot[o // BO], BO)
-            pushed(lam, v, sigma, h, B_AT, offsets, m_store, p_lam, p_sigma, RULE, HYPER)
-    d_parts, d_dot_parts = (
-        operands(ds, BO if BI > 1 else 1, PRECISION),
-        operands(ds_dot, BO if BI > 1 else 1, PRECISION),
-    )
-    dxs, dxs_dot = ds, ds_dot
-    if J > 0:
-        dxs, dxs_dot = cotangents_dot(d_parts, d_dot_parts, p_phi, p_lam, p_sigma, p_v, p_lr, p_steps, last,
-                                      ds[0].shape[0], OUT, IN, BO, BI, W_AT, RULE, HYPER, LR_EACH,
-                                      PRECISION)  # fmt: skip
-        tl.debug_barrier()  # all have read λ before it changes
-    x_parts = operands(xs, BI if BO > 1 else 1, PRECISION)
-    x_dot_parts = operands(xs_dot, BI if BO > 1 else 1, PRECISION) if J > 0 else x_parts
+    """λ and σ of layer J's weight one step back."""
     for i in tl.static_range(0, IN, BI):
+        x_parts = operands((xs[i // BI], xs_dot[i // BI]), BI if BO > 1 else 1, PRECISION)
         for o in tl.static_range(0, OUT, BO):
             offsets, m_load, m_store = weight_block(OUT, IN, BO, BI, o, i)
             if J > 0:
-                h = weight_gradient_dot(d_parts[o // BO], d_dot_parts[o // BO], x_parts[i // BI], x_dot_parts[i // BI],
-                                        m_load, BO, BI, PRECISION)  # fmt: skip
+                h = weight_gradient_dot(d_parts[o // BO], d_dot_parts[o // BO], x_parts[0], x_parts[1], m_load, BO, BI,
+                                        PRECISION)  # fmt: skip
             else:
-                h = weight_gradient(d_dot_parts[o // BO], x_parts[i // BI], m_load, BO, BI, PRECISION)
+                h = weight_gradient(d_dot_parts[o // BO], x_parts[0], m_load, BO, BI, PRECISION)
             lam, v, sigma = pulled(W_AT, offsets, m_load, p_lam, p_sigma, p_v, p_lr, p_steps, last, RULE, HYPER,
                                    LR_EACH)  # fmt: skip
             pushed(lam, v, sigma, h, W_AT, offsets, m_store, p_lam, p_sigma, RULE, HYPER)
-    return dxs, dxs_dot
+
+
+@triton.jit
+def bias_back(
+    ds_dot, p_lam, p_sigma, p_v, p_lr, p_steps, last, OUT: tl.constexpr, BO: tl.constexpr, B_AT: tl.constexpr,
+    RULE: tl.constexpr, HYPER: tl.constexpr, LR_EACH: tl.constexpr,
+):  # fmt: skip
+    """The same of a bias."""
+    for o in tl.static_range(0, OUT, BO):
+        offsets, m_load, m_store = bias_block(OUT, BO, o)
+        lam, v, sigma = pulled(B_AT, offsets, m_load, p_lam, p_sigma, p_v, p_lr, p_steps, last, RULE, HYPER, LR_EACH)
+        h = bias_gradient(ds_dot[o // BO], BO)
+        pushed(lam, v, sigma, h, B_AT, offsets, m_store, p_lam, p_sigma, RULE, HYPER)
 
 
 @triton.jit
@@ -279,7 +284,20 @@ def backward_dot(
         ds = times_slope(ds, zs[j], j, ACTS, ARGS)
         x_in = act(zs[j - 1], j - 1, ACTS, ARGS) if j > 0 else xs
         x_dot = times_slope(zs_dot[j - 1], zs[j - 1], j - 1, ACTS, ARGS) if j > 0 else xs
-        ds, ds_dot = layer_adjoint(
-            ds, ds_dot, x_in, x_dot, p_phi, p_lam, p_sigma, p_v, p_lr, p_steps, last, j, DIMS[j + 1], DIMS[j],
-            BLOCKS[j + 1], BLOCKS[j], W_AT[j], B_AT[j], RULE, HYPER, LR_EACH, PRECISION,
-        )  # fmt: skip
+        below = ds_dot
+        d_parts = operands(ds, BLOCKS[j + 1] if BLOCKS[j] > 1 else 1, PRECISION)
+        d_dot_parts = operands(ds_dot, BLOCKS[j + 1] if BLOCKS[j] > 1 else 1, PRECISION)
+        if j > 0:
+            ds, ds_dot = cotangents_dot(
+                d_parts, d_dot_parts, p_phi, p_lam, p_sigma, p_v, p_lr, p_steps, last, dy.shape[0], DIMS[j + 1],
+                DIMS[j], BLOCKS[j + 1], BLOCKS[j], W_AT[j], RULE, HYPER, LR_EACH, PRECISION,
+            )  # fmt: skip
+            tl.debug_barrier()  # all have read λ before it changes
+        if tl.load(p_steps + 3) < 1.0:
+            if B_AT[j] >= 0:
+                bias_back(below, p_lam, p_sigma, p_v, p_lr, p_steps, last, DIMS[j + 1], BLOCKS[j + 1], B_AT[j], RULE, HYPER,
+                          LR_EACH)  # fmt: skip
+            weight_back(
+                d_parts, d_dot_parts, x_in, x_dot, p_lam, p_sigma, p_v, p_lr, p_steps, last, j, DIMS[j + 1], DIMS[j],
+                BLOCKS[j + 1], BLOCKS[j], W_AT[j], RULE, HYPER, LR_EACH, PRECISION,
+            )  # fmt: skip
