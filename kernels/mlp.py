@@ -30,7 +30,7 @@ class MLP:
     def _common(self, tasks: int, samples: int) -> dict[str, Any]:
         tiles = self._tiles(tasks, samples)
         return {
-            **self.chain.constants(), "BLOCKS": tiles.widths, "BN": block(samples), "ROOM": self.chain.room(samples),
+            **self.chain.constants(), "BLOCKS": tiles.columns, "BN": block(samples), "ROOM": self.chain.room(samples),
             "STREAM": tiles.streams, "PRECISION": dot_precision(self.precision), "num_warps": tiles.warps,
             "num_stages": STAGES, "maxnreg": MOST_REGISTERS if tiles.streams else None,
         }  # fmt: skip

@@ -5,7 +5,8 @@ them between takes more instructions than the products. Nothing has to move if c
 a product is summed are chosen for it. In `mma.m16n8k8` thread 4 g + t of a warp holds
 
 - of results [16, 16] rows g and g + 8, and there columns 8 a + 2 t + e (a, e = 0, 1),
-- of a left operand [16, 16] the same rows, and columns 4 r + t (r = 0 … 3), of a right one rows 4 r + t, columns 8 a + g,
+- of a left operand [16, 16] the same rows, and columns 4 r + t (r = 0 … 3), of a right one rows 4 r + t and columns
+  8 a + g,
 - of sixteen values in a row, read 16 bytes a thread, those at 4 t + r.
 
 So column 8 a + 2 t + e of a tile holds feature 4 t + 2 e + a (its place), and products over features take them in the
@@ -95,7 +96,7 @@ def turned(operand):
 
 @triton.jit
 def summed(operand, PRECISION: tl.constexpr):
-    """Columns, by place, in the order in which products go over them; bfloat16's two at a time are in it as they are."""
+    """Columns, by place, in the order in which products go over them; bfloat16's, two at a time, are in it already."""
     R: tl.constexpr = operand[0].shape[0]
     B: tl.constexpr = operand[0].shape[1]
     found = ()

@@ -284,7 +284,7 @@ def backward_dot(
         ds = times_slope(ds, zs[j], j, ACTS, ARGS)
         x_in = act(zs[j - 1], j - 1, ACTS, ARGS) if j > 0 else xs
         x_dot = times_slope(zs_dot[j - 1], zs[j - 1], j - 1, ACTS, ARGS) if j > 0 else xs
-        below = ds_dot
+        output_d_dot = ds_dot
         d_parts = operands(ds, BLOCKS[j + 1] if BLOCKS[j] > 1 else 1, PRECISION)
         d_dot_parts = operands(ds_dot, BLOCKS[j + 1] if BLOCKS[j] > 1 else 1, PRECISION)
         if j > 0:
@@ -293,10 +293,12 @@ def backward_dot(
                 DIMS[j], BLOCKS[j + 1], BLOCKS[j], W_AT[j], RULE, HYPER, LR_EACH, PRECISION,
             )  # fmt: skip
             tl.debug_barrier()  # all have read λ before it changes
-        if tl.load(p_steps + 3) < 1.0:
+        if tl.load(p_steps + 3) < 1.0:  # always, but what the compiler cannot know keeps it from mixing the two
             if B_AT[j] >= 0:
-                bias_back(below, p_lam, p_sigma, p_v, p_lr, p_steps, last, DIMS[j + 1], BLOCKS[j + 1], B_AT[j], RULE, HYPER,
-                          LR_EACH)  # fmt: skip
+                bias_back(
+                    output_d_dot, p_lam, p_sigma, p_v, p_lr, p_steps, last, DIMS[j + 1], BLOCKS[j + 1], B_AT[j], RULE,
+                    HYPER, LR_EACH,
+                )  # fmt: skip
             weight_back(
                 d_parts, d_dot_parts, x_in, x_dot, p_lam, p_sigma, p_v, p_lr, p_steps, last, j, DIMS[j + 1], DIMS[j],
                 BLOCKS[j + 1], BLOCKS[j], W_AT[j], RULE, HYPER, LR_EACH, PRECISION,

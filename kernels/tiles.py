@@ -39,15 +39,8 @@ def _arch() -> int:
     return target.arch
 
 
-def dot_precision(precision: str) -> str:
-    """How a kernel of `mlp_loop` multiplies blocks of float32: `input_precision` of `tl.dot`, or "bf16" for rounded
-    operands. float32 is three products of tf32 parts.
-
-    Before sm_90 the others are ...
-    """
-    if knobs.runtime.interpret:
-        return "ieee"  # the interpreter multiplies in float32 whatever it is told, and bfloat16's bit patterns
-    return {"float32": "tf32x3", "tf32": "tf32", "bfloat16": "bf16"}[precision]
+PROCESSORS = 132
+"""Multiprocessors of an H200."""
 
 
 def streams(blocks: tuple[int, ...], states: int) -> bool:
@@ -61,29 +54,58 @@ def streams(blocks: tuple[int, ...], states: int) -> bool:
 
 
 class LoopTiles(NamedTuple):
-    """Of a program of `mlp_loop`, which is a task: its warps, the widths of tiles of its layers' activations."""
+    """Of a program of `mlp_loop`, which is a task: warps, columns of the tiles of each layer's activations, the inputs'
+    first, and whether activations live in scratch."""
 
     warps: int
-    widths: tuple[int, ...]
+    columns: tuple[int, ...]
     streams: bool
 
 
 def loop_tiles(dims: tuple[int, ...], samples: int, states: int, tasks: int) -> LoopTiles:
-    blocks = tuple(map(block, dims))
-    if streams((*blocks, block(samples)), states):
-        return LoopTiles(8, blocks, streams=True)
-    warps = 1
-    return LoopTiles(warps, tile_widths(dims, 16 * warps), streams=False)
+    """For so many tasks of a perceptron with layers of these widths, on so many samples at a time."""
+    blocks, rows = tuple(map(block, dims)), block(samples)
+    if streams((*blocks, rows), states):
+        return LoopTiles(4 if max(*blocks, rows) <= 16 else 8, blocks, streams=True)
+    warps = loop_warps(dims, samples, tasks)
+    return LoopTiles(warps, tile_columns(dims, 16 if warps == 1 else max(blocks)), streams=False)
 
 
-def tile_widths(dims: tuple[int, ...], most: int) -> tuple[int, ...]:
-    """Columns of a tile of each layer's activations, the inputs first; the outputs, of which a loss takes whole rows,
-    are one tile. One value, and two inputs, are columns of their own (`mlp_blocks.py`)."""
-    widths = [1 if dims[0] <= 2 else min(block(dims[0]), most)]
-    for width in dims[1:]:
-        widths.append(1 if width == 1 and widths[-1] > 1 else min(block(width), most))
-    widths[-1] = min(widths[-1], 1) if widths[-1] == 1 else block(dims[-1])
-    return tuple(widths)
+def loop_warps(dims: tuple[int, ...], samples: int, tasks: int) -> int:
+    """As many as leave all tasks resident at once: the fewer tasks, the more warps share the work of each.
+
+    A step of 1-40-40-1 (sm_90, float32) is 3,106 instructions of each of eight warps, of which one program fits a
+    multiprocessor; 4,212 of four, of which two; 8,984 of one, of which eight. A warp takes at least 16 × 8 results
+    of the widest layer. What a warp alone holds are six tiles of activations and their tangents.
+    """
+    rows, widest = block(samples), max(map(block, dims))
+    useful = rows * widest // 128
+    held = rows // 16 * sum(-(-width // 16) for width in dims[1:-1])
+    if tasks <= PROCESSORS or held > MOST_TILES:
+        return min(8, useful)
+    return min(4, useful) if tasks <= 2 * PROCESSORS else 1
+
+
+MOST_TILES = 6
+"""[16, 16], of the hidden layers' activations that a program of one warp holds in registers, each with its tangent."""
+
+
+def tile_columns(dims: tuple[int, ...], most: int) -> tuple[int, ...]:
+    """Columns of a tile of each layer's activations. The outputs are one tile, as a loss takes whole rows; one value,
+    and two inputs, are columns of their own (`mlp_blocks.py`)."""
+    columns = [1 if dims[0] <= 2 else min(block(dims[0]), most)]
+    for width in dims[1:-1]:
+        columns.append(1 if width == 1 and columns[-1] > 1 else min(block(width), most))
+    columns.append(1 if dims[-1] == 1 and columns[-1] > 1 else block(dims[-1]))
+    return tuple(columns)
+
+
+def dot_precision(precision: str) -> str:
+    """How a kernel of `mlp_loop` multiplies blocks of float32: `input_precision` of `tl.dot`, or "bf16" for rounded
+    operands; float32 is three products of tf32 (`mlp_blocks.py`)."""
+    if knobs.runtime.interpret:
+        return "ieee"  # the interpreter multiplies in float32 whatever it is told, and bfloat16's bit patterns
+    return {"float32": "tf32x3", "tf32": "tf32", "bfloat16": "bf16"}[precision]
 
 
 LAYER_STAGES = 2
@@ -127,11 +149,7 @@ def operand_type(precision: str) -> torch.dtype:
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
-def _layer_precision(precision: str) -> str:
-    """As `dot_precision`, of which plain multiply-adds are left out: tiles are wide here."""
-    if knobs.runtime.interpret:
-        return "ieee"
-    return {"float32": "tf32x3", "tf32": "tf32", "bfloat16": "bf16"}[precision]
+_layer_precision = dot_precision
 
 
 def _generation() -> int:
