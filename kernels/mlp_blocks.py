@@ -53,7 +53,7 @@ def by_place(x):
 def parts(x, PRECISION: tl.constexpr):
     """A block as products take it: in the matrix units' own type, or as a sum of two of tf32's 11 bits."""
     if PRECISION == "tf32x3":
-        big = (x.to(tl.int32, bitcast=True) & -8192).to(tl.float32, bitcast=True)
+        big = ((x.to(tl.int32, bitcast=True) + 4096) & -8192).to(tl.float32, bitcast=True)
         found = (big, x - big)
     elif PRECISION == "bf16":
         found = (x.to(tl.bfloat16),)
