@@ -1,8 +1,9 @@
 """Loads ahead of their products (`num_stages`) and warps of the kernels: every pair checked, then timed.
 
-Tiles are no choice here: a perceptron's program holds whole layers, and a convolution's are one rule's. Kernels are
-launched through one function (`kernels/launch.py`), in whose place a pair of numbers is put here, for all kernels that
-multiply. Processes side by side compile all pairs first, to Triton's cache: compiling takes longer than measuring.
+Tiles are no choice here: they are one rule's, a perceptron's by its warps. Its loops read what they wrote, so their
+stages are no choice either: the compiler makes the same code of 1, 2 and 3. Kernels are launched through one function
+(`kernels/launch.py`), in whose place a pair of numbers is put here, for all kernels that multiply. Processes side by
+side compile all pairs first, to Triton's cache: compiling takes longer than measuring.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from .records import FORMAT, describe_error, write
 from .timing import interleave
 from .workloads import WORKLOADS
 
-STAGES, WARPS = (1, 2, 3), (4, 8, 16)
+STAGES, WARPS = (1, 2, 3), (1, 4, 8)
 SWEPT = ("sinusoid", "sinusoid-10k")
 IMAGES = ("omniglot-20w1s", "mini-5w1s")
 """Swept where asked for. They have a hundred kernels to compile for each pair, so the pairs are fewer."""
@@ -47,8 +48,23 @@ class Config(NamedTuple):
 
 def configs(workload: str) -> list[Config]:
     """The kernels' own choice first at each precision."""
-    pairs = [(None, None), *itertools.product(STAGES, IMAGE_WARPS if workload in IMAGES else WARPS)]
+    swept = itertools.product(STAGES, IMAGE_WARPS) if workload in IMAGES else itertools.product((None,), WARPS)
+    pairs = [(None, None), *swept]
     return [Config(precision, *pair) for precision in PRECISIONS for pair in pairs]
+
+
+@contextmanager
+def warps_of_perceptrons(warps: int | None) -> Iterator[None]:
+    """Inside, a perceptron's program has so many warps, and the tiles for them; None: its own choice."""
+    from fastmeta.kernels import tiles  # pyright: ignore[reportMissingImports]  # mapped by setup.py
+
+    rule = tiles.loop_warps
+    if warps is not None:
+        tiles.loop_warps = lambda *_: warps
+    try:
+        yield
+    finally:
+        tiles.loop_warps = rule
 
 
 @contextmanager
@@ -68,7 +84,7 @@ def launched_with(config: Config) -> Iterator[dict[str, list[Any]]]:
         end.record()
         events.setdefault(kernel.__name__, []).append((start, end))
 
-    with launch.through(run) as before:
+    with warps_of_perceptrons(config.warps), launch.through(run) as before:
         yield events
 
 
@@ -78,7 +94,8 @@ def compile_ahead(workload: str, config: Config, share: int = 0, of: int = 1) ->
     forced = {name: value for name, value in own.items() if value is not None}
     try:
         target = "sm_{}{}".format(*torch.cuda.get_device_capability())
-        compile_share(workload, config.precision, target, share=share, of=of, forced=forced)
+        with warps_of_perceptrons(config.warps):
+            compile_share(workload, config.precision, target, share=share, of=of, forced=forced)
     except Exception as error:  # measuring meets it again
         return describe_error(error)
     return ""

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from kernel_runs import DEVICE, assert_as_good_as_torch, needs_kernels
-from meta_steps import classification, mlp, regression
-from perceptrons import CASES, LOOP_SHAPES, float_batch, learner_of
+from meta_steps import mlp, regression
+from perceptrons import CASES, LOOP_SHAPES
 from test_kernels_mlp_loop import Sine
 from test_kernels_rates import check as check_rates
 from torch import nn
@@ -64,7 +64,7 @@ def test_tiles_cover_their_layers(dims, most, columns):
     from fastmeta.kernels.tiles import tile_columns
 
     assert tile_columns(dims, most) == columns
-    assert all(1 < i or 1 < o for i, o in pairwise(columns))
+    assert all(i > 1 or o > 1 for i, o in pairwise(columns))
     assert columns[-1] >= dims[-1]
 
 
@@ -121,3 +121,49 @@ def test_classification_by_one_warp(name):
 @pytest.mark.parametrize("rule", ["sgd", "nesterov", "adam"])
 def test_gradients_of_rates_by_one_warp(rule, each):
     check_rates("loop", rule, 3, each=each)
+
+
+def cut(x):
+    """float32 as tf32's matrix units read it: without the last 13 bits."""
+    return (np.ascontiguousarray(x).view(np.int32) & np.int32(-8192)).view(np.float32)
+
+
+def towards_zero(x):
+    """float64 in float32, as they add up: without what does not fit."""
+    near = x.astype(np.float32)
+    return np.where(np.abs(near.astype(np.float64)) > np.abs(x), np.nextafter(near, np.float32(0)), near)
+
+
+def tf32_units(monkeypatch, precision):
+    """The interpreter multiplies as matrix units do, eight values at a time, where kernels ask for this precision."""
+    from fastmeta.kernels import mlp as launcher
+    from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
+
+    def dot(_, a, b, total, *__):
+        left, right, found = cut(a.data), cut(b.data), total.data
+        for k in range(0, left.shape[1], 8):
+            found = towards_zero(left[:, k : k + 8].astype(np.float64) @ right[k : k + 8].astype(np.float64) + found)
+        return TensorHandle(found, total.dtype.scalar)
+
+    monkeypatch.setattr(InterpreterBuilder, "create_dot", dot)
+    monkeypatch.setattr(launcher, "dot_precision", lambda _: precision)
+
+
+@needs_kernels
+@pytest.mark.skipif(DEVICE == "cuda", reason="a GPU has matrix units of its own")
+@pytest.mark.usefixtures("one_warp")
+@pytest.mark.parametrize("name", ["sinusoid", "momentum", "20 classes"])
+def test_three_products_of_tf32_are_as_good_as_float32(name, monkeypatch):
+    if name == "20 classes":
+        widths, activation = LOOP_SHAPES[name].widths, nn.Tanh
+        batch, options = LOOP_SHAPES[name].batch(), LOOP_SHAPES[name].options()
+    else:
+        widths, activation, options = CASES[name]
+        batch = regression(features=widths[0], outputs=widths[-1])
+        options = {"inner_loss": torch.nn.functional.mse_loss, **options}
+    model = mlp(*widths, activation=activation)
+    tf32_units(monkeypatch, "tf32x3")
+    assert_as_good_as_torch(model, batch, **options)
+    tf32_units(monkeypatch, "tf32")
+    with pytest.raises(AssertionError):
+        assert_as_good_as_torch(model, batch, **options)
