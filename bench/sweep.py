@@ -1,9 +1,10 @@
 """Loads ahead of their products (`num_stages`) and warps of the kernels: every pair checked, then timed.
 
-Tiles are no choice here: a perceptron's program holds whole layers, and a convolution's are one rule's. Kernels are
-launched through one function (`kernels/launch.py`), in whose place a pair of numbers is put here, for all kernels that
-multiply. Processes side by side compile all pairs first, to Triton's cache: compiling takes longer than measuring. A
-pair whose code is another's is not timed again: where barriers stop the pipeliner, stages change nothing.
+Tiles are no choice here: they are one rule's, a perceptron's by its warps. Its loops read what they wrote, so their
+stages are no choice either: the compiler makes the same code of 1, 2 and 3. Kernels are launched through one function
+(`kernels/launch.py`), in whose place a pair of numbers is put here, for all kernels that multiply. Processes side by
+side compile all pairs first, to Triton's cache: compiling takes longer than measuring. A pair whose code is another's
+is not timed again.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from .records import FORMAT, describe_error, write
 from .timing import interleave
 from .workloads import WORKLOADS
 
-STAGES, WARPS = (1, 2, 3), (4, 8, 16)
+STAGES, WARPS = (1, 2, 3), (1, 4, 8)
 SWEPT = ("sinusoid", "sinusoid-10k")
 IMAGES = ("omniglot-20w1s", "mini-5w1s")
 """Swept where asked for. They have a hundred kernels to compile for each pair, so the pairs are fewer."""
@@ -54,8 +55,23 @@ class Config(NamedTuple):
 
 def configs(workload: str) -> list[Config]:
     """The kernels' own choice first at each precision."""
-    pairs = [(None, None), *itertools.product(STAGES, IMAGE_WARPS if workload in IMAGES else WARPS)]
+    swept = itertools.product(STAGES, IMAGE_WARPS) if workload in IMAGES else itertools.product((None,), WARPS)
+    pairs = [(None, None), *swept]
     return [Config(precision, *pair) for precision in PRECISIONS for pair in pairs]
+
+
+@contextmanager
+def warps_of_perceptrons(warps: int | None) -> Iterator[None]:
+    """Inside, a perceptron's program has so many warps, and the tiles for them; None: its own choice."""
+    from fastmeta.kernels import tiles  # pyright: ignore[reportMissingImports]  # mapped by setup.py
+
+    rule = tiles.loop_warps
+    if warps is not None:
+        tiles.loop_warps = lambda *_: warps
+    try:
+        yield
+    finally:
+        tiles.loop_warps = rule
 
 
 @contextmanager
@@ -74,12 +90,18 @@ def launched_with(config: Config) -> Iterator[dict[str, list[Any]]]:
         events.setdefault(kernel.__name__, []).append((start, end))
         return made
 
-    with launch.through(run) as before:
+    with warps_of_perceptrons(config.warps), launch.through(run) as before:
         yield events
 
 
 Codes = Mapping[tuple[str, Config], str]
 """What the kernels of a workload's meta-step are compiled to, as one word; only of pairs that compiled whole."""
+
+
+def compile_with(name: str, config: Config, target: str, *, share: int, of: int) -> dict[str, Any]:
+    """`compile_share` of a pair, whose warps choose a perceptron's tiles as well."""
+    with warps_of_perceptrons(config.warps):
+        return compile_share(WORKLOADS[name], config.precision, target, share=share, of=of, forced=config.forced)
 
 
 def compile_ahead(names: Sequence[str], target: str, limit_s: float) -> dict[tuple[str, Config], str]:
@@ -88,10 +110,7 @@ def compile_ahead(names: Sequence[str], target: str, limit_s: float) -> dict[tup
 
     jobs = [(name, config, share, shares_of(WORKLOADS[name])) for name in names for config in configs(name)
             for share in range(shares_of(WORKLOADS[name]))]  # fmt: skip
-    calls = [
-        partial(compile_share, WORKLOADS[name], config.precision, target, share=share, of=of, forced=config.forced)
-        for name, config, share, of in jobs
-    ]
+    calls = [partial(compile_with, name, config, target, share=share, of=of) for name, config, share, of in jobs]
     parts: dict[tuple[str, Config], list[dict[str, Any]]] = {}
     for done in side_by_side(calls, limit_s=limit_s, preload=PRELOADED):
         name, config, *_ = jobs[done.place]

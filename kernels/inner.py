@@ -38,7 +38,9 @@ def step(
 ):  # fmt: skip
     """φ_{k+1} of a block; the state goes from `p_old` to `p_new`, and with DIRECTIONS u_k to `p_u`."""
     if RULE == "sgd":
-        u = g + HYPER[2] * phi
+        u = g
+        if HYPER[2] != 0:
+            u = g + HYPER[2] * phi
         if HYPER[0] > 0:
             b = u + HYPER[0] * load_state(p_old, offsets, m_load, first)
             tl.store(p_new + offsets, b, mask=m_store)
@@ -140,14 +142,21 @@ def pulled(
 
 
 @triton.jit
+def pushed(lam, v, sigma, h, at, offsets, m_store, p_lam, p_sigma, RULE: tl.constexpr, HYPER: tl.constexpr):
+    """λ_k = direct + h of a block, h = H v, and, of an optimiser with momentum, σ_k, from what `pulled` found there."""
+    if RULE == "sgd":
+        if HYPER[2] != 0:
+            lam = lam + HYPER[2] * v
+        if HYPER[0] > 0:
+            tl.store(p_sigma + at + offsets, sigma, mask=m_store)
+    tl.store(p_lam + at + offsets, lam + h, mask=m_store)
+
+
+@triton.jit
 def push(
     h, at, offsets, m_load, m_store, p_lam, p_sigma, p_v, p_lr, p_steps, last, RULE: tl.constexpr,
     HYPER: tl.constexpr, LR_EACH: tl.constexpr,
 ):  # fmt: skip
-    """λ_k = direct + h of a block, h = H v, and, of an optimiser with momentum, σ_k; both in place."""
+    """`pulled` and `pushed`; both λ and σ in place."""
     lam, v, sigma = pulled(at, offsets, m_load, p_lam, p_sigma, p_v, p_lr, p_steps, last, RULE, HYPER, LR_EACH)
-    if RULE == "sgd":
-        lam = lam + HYPER[2] * v
-        if HYPER[0] > 0:
-            tl.store(p_sigma + at + offsets, sigma, mask=m_store)
-    tl.store(p_lam + at + offsets, lam + h, mask=m_store)
+    pushed(lam, v, sigma, h, at, offsets, m_store, p_lam, p_sigma, RULE, HYPER)

@@ -12,7 +12,7 @@ from .description import Adapted, Chain, InnerRule, LossRule, Rates, block
 from .launch import launch
 from .mean_over_tasks import mean_kernel
 from .mlp_loop import adapt_kernel, adjoint_kernel, apply_kernel
-from .tiles import MEAN_TASKS, MOST_REGISTERS, STAGES, dot_precision, mean_tiles, streams, warps
+from .tiles import MEAN_TASKS, MOST_REGISTERS, STAGES, LoopTiles, dot_precision, loop_tiles, mean_tiles
 
 
 @dataclass(frozen=True)
@@ -24,30 +24,28 @@ class MLP:
     inner_loss: LossRule
     precision: str  # "float32", "tf32" or "bfloat16"
 
-    def _common(self, samples: int) -> dict[str, Any]:
-        constants = self.chain.constants()
-        size = block(samples)
-        blocks = (*constants["BLOCKS"], size)
+    def _tiles(self, tasks: int, samples: int) -> LoopTiles:
+        return loop_tiles(self.chain.dims, samples, self.inner.states, tasks)
+
+    def _common(self, tasks: int, samples: int) -> dict[str, Any]:
+        tiles = self._tiles(tasks, samples)
         return {
-            **constants, "BN": size, "ROOM": self.chain.room(samples), "STREAM": self._streams(samples),
-            "PRECISION": dot_precision(self.precision, blocks), "num_warps": warps(blocks), "num_stages": STAGES,
-            "maxnreg": MOST_REGISTERS if self._streams(samples) else None,
+            **self.chain.constants(), "BLOCKS": tiles.columns, "BN": block(samples), "ROOM": self.chain.room(samples),
+            "STREAM": tiles.streams, "PRECISION": dot_precision(self.precision), "num_warps": tiles.warps,
+            "num_stages": STAGES, "maxnreg": MOST_REGISTERS if tiles.streams else None,
         }  # fmt: skip
 
     def _room(self, x: Tensor, samples: int, halves: int) -> Tensor:
         """Scratch for all tasks' activations and, as a second half, their tangents; none where registers hold them."""
         room = self.chain.room(samples)
-        return x.new_empty(x.shape[0] if self._streams(samples) else 0, halves, room[-1])
-
-    def _streams(self, samples: int) -> bool:
-        return streams((*self.chain.constants()["BLOCKS"], block(samples)), self.inner.states)
+        return x.new_empty(x.shape[0] if self._tiles(x.shape[0], samples).streams else 0, halves, room[-1])
 
     def _loop(self, x: Tensor, learning: Rates) -> dict[str, Any]:
         samples = x.shape[1]
         batch = self.inner.batch or samples
         return {
-            **self._common(batch), **self.inner.constants(), **learning.constants(), **self.inner_loss.constants(),
-            "K": self.inner.steps, "N": samples, "B": batch,
+            **self._common(x.shape[0], batch), **self.inner.constants(), **learning.constants(),
+            **self.inner_loss.constants(), "K": self.inner.steps, "N": samples, "B": batch,
         }  # fmt: skip
 
     def adapt(
@@ -84,7 +82,7 @@ class MLP:
             apply_kernel, (tasks,), adapted.phis, nothing if lam is None else lam, adapted.bad,
             nothing if finite is None else finite, x, y, outputs, losses, self._room(x, samples, 1), tasks,
             adapted.sets, K=steps, N=samples, BACKWARD=lam is not None and not reptile, REPTILE=reptile,
-            LAST=finite is not None, **loss.constants(), **self._common(samples),
+            LAST=finite is not None, **loss.constants(), **self._common(tasks, samples),
         )  # fmt: skip
         return outputs, losses
 

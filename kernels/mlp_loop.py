@@ -37,13 +37,6 @@ def samples(k, N: tl.constexpr, B: tl.constexpr, BN: tl.constexpr):
 
 
 @triton.jit
-def inputs(p_x, rows, m_rows, D: tl.constexpr, BD: tl.constexpr):
-    """Inputs [BN, BD] of the samples in `rows`, zero outside."""
-    o_d = tl.arange(0, BD)
-    return tl.load(p_x + rows[:, None] * D + o_d[None, :], mask=m_rows[:, None] & (o_d[None, :] < D), other=0.0)
-
-
-@triton.jit
 def loss_gradient(
     y, p_y, rows, m_rows, N: tl.constexpr, C: tl.constexpr, BC: tl.constexpr, LOSS: tl.constexpr,
     SMOOTHING: tl.constexpr, IGNORE: tl.constexpr,
@@ -102,11 +95,12 @@ def adapt_kernel(
         p_u = p_directions + (k * T + i_task) * P
         first = (k == 0) * 1
         rows, m_rows = samples(k, N, B, BN)
-        x = inputs(p_x, rows, m_rows, DIMS[0], BLOCKS[0])
         if STREAM:
+            x = mlp_scratch.inputs(p_x, rows, m_rows, DIMS[0], BLOCKS[0])
             y = mlp_scratch.forward(x, p_room, p_phi, BN, DEPTH, DIMS, BLOCKS, W_AT, B_AT, ROOM, ACTS, ARGS, PRECISION)
         else:
-            zs, y = mlp_registers.forward(x, p_phi, DEPTH, DIMS, BLOCKS, W_AT, B_AT, ACTS, ARGS, PRECISION)
+            xs = mlp_registers.inputs(p_x, rows, m_rows, DIMS[0], BLOCKS[0])
+            zs, y = mlp_registers.forward(xs, p_phi, DEPTH, DIMS, BLOCKS, W_AT, B_AT, ACTS, ARGS, PRECISION)
         _, d = loss_gradient(y, p_y, rows, m_rows, B, DIMS[DEPTH], BLOCKS[DEPTH], LOSS, SMOOTHING, IGNORE)
         if STREAM:
             mlp_scratch.backward(
@@ -114,9 +108,8 @@ def adapt_kernel(
                 BLOCKS, W_AT, B_AT, ROOM, ACTS, ARGS, "step", RULE, HYPER, LR_EACH, DIRECTIONS, PRECISION,
             )  # fmt: skip
         else:
-            zs = mlp_registers.again(zs, p_step + 3, DEPTH)
             mlp_registers.backward(
-                d, zs, x, p_phi, p_new, p_state, p_next, p_phi, p_lr_k, p_step, p_u, first, first, P, DEPTH, DIMS,
+                d, zs, xs, p_phi, p_new, p_state, p_next, p_phi, p_lr_k, p_step, p_u, first, first, P, DEPTH, DIMS,
                 BLOCKS, W_AT, B_AT, ACTS, ARGS, "step", RULE, HYPER, LR_EACH, DIRECTIONS, PRECISION,
             )  # fmt: skip
         tl.debug_barrier()  # the next step reads what this one wrote
@@ -145,11 +138,12 @@ def apply_kernel(
     p_y += i_task * N * (1 if LOSS == "cross_entropy" else DIMS[DEPTH])
     at = o_n[:, None] * DIMS[DEPTH] + o_c[None, :]
     m_out = m_rows[:, None] & (o_c[None, :] < DIMS[DEPTH])
-    x = inputs(p_x, o_n, m_rows, DIMS[0], BLOCKS[0])
     if STREAM:
+        x = mlp_scratch.inputs(p_x, o_n, m_rows, DIMS[0], BLOCKS[0])
         y = mlp_scratch.forward(x, p_room, p_phi, BN, DEPTH, DIMS, BLOCKS, W_AT, B_AT, ROOM, ACTS, ARGS, PRECISION)
     else:
-        zs, y = mlp_registers.forward(x, p_phi, DEPTH, DIMS, BLOCKS, W_AT, B_AT, ACTS, ARGS, PRECISION)
+        xs = mlp_registers.inputs(p_x, o_n, m_rows, DIMS[0], BLOCKS[0])
+        zs, y = mlp_registers.forward(xs, p_phi, DEPTH, DIMS, BLOCKS, W_AT, B_AT, ACTS, ARGS, PRECISION)
     if LOSS == "given":
         d = tl.load(p_y + at, mask=m_out, other=0.0)
     else:
@@ -166,7 +160,7 @@ def apply_kernel(
             )  # fmt: skip
         else:
             mlp_registers.backward(
-                d, zs, x, p_phi, p_lam, p_lam, p_lam, p_lam, p_lam, p_lam, p_lam, 0, 0, P, DEPTH, DIMS, BLOCKS, W_AT,
+                d, zs, xs, p_phi, p_lam, p_lam, p_lam, p_lam, p_lam, p_lam, p_lam, 0, 0, P, DEPTH, DIMS, BLOCKS, W_AT,
                 B_AT, ACTS, ARGS, "store", "", (), False, False, PRECISION,
             )  # fmt: skip
     if REPTILE:
@@ -182,7 +176,7 @@ def apply_kernel(
 
 @triton.jit
 def step_back_in_registers(
-    x, zs, y, dy, p_phi, p_lam, p_sigma, p_state, p_v, p_x, p_y, p_lr, p_step, rows, m_rows, first, last,
+    xs, zs, y, dy, p_phi, p_lam, p_sigma, p_state, p_v, p_y, p_lr, p_step, rows, m_rows, first, last,
     B: tl.constexpr, P: tl.constexpr, DEPTH: tl.constexpr, DIMS: tl.constexpr, BLOCKS: tl.constexpr,
     W_AT: tl.constexpr, B_AT: tl.constexpr, ACTS: tl.constexpr, ARGS: tl.constexpr, LOSS: tl.constexpr,
     IGNORE: tl.constexpr, RULE: tl.constexpr, HYPER: tl.constexpr, LR_EACH: tl.constexpr, PRECISION: tl.constexpr,
@@ -190,23 +184,19 @@ def step_back_in_registers(
     """λ_{k+1} → λ_k with activations in registers, the forward sweep done."""
     if RULE == "adam":
         # v asks for the gradient itself, so it is computed once more
-        zs = mlp_registers.again(zs, p_step + 3, DEPTH)
         mlp_registers.backward(
-            dy, zs, x, p_phi, p_v, p_state, p_sigma, p_lam, p_lr, p_step, p_v, first, last, P, DEPTH, DIMS, BLOCKS,
+            dy, zs, xs, p_phi, p_v, p_state, p_sigma, p_lam, p_lr, p_step, p_v, first, last, P, DEPTH, DIMS, BLOCKS,
             W_AT, B_AT, ACTS, ARGS, "pull", RULE, HYPER, LR_EACH, False, PRECISION,
         )  # fmt: skip
         tl.debug_barrier()  # v is read below
-    x = inputs(p_x, rows, m_rows, DIMS[0], BLOCKS[0])
-    zs = mlp_registers.again(zs, p_step + 3, DEPTH)
     zs_dot, y_dot = mlp_registers.forward_dot(
-        x, zs, p_phi, p_lam, p_sigma, p_v, p_lr, p_step, last, DEPTH, DIMS, BLOCKS, W_AT, B_AT, ACTS, ARGS, RULE,
+        xs, zs, p_phi, p_lam, p_sigma, p_v, p_lr, p_step, last, DEPTH, DIMS, BLOCKS, W_AT, B_AT, ACTS, ARGS, RULE,
         HYPER, LR_EACH, PRECISION,
     )  # fmt: skip
     dy_dot = loss_gradient_dot(y, y_dot, p_y, rows, m_rows, B, DIMS[DEPTH], BLOCKS[DEPTH], LOSS, IGNORE)
-    x = inputs(p_x, rows, m_rows, DIMS[0], BLOCKS[0])
-    zs, zs_dot = mlp_registers.again(zs, p_step + 3, DEPTH), mlp_registers.again(zs_dot, p_step + 3, DEPTH)
+    tl.debug_barrier()  # all have read λ before it changes
     mlp_registers.backward_dot(
-        dy, dy_dot, x, zs, zs_dot, p_step + 3, p_phi, p_lam, p_sigma, p_v, p_lr, p_step, last, DEPTH, DIMS, BLOCKS,
+        dy, dy_dot, xs, zs, zs_dot, p_phi, p_lam, p_sigma, p_v, p_lr, p_step, last, DEPTH, DIMS, BLOCKS,
         W_AT, B_AT, ACTS, ARGS, RULE, HYPER, LR_EACH, PRECISION,
     )  # fmt: skip
 
@@ -276,11 +266,12 @@ def adjoint_kernel(
         if DIRECTIONS:  # where λ changes it would take 44 to 140 bytes of stack with K = 1 too (1-40-40-1, float32)
             rate_gradients(p_lam, p_directions + (k * T + i_task) * P, P, 1024)
         rows, m_rows = samples(k, N, B, BN)
-        x = inputs(p_x, rows, m_rows, DIMS[0], BLOCKS[0])
         if STREAM:
+            x = mlp_scratch.inputs(p_x, rows, m_rows, DIMS[0], BLOCKS[0])
             y = mlp_scratch.forward(x, p_room, p_phi, BN, DEPTH, DIMS, BLOCKS, W_AT, B_AT, ROOM, ACTS, ARGS, PRECISION)
         else:
-            zs, y = mlp_registers.forward(x, p_phi, DEPTH, DIMS, BLOCKS, W_AT, B_AT, ACTS, ARGS, PRECISION)
+            xs = mlp_registers.inputs(p_x, rows, m_rows, DIMS[0], BLOCKS[0])
+            zs, y = mlp_registers.forward(xs, p_phi, DEPTH, DIMS, BLOCKS, W_AT, B_AT, ACTS, ARGS, PRECISION)
         _, dy = loss_gradient(y, p_y, rows, m_rows, B, DIMS[DEPTH], BLOCKS[DEPTH], LOSS, SMOOTHING, IGNORE)
         if STREAM:
             step_back_in_scratch(
@@ -290,7 +281,7 @@ def adjoint_kernel(
             )  # fmt: skip
         else:
             step_back_in_registers(
-                x, zs, y, dy, p_phi, p_lam, p_sigma, p_state, p_v, p_x, p_y, p_lr_k, p_step, rows, m_rows, first, last,
+                xs, zs, y, dy, p_phi, p_lam, p_sigma, p_state, p_v, p_y, p_lr_k, p_step, rows, m_rows, first, last,
                 B, P, DEPTH, DIMS, BLOCKS, W_AT, B_AT, ACTS, ARGS, LOSS, IGNORE, RULE, HYPER, LR_EACH, PRECISION,
             )  # fmt: skip
         tl.debug_barrier()  # the next step reads what this one wrote

@@ -28,6 +28,13 @@ def block_at(p, n, c, BN: tl.constexpr, BC: tl.constexpr, WIDTH: tl.constexpr):
 
 
 @triton.jit
+def inputs(p_x, rows, m_rows, D: tl.constexpr, BD: tl.constexpr):
+    """Inputs [BN, BD] of the samples in `rows`, zero outside."""
+    o_d = tl.arange(0, BD)
+    return tl.load(p_x + rows[:, None] * D + o_d[None, :], mask=m_rows[:, None] & (o_d[None, :] < D), other=0.0)
+
+
+@triton.jit
 def activations(
     p_room, n, c, BN: tl.constexpr, BC: tl.constexpr, J: tl.constexpr, WIDTH: tl.constexpr, ROOM: tl.constexpr,
     ACTS: tl.constexpr, ARGS: tl.constexpr,

@@ -39,29 +39,8 @@ def _arch() -> int:
     return target.arch
 
 
-def dot_precision(precision: str, blocks: tuple[int, ...]) -> str:
-    """How a kernel multiplies blocks of float32: `input_precision` of `tl.dot`, or "bf16" for rounded operands.
-
-    "float32" is plain multiply-adds up to 64 wide: exact, and without a spill where three tf32 products (21 bits of
-    mantissa) leave 64 bytes on the stack and bf16x6 40 (1-40-40-1, sm_90); bf16x3 keeps 16 bits only. At 128 wide
-    unrolled multiply-adds take the compiler minutes, so there it is tf32x3. Before sm_90, where operands of matrix
-    instructions are registers, the others are multiply-adds too: tf32 leaves 728 bytes, bfloat16 208.
-    """
-    if knobs.runtime.interpret:
-        return "ieee"  # the interpreter multiplies in float32 whatever it is told, and bfloat16's bit patterns
-    narrow = max(blocks) <= 64
-    if narrow and (precision == "float32" or _arch() < 90):
-        return "ieee"
-    return {"float32": "tf32x3", "tf32": "tf32", "bfloat16": "bf16"}[precision]
-
-
-def warps(blocks: tuple[int, ...]) -> int:
-    """Warps of a program whose widest block is the largest of `blocks`.
-
-    At 64 wide the adjoint leaves 832 bytes on the stack with four (1-40-40-1, sm_90, Triton 3.6), 752 with sixteen,
-    which have 128 registers each, and none with eight; at 32 wide 256 bytes with four (2-32-5 on 25 samples).
-    """
-    return 4 if max(blocks) <= 16 else 8
+PROCESSORS = 132
+"""Multiprocessors of an H200."""
 
 
 def streams(blocks: tuple[int, ...], states: int) -> bool:
@@ -72,6 +51,61 @@ def streams(blocks: tuple[int, ...], states: int) -> bool:
     504 bytes and with Adam up to 48 (1-40-40-1). From the fifth layer on there are too many of them.
     """
     return max(blocks) > 64 or len(blocks) > 6 or (max(blocks) > 32 and states > 0)
+
+
+class LoopTiles(NamedTuple):
+    """Of a program of `mlp_loop`, which is a task: warps, columns of the tiles of each layer's activations, the inputs'
+    first, and whether activations live in scratch."""
+
+    warps: int
+    columns: tuple[int, ...]
+    streams: bool
+
+
+def loop_tiles(dims: tuple[int, ...], samples: int, states: int, tasks: int) -> LoopTiles:
+    """For so many tasks of a perceptron with layers of these widths, on so many samples at a time."""
+    blocks, rows = tuple(map(block, dims)), block(samples)
+    if streams((*blocks, rows), states):
+        return LoopTiles(4 if max(*blocks, rows) <= 16 else 8, blocks, streams=True)
+    warps = loop_warps(dims, samples, tasks)
+    return LoopTiles(warps, tile_columns(dims, 16 if warps == 1 else max(blocks)), streams=False)
+
+
+def loop_warps(dims: tuple[int, ...], samples: int, tasks: int) -> int:
+    """As many as leave all tasks resident at once: the fewer tasks, the more warps share the work of each.
+
+    A step of 1-40-40-1 (sm_90, float32) is 3,106 instructions of each of eight warps, of which one program fits a
+    multiprocessor; 4,212 of four, of which two; 8,984 of one, of which eight. A warp takes at least 16 × 8 results
+    of the widest layer. What a warp alone holds are six tiles of activations and their tangents.
+    """
+    rows, widest = block(samples), max(map(block, dims))
+    useful = rows * widest // 128
+    held = rows // 16 * sum(-(-width // 16) for width in dims[1:-1])
+    if tasks <= PROCESSORS or held > MOST_TILES:
+        return min(8, useful)
+    return min(4, useful) if tasks <= 2 * PROCESSORS else 1
+
+
+MOST_TILES = 6
+"""[16, 16], of the hidden layers' activations that a program of one warp holds in registers, each with its tangent."""
+
+
+def tile_columns(dims: tuple[int, ...], most: int) -> tuple[int, ...]:
+    """Columns of a tile of each layer's activations. The outputs are one tile, as a loss takes whole rows; one value,
+    and two inputs, are columns of their own (`mlp_blocks.py`)."""
+    columns = [1 if dims[0] <= 2 else min(block(dims[0]), most)]
+    for width in dims[1:-1]:
+        columns.append(1 if width == 1 and columns[-1] > 1 else min(block(width), most))
+    columns.append(1 if dims[-1] == 1 and columns[-1] > 1 else block(dims[-1]))
+    return tuple(columns)
+
+
+def dot_precision(precision: str) -> str:
+    """How a kernel of `mlp_loop` multiplies blocks of float32: `input_precision` of `tl.dot`, or "bf16" for rounded
+    operands; float32 is three products of tf32 (`mlp_blocks.py`)."""
+    if knobs.runtime.interpret:
+        return "ieee"  # the interpreter multiplies in float32 whatever it is told, and bfloat16's bit patterns
+    return {"float32": "tf32x3", "tf32": "tf32", "bfloat16": "bf16"}[precision]
 
 
 LAYER_STAGES = 2
@@ -117,11 +151,7 @@ def operand_type(precision: str) -> torch.dtype:
     return torch.bfloat16 if precision == "bfloat16" else torch.float32
 
 
-def _layer_precision(precision: str) -> str:
-    """As `dot_precision`, of which plain multiply-adds are left out: tiles are wide here."""
-    if knobs.runtime.interpret:
-        return "ieee"
-    return {"float32": "tf32x3", "tf32": "tf32", "bfloat16": "bf16"}[precision]
+_layer_precision = dot_precision
 
 
 def _generation() -> int:
