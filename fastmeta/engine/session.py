@@ -25,8 +25,18 @@ from .backends.cuda_graph import REFERENCE, MetaStepGraphs
 from .backends.one_by_one import OneByOne
 from .batch import TaskBatch, Tree, finite_tasks
 from .boundary import in_turn
-from .call import check_layout, check_row, checked_start, checked_weights, signature, trainable_alone
+from .call import (
+    Call,
+    check_implicit,
+    check_layout,
+    check_row,
+    checked_start,
+    checked_weights,
+    signature,
+    trainable_alone,
+)
 from .checks import check_trainable, warn_running_statistics
+from .grads import added
 from .ladder import Ladder
 from .meta_step import MetaGradient, MetaInputs, only_finite
 from .notices import warn_user
@@ -34,26 +44,6 @@ from .objective import Context, Data
 from .options import Kind, Options
 from .recent import Recent
 from .watch import ModuleState, Watch
-
-
-class Call(NamedTuple):
-    """What a learner asks for beside its options.
-
-    Attributes:
-        steps: of the inner loop.
-        adapts: says of a parameter's name whether the inner loop moves it; None: all are moved.
-        start: φ_0 out of θ, both rows [P], or [T, P]; None: φ_0 is θ.
-        weights: of the query losses at φ_0 … φ_K; None: the last alone counts.
-        going_on: fast weights and state to go on from, and the steps they went already.
-        ends: whether a meta-step gives φ_K and the rule's state too.
-    """
-
-    steps: int
-    adapts: Callable[[str], bool] | None = None
-    start: Callable[[Tensor, Data], Tensor] | None = None
-    weights: Tensor | Sequence[float] | None = None
-    going_on: tuple[Tensor, State, int] | None = None
-    ends: bool = False
 
 
 class Session(NamedTuple):
@@ -98,6 +88,21 @@ class Session(NamedTuple):
         sources = self._sources(self.at, self.query)
         loss, losses = MetaStep.apply(step, sources, *sources.tensors())  # pyright: ignore[reportGeneralTypeIssues]
         return loss, losses, step
+
+    def accumulated_step(self) -> tuple[Tensor, Tensor, MetaGradient]:
+        """As `differentiable_step`, with the mean loss's gradient added to `.grad` of all that it reaches, and without
+        a graph; autograd is called only where it has more to do than to add."""
+        step = self.meta_step(keep=True)
+        loss, losses = step.loss, step.tasks.losses
+        if not self.backend.records:
+            assert step.gradient is not None, "a meta-step without its gradient"
+            sources = self._sources(self.at, self.query)
+            tensors = sources.tensors()
+            if added(tensors, sources.gradients(step.gradient)):
+                return loss, losses, step
+            loss, losses = MetaStep.apply(step, sources, *tensors)  # pyright: ignore[reportGeneralTypeIssues]
+        loss.backward()
+        return loss.detach(), losses.detach(), step
 
     def _on_device(self, at: MetaInputs, support: Data, query: Data, context: Context, *, keep: bool) -> MetaGradient:
         """All of a meta-step that the device does: what a CUDA graph holds."""
@@ -279,7 +284,7 @@ class PlanCache:
         meta = options.inner_optimizer.meta(program.layout, first + call.steps)
         weights, asked = checked_weights(call.weights, call.steps, program.layout)
         if isinstance(options.adjoint, Implicit):
-            _check_implicit(call, asked)
+            check_implicit(call, asked)
         at = MetaInputs(start, tuple(program.shared_of(state.trainable)), meta, weights, rule_state)
         kind = Kind(call.steps, first, asked, _form_of(start), tuple(map(_form_of_meta, meta)), call.ends)
         if plain and options.inner_optimizer.fixed:
@@ -370,20 +375,6 @@ class PlanCache:
         backend = self._backends.get((program, options.key, key), make)
         self._latest = (program, options, key, backend)
         return backend
-
-
-def _check_implicit(call: Call, asked: tuple[int, ...] | None) -> None:
-    """Raises where an implicit meta-gradient would not be that of what is asked for."""
-    if call.going_on is not None:
-        raise ValueError(
-            "adapt_further has no implicit meta-gradient: the proximal term would be to where it goes on from, not to "
-            "θ. Adapt with more steps at once, adapt(..., steps=...)"
-        )
-    if asked not in (None, (call.steps,)):
-        raise ValueError(
-            f"weights() counts the query losses at steps {list(asked or ())}, and an implicit meta-gradient is of the "
-            f"last alone, {call.steps}; use MAML, or leave weights() out"
-        )
 
 
 def _form_of(start: tuple[Tensor, ...] | Tensor) -> str:
