@@ -21,7 +21,7 @@ from fastmeta.program.program import Program, leaves_of
 from .adjoint import Cotangents, Displacement, Implicit
 from .autograd import Adapt, MetaStep, QueryOutputs, Sources, no_autocast
 from .backends.base import Backend, Planned
-from .backends.cuda_graph import REFERENCE, MetaStepGraphs
+from .backends.cuda_graph import MANY_RECORDED, OFTEN_RECORDED, REFERENCE, MetaStepGraphs
 from .backends.one_by_one import OneByOne
 from .batch import TaskBatch, Tree, finite_tasks
 from .boundary import in_turn
@@ -71,11 +71,12 @@ class Session(NamedTuple):
     def _sources(self, at: MetaInputs, query: Data) -> Sources:
         return Sources.of(at, self.program.layout, self.program.shared, self.support, query)
 
-    def meta_step(self, *, keep: bool) -> MetaGradient:
-        """Losses, outputs and, where `keep` says so, the meta-gradient, without a graph of autograd's."""
+    def meta_step(self, *, keep: bool, shares: bool = True) -> MetaGradient:
+        """Losses, outputs and, where `keep` says so, the meta-gradient, without a graph of autograd's; where `shares`
+        asks for them, the tasks' shares of it too."""
         with self._recording(), self.numerics():
             if self.graphs is None:
-                return self._on_device(self.at, self.support, self.query, self.context, keep=keep)
+                return self._on_device(self.at, self.support, self.query, self.context, keep=keep, shares=shares)
             step = partial(self._on_device, keep=keep)
             return self.graphs.run(step, self.at, self.support, self.query, self.context, keep=keep)
 
@@ -92,7 +93,7 @@ class Session(NamedTuple):
     def accumulated_step(self) -> tuple[Tensor, Tensor, MetaGradient]:
         """As `differentiable_step`, with the mean loss's gradient added to `.grad` of all that it reaches, and without
         a graph; autograd is called only where it has more to do than to add."""
-        step = self.meta_step(keep=True)
+        step = self.meta_step(keep=True, shares=False)
         loss, losses = step.loss, step.tasks.losses
         if not self.backend.records:
             assert step.gradient is not None, "a meta-step without its gradient"
@@ -104,10 +105,12 @@ class Session(NamedTuple):
         loss.backward()
         return loss.detach(), losses.detach(), step
 
-    def _on_device(self, at: MetaInputs, support: Data, query: Data, context: Context, *, keep: bool) -> MetaGradient:
+    def _on_device(
+        self, at: MetaInputs, support: Data, query: Data, context: Context, *, keep: bool, shares: bool = True
+    ) -> MetaGradient:
         """All of a meta-step that the device does: what a CUDA graph holds."""
         self.backend.check_labels(support, query)
-        return self.backend.meta_step(at, support, query, context, keep=keep)
+        return self.backend.meta_step(at, support, query, context, keep=keep, shares=shares)
 
     def adapt(self) -> tuple[Tensor, State, Tensor]:
         """φ_K [T, P], the rule's state, differentiable where gradients are enabled, and which tasks stayed finite."""
@@ -230,6 +233,7 @@ class PlanCache:
         self._compiled: Recent[Hashable, list[int]] = (
             Recent()
         )  # how many states of module and losses a call was compiled for
+        self._recorded: Recent[Hashable, list[int]] = Recent()  # how many graphs were recorded of a call
         self._watch = Watch()
         self._latest: _Latest | None = None
         self._plain: tuple[ModuleState, Options, int, tuple[Program, MetaInputs, Kind]] | None = (
@@ -251,7 +255,7 @@ class PlanCache:
         program, at, kind = self._inputs(module, state, options, batch, support, call)
         with_loss = batch.query_x is not None
         backend = self.backend(program, module, options, batch, kind, losses=state.losses, with_loss=with_loss)
-        graphs = self._graphs_of(backend) if options.cuda_graph and with_loss else None
+        graphs = self._graphs_of(backend, options, kind, batch) if options.cuda_graph and with_loss else None
         context = Context(at.shared, program.constants(), backend.keys())
         query = Data(leaves_of(batch.query_x), leaves_of(batch.query_y))
         return Session(
@@ -302,13 +306,20 @@ class PlanCache:
         if count[0] > _MANY_COMPILED:
             self._warn_once(_OFTEN_COMPILED)
 
-    def _graphs_of(self, backend: Backend) -> MetaStepGraphs | None:
+    def _count_recorded(self, count: list[int]) -> None:
+        """Warns once of a learner that records a graph for the same call again and again."""
+        count[0] += 1
+        if count[0] > MANY_RECORDED:
+            self._warn_once(OFTEN_RECORDED)
+
+    def _graphs_of(self, backend: Backend, options: Options, kind: Kind, batch: TaskBatch) -> MetaStepGraphs | None:
         if not isinstance(backend, Planned):
             if not (isinstance(backend, OneByOne) and backend.why):  # else that was said when it was made
                 self.warn_no_graph(REFERENCE)
             return None
         if backend.graphs is None:
-            backend.graphs = MetaStepGraphs(backend.engine, self.warn_no_graph)
+            count = self._recorded.get((options.key, kind, signature(batch)), lambda: [0])
+            backend.graphs = MetaStepGraphs(backend, self.warn_no_graph, partial(self._count_recorded, count))
         self.latest_graphs = backend.graphs
         return self.latest_graphs
 

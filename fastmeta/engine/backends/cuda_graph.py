@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager
 from functools import partial
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -21,12 +23,22 @@ from fastmeta.internals import copy_all
 from fastmeta.program.messages import first_line
 from fastmeta.program.plan import seeded_in_python
 
+from .turns import Turns
+
 Step = Callable[[MetaInputs, Data, Data, Context], MetaGradient]
 
 DEVICES = ("cuda",)
 """Where there are graphs."""
 
 REFERENCE = "the reference runs one task at a time, by autograd"
+
+MANY_RECORDED = 4
+OFTEN_RECORDED = (
+    f"cuda_graph=True has recorded the same meta-step more than {MANY_RECORDED} times, because parameters or buffers lie "
+    "in other memory than before. A recording takes as long as several meta-steps, and every graph keeps its memory. Write "
+    "into the tensors that are there: p.copy_(value) under torch.no_grad() in place of p.data = value, and "
+    "load_state_dict() without assign=True. Or use cuda_graph=False"
+)
 
 _MOST_GRAPHS = 4  # of one backend: with and without the meta-gradient, for θ in two places
 
@@ -50,7 +62,7 @@ def record(step: Callable[[], MetaGradient], device: torch.device) -> tuple[Call
         RuntimeError: `step` does what a graph cannot hold.
     """
     with torch.cuda.device(device):
-        here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+        here, aside = torch.cuda.current_stream(), torch.cuda.Stream(device)
         aside.wait_stream(here)
         with torch.cuda.stream(aside):
             step()  # compiles what is left to compile, makes libraries' handles and workspaces
@@ -58,8 +70,9 @@ def record(step: Callable[[], MetaGradient], device: torch.device) -> tuple[Call
         here.wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
         try:
-            # the outer one leads back where a broken capture does not; other threads may go on using the GPU
-            with torch.cuda.stream(here), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            # the outer one leads back where a broken capture does not; other threads may go on using the GPU. Without
+            # a stream it would be PyTorch's own for captures, which is of one device, whichever came first
+            with torch.cuda.stream(here), torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
                 results = step()
         except Exception:
             _SPOILED.append(graph)
@@ -83,11 +96,27 @@ def _without_waiting(step: Callable[[], MetaGradient]) -> None:
             raise RuntimeError(f"{warning.filename}:{warning.lineno} makes the host wait for the GPU")
 
 
+class Recorded(Protocol):
+    """What is asked of the backend whose meta-steps are recorded."""
+
+    engine: Engine
+
+    def apart(self, own: dict[Hashable, Tensor]) -> AbstractContextManager[None]:
+        """Inside, memory that launches leave to the next ones is in `own`: other launches may run beside a replay."""
+        ...
+
+
 class Recording:
     """One graph. Calling it replays it and copies the results out, but for the single tasks' cotangents."""
 
-    def __init__(self, step: Callable[[], MetaGradient], device: torch.device) -> None:
-        self._replay, self._results = record(step, device)
+    def __init__(self, step: Callable[[], MetaGradient], backend: Recorded) -> None:
+        self._own: dict[Hashable, Tensor] = {}  # memory of the backend's that no other launch may use
+
+        def apart() -> MetaGradient:
+            with backend.apart(self._own):
+                return step()
+
+        self._replay, self._results = record(apart, backend.engine.outer.layout.device)
         self._replays = 0
 
     def __call__(self) -> MetaGradient:
@@ -116,14 +145,17 @@ class MetaStepGraphs:
     """The graphs of one backend's meta-step, each recorded at the second call of its kind.
 
     Args:
-        engine: the backend's.
+        backend: whose meta-steps they are.
         tell: takes the reason why there are none.
+        recorded: called at every recording.
     """
 
-    def __init__(self, engine: Engine, tell: Callable[[str], None]) -> None:
+    def __init__(self, backend: Recorded, tell: Callable[[str], None], recorded: Callable[[], None]) -> None:
+        self._backend, engine = backend, backend.engine
         self._device = engine.outer.layout.device
         self._random = engine.random
-        self._tell = tell
+        self._tell, self._recorded = tell, recorded
+        self._turns = Turns(self._device)
         self._buffers: list[Tensor] = []
         self._graphs: dict[Hashable, Recording | None] = {}  # by what they are for; None: seen once
         self.why_not = obstacle(self._device, engine)
@@ -147,22 +179,31 @@ class MetaStepGraphs:
         # parameters and buffers are read where they lie; what is made anew for every step is copied in
         params = () if isinstance(at.start, Tensor) else at.start
         key = keep, *((t.data_ptr(), t.stride()) for t in (*params, *context.shared, *context.constants))
-        if key not in self._graphs:
-            if len(self._graphs) == _MOST_GRAPHS:
-                del self._graphs[next(iter(self._graphs))]
-            self._graphs[key] = None
-            return step(*given)
+        with self._turns:
+            if key not in self._graphs:
+                if len(self._graphs) == _MOST_GRAPHS:
+                    del self._graphs[next(iter(self._graphs))]
+                self._graphs[key] = None
+                return step(*given)
+            return self._replayed(key, step, *given)
+
+    def _replayed(
+        self, key: Hashable, step: Step, at: MetaInputs, support: Data, query: Data, context: Context
+    ) -> MetaGradient:
+        """The graph of a call, recorded where there is none yet."""
+        given = at, support, query, context
         held = self._copied_in(*given)
         graph = self._graphs.pop(key)  # and in again, behind those that were not called for longer
         if graph is None:
             try:
-                graph = Recording(partial(step, *held), self._device)
+                graph = Recording(partial(step, *held), self._backend)
             except Exception as error:  # whatever the user's own functions do
                 self.why_not = first_line(error)
                 self._tell(self.why_not)
                 self._graphs.clear()
                 self._buffers.clear()
                 return step(*given)
+            self._recorded()
         self._graphs[key] = graph
         return graph()
 
