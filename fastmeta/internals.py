@@ -10,7 +10,7 @@ import logging
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,7 +40,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 __all__ = [
     "CALL_OF_MODULES", "CustomFunctionNode", "FakeTensor", "FakeTensorMode", "TorchDispatchMode", "WeightNormHook",
     "WeightNormParametrization", "accumulators_kept", "add_all", "assert_on_device", "checkpointing_off", "copy_all",
-    "get_proxy_mode", "hooked_call", "hooked_tensor", "inductor", "make_dual", "make_fx", "no_torch_function_checks",
+    "get_proxy_mode", "holders", "hooked_call", "inductor", "make_dual", "make_fx", "no_torch_function_checks",
     "not_compiled", "pytree", "quiet_fake_tensors", "reparametrized", "storage_of", "weight_norm_op",
     "without_fake_tensors", "writes_to",
 ]  # fmt: skip
@@ -74,9 +74,15 @@ def add_all(into: list[Tensor], data: list[Tensor]) -> None:
     torch._foreach_add_(into, data)  # pyright: ignore[reportPrivateImportUsage]
 
 
-def hooked_tensor(tensor: Tensor) -> bool:
-    """Whether hooks of the tensor's own wait for its gradient."""
-    return bool(tensor._backward_hooks or tensor._post_accumulate_grad_hooks)
+def holders(row: Tensor, views: Sequence[Tensor]) -> tuple[int, ...]:
+    """How many hold the memory of a row, and each of its views, in Python and behind it: numbers that grow where somebody
+    else takes hold of any of it, by a view of a view or an array too."""
+    memory = row.untyped_storage()
+    of_memory = torch._C._storage_Use_Count(memory._cdata)  # pyright: ignore[reportAttributeAccessIssue]
+    counts = [sys.getrefcount(memory), of_memory]
+    for view in views:
+        counts += sys.getrefcount(view), view._use_count()  # pyright: ignore[reportAttributeAccessIssue]
+    return tuple(counts)
 
 
 def hooked_call(module: nn.Module) -> bool:
@@ -93,13 +99,12 @@ def accumulators_kept(leaves: list[Tensor]) -> bool:
 
     Such a node is made when it is asked for and dies with the last who holds it, so that whoever hangs a hook on it,
     as DistributedDataParallel does, keeps it. Its hooks cannot be seen, but whether it outlives this call can be. What
-    gives all nodes in the least time is one behind them that is never called.
+    gives all nodes in the least time is one behind them that is never called. Gradients must be enabled.
     """
     mark = _Mark()
     alone = sys.getrefcount(mark)
     error = torch._C._functions.DelayedError("never called", len(leaves) + 1)  # pyright: ignore[reportAttributeAccessIssue]
-    with torch.enable_grad():
-        last = error(*leaves, leaves[0])  # of one tensor there would be no tuple
+    last = error(*leaves, leaves[0])  # of one tensor there would be no tuple
     nodes = last[0].grad_fn.next_functions
     for node, _ in nodes:
         node.metadata[_MARK] = mark

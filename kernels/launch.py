@@ -98,8 +98,10 @@ def on_card(x: Tensor) -> AbstractContextManager[Any]:
 
 def stream_of(device: torch.device) -> int:
     """The handle of a device's current stream; 0 for a CPU."""
+    if device.type != "cuda":
+        return 0
     active: Any = driver.active
-    return active.get_current_stream(device.index) if device.type == "cuda" else 0
+    return active.get_current_stream(device.index)
 
 
 class _Here(threading.local):

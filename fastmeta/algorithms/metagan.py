@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple, TypedDict, Unpack
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack, cast
 
 import torch
 import torch.nn.functional as F
@@ -177,7 +177,7 @@ class MetaGAN(MAML):
     ) -> MetaGANOutput:  # fmt: skip
         """As `MetaLearner.accumulate`, on what `forward` takes: the gradients of L_D and, for the generator, of L_G."""
         check_gradients_on()
-        call: Callable[..., Any] = self  # the call is typed as every learner's
+        call = cast(Callable[..., Any], self)  # the call is typed as every learner's
         out: MetaGANOutput = call(
             support_x, support_y, query_x, query_y, noise_support=noise_support, noise_query=noise_query
         )

@@ -36,7 +36,7 @@ from .call import (
     trainable_alone,
 )
 from .checks import check_trainable, warn_running_statistics
-from .grads import added
+from .grads import GradRow, added
 from .ladder import Ladder
 from .meta_step import MetaGradient, MetaInputs, only_finite
 from .notices import warn_user
@@ -98,10 +98,9 @@ class Session(NamedTuple):
         if not self.backend.records:
             assert step.gradient is not None, "a meta-step without its gradient"
             sources = self._sources(self.at, self.query)
-            tensors = sources.tensors()
-            if added(tensors, sources.gradients(step.gradient)):
+            if added(sources, step.gradient, self.plans.grad_row):
                 return loss, losses, step
-            loss, losses = MetaStep.apply(step, sources, *tensors)  # pyright: ignore[reportGeneralTypeIssues]
+            loss, losses = MetaStep.apply(step, sources, *sources.tensors())  # pyright: ignore[reportGeneralTypeIssues]
         loss.backward()
         return loss.detach(), losses.detach(), step
 
@@ -199,16 +198,17 @@ class Session(NamedTuple):
 
     @contextmanager
     def _gpu_numerics(self) -> Iterator[None]:
+        wanted = self.options.precision == "tf32"
         backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
-        before = [backend.allow_tf32 for backend in backends]
-        for backend in backends:
-            setattr(backend, "allow_tf32", self.options.precision == "tf32")  # noqa: B010  typed as a plain module
+        other = [backend for backend in backends if backend.allow_tf32 != wanted]  # asking takes less than setting
+        for backend in other:
+            setattr(backend, "allow_tf32", wanted)  # noqa: B010  typed as a plain module
         try:
             with no_autocast("cuda"):
                 yield
         finally:
-            for backend, value in zip(backends, before, strict=True):
-                setattr(backend, "allow_tf32", value)  # noqa: B010
+            for backend in other:
+                setattr(backend, "allow_tf32", not wanted)  # noqa: B010
 
 
 _MANY_COMPILED = 5
@@ -236,6 +236,7 @@ class PlanCache:
         self._recorded: Recent[Hashable, list[int]] = Recent()  # how many graphs were recorded of a call
         self._watch = Watch()
         self._latest: _Latest | None = None
+        self.grad_row = GradRow()
         self._plain: tuple[ModuleState, Options, int, tuple[Program, MetaInputs, Kind]] | None = (
             None  # of the last call
         )

@@ -15,7 +15,11 @@ from torch import distributed, nn
 
 import fastmeta
 from fastmeta.engine import grads as direct
+from fastmeta.engine.adjoint import Cotangents
+from fastmeta.engine.autograd import Sources
+from fastmeta.engine.meta_step import MetaInputs
 from fastmeta.models import Gaussian, ImageGenerator
+from fastmeta.program.layout import Layout
 
 COMPILED = {"backend": "torch", "compile": True}
 OPTIONS = {"inner_loss": F.mse_loss, "inner_optimizer": fastmeta.SGD(lr=0.3), "inner_steps": 2}
@@ -192,32 +196,79 @@ def test_hooks_of_parameters_run(of):
 
 
 def test_what_is_no_plain_sum_is_left_to_autograd():
-    def left(*leaves, grads=None):
-        assert not direct.added(leaves, [torch.ones_like(p) for p in leaves] if grads is None else grads)
+    def sources_of(*leaves, rates=()):
+        module = nn.ParameterList([nn.Parameter(p.detach().clone()) for p in leaves])
+        at = MetaInputs(tuple(leaves), meta=tuple(rates))
+        return Sources(at, Layout.of(module), Layout.of(module, lambda _: False), (), (0, 0))
+
+    def left(*leaves, rates=(), of_rates=()):
+        sources = sources_of(*leaves, rates=rates)
+        row = torch.ones(sources.layout.size, dtype=sources.layout.dtype)
+        return not direct.added(sources, Cotangents(row, meta=tuple(of_rates)), direct.GradRow())
 
     def parameter(**options):
         return nn.Parameter(torch.zeros(3, 2, **options))
 
     p = parameter()
-    assert direct.added([p], [torch.ones(3, 2)])
-    left(2 * p)
-    left(parameter(dtype=torch.complex64))
-    left(nn.Parameter(torch.zeros(2, 3).t()))
-    left(p, p)
-    left(nn.Parameter(torch.zeros(1), requires_grad=False))
-    left(p, grads=[None])
-    left(p, grads=[torch.ones(3, 2, dtype=torch.float64)])
-    left(p, grads=[torch.ones(2)])
-    left(p, grads=[torch.ones(2, 3).t()])
+    assert not left(p)
+    q = parameter()
+    assert not left(parameter(), rates=[q], of_rates=[torch.ones(3, 2)])
+    assert p.grad.eq(1).all()
+    assert q.grad.eq(1).all()
+    assert left(2 * p)
+    assert left(parameter(dtype=torch.complex64))
+    assert left(parameter(), parameter(dtype=torch.float64))
+    assert left(nn.Parameter(torch.zeros(2, 3).t()))
+    assert left(p, rates=[p], of_rates=[torch.ones(3, 2)])
+    assert left(p, rates=[q], of_rates=[torch.ones(3, 2, dtype=torch.float64)])
+    assert left(p, rates=[q], of_rates=[torch.ones(2)])
+    assert left(p, rates=[q], of_rates=[torch.ones(2, 3).t()])
     for hook in (p.register_hook, p.register_post_accumulate_grad_hook):
         handle = hook(lambda d: None)
-        left(p)
+        assert left(p)
         handle.remove()
-    assert p.grad.eq(1).all()
+    with torch.no_grad():
+        assert left(p)
+    assert p.grad.eq(1).all(), "nothing was done"
     p.grad = torch.ones(3, 2, requires_grad=True)
-    left(p)
+    assert left(p)
     p.grad = torch.ones(3, 2).to_sparse()
-    left(p)
+    assert left(p)
+
+
+@pytest.mark.parametrize("keep", {
+    "itself": lambda g: g, "a view": lambda g: g.view(-1), "detached": lambda g: g.detach(),
+    "array": lambda g: g.numpy(), "memory": lambda g: g.untyped_storage(), "nothing": lambda g: None,
+    "another's": lambda g: nn.Parameter(torch.zeros_like(g)),
+}.items(), ids=lambda item: item[0])  # fmt: skip
+def test_a_gradient_that_was_kept_stays_as_it_is(keep):
+    """Without one the same memory serves again."""
+    name, take = keep
+    learner, batches = learner_of(), [regression() for _ in range(3)]
+    plain = copy.deepcopy(learner)
+    learner.accumulate(*batches[0])
+    p = learner.module[0].weight
+    before, kept, place = p.grad.clone(), take(p.grad), p.grad.data_ptr()
+    if name == "another's":
+        kept.grad = p.grad
+        kept = kept.grad
+    learner.zero_grad()
+    learner.accumulate(*batches[1])
+    plain(*batches[1]).loss.backward()
+    assert_same_gradients(learner, plain)
+    assert (p.grad.data_ptr() == place) == (name == "nothing")
+    if name == "memory":
+        kept = torch.empty(0, dtype=before.dtype).set_(kept, 0, before.shape)
+    if name != "nothing":
+        assert torch.equal(torch.as_tensor(kept).view_as(before), before)
+    learner.accumulate(*batches[2])  # onto what is there
+    plain(*batches[2]).loss.backward()
+    assert_same_gradients(learner, plain)
+
+
+def assert_same_gradients(learner, other):
+    for p, q in zip(learner.parameters(), other.parameters(), strict=True):
+        assert torch.equal(p.grad, q.grad)
 
 
 def test_hooks_of_the_nodes_that_add_run(by_autograd):
