@@ -75,8 +75,8 @@ def add_all(into: list[Tensor], data: list[Tensor]) -> None:
 
 
 def holders(row: Tensor, views: Sequence[Tensor]) -> tuple[int, ...]:
-    """How many hold the memory of a row, and each of its views, in Python and behind it: numbers that grow where somebody
-    else takes hold of any of it, by a view of a view or an array too."""
+    """How many hold the memory of a row and each of its views, in Python and behind it: numbers that grow where
+    somebody else takes hold of any of it, by a view of a view or an array too."""
     memory = row.untyped_storage()
     of_memory = torch._C._storage_Use_Count(memory._cdata)  # pyright: ignore[reportAttributeAccessIssue]
     counts = [sys.getrefcount(memory), of_memory]

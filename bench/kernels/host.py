@@ -28,7 +28,7 @@ from fastmeta.optim.sgd import SGD
 
 Row = dict[str, Any]
 
-_WARM_UP, _SECONDS = 4, 1.0
+_WARM_UP, _ROUND, _SECONDS = 4, 20, 2.0
 
 
 def _nothing(*_: object) -> None:
@@ -89,17 +89,16 @@ def as_on_a_gpu() -> Iterator[None]:
 
 
 def microseconds(step: Callable[[], object], seconds: float = _SECONDS) -> float:
-    """CPU time of this thread a call, the least of five rounds, as other programs slow a machine down."""
+    """CPU time of this thread a call, the least of many short rounds: other programs slow a machine down."""
     for _ in range(_WARM_UP):
         step()
     rounds = []
-    for _ in range(5):
-        count, begin = 0, time.thread_time()
-        while time.thread_time() - begin < seconds / 5:
+    while sum(rounds) < seconds:
+        begin = time.thread_time()
+        for _ in range(_ROUND):
             step()
-            count += 1
-        rounds.append((time.thread_time() - begin) / count)
-    return 1e6 * min(rounds)
+        rounds.append(time.thread_time() - begin)
+    return 1e6 * min(rounds) / _ROUND
 
 
 def host(workload: str, precision: str = "float32") -> Row:

@@ -207,8 +207,7 @@ class MetaStepGraphs:
             if not self._buffers:
                 with torch.inference_mode(False):  # a tensor made in it could not be written outside of it
                     self._buffers = [torch.empty_like(x) for x in data]
-            with torch.no_grad():
-                copy_all(self._buffers, data)  # one launch, not four
+            copy_all(self._buffers, data)  # one launch, not four
             if not isinstance(graph, Recording):
                 graph = self._record(step, at, support, query, context)
                 if graph is None:
