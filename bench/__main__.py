@@ -63,8 +63,13 @@ def predict(options: argparse.Namespace) -> int:
 
 def kernels(options: argparse.Namespace) -> int:
     """Kernels without a GPU."""
-    chosen = options.count or options.peak_memory
+    chosen = options.count or options.peak_memory or options.host
     known("workload", [chosen] if chosen else options.workload, WORKLOADS)
+    if options.host:
+        from .kernels.host import host
+
+        print(json.dumps(host(options.host, options.precision or "float32"), indent=1, ensure_ascii=False))
+        return 0
     if chosen:
         environment.interpret_kernels()
         from .kernels.counted import counts, text

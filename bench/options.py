@@ -119,12 +119,14 @@ def _kernels(kernels: argparse.ArgumentParser) -> None:
         "more shared memory than there is, or multiplies in another precision than asked for. With --count, which "
         "runs in Triton's interpreter: launches of a meta-step, bytes asked for, moved, distinct and compulsory, and "
         "FLOP; on images, from what one image takes. With --peak-memory: bytes alive at once in a meta-step of exact "
-        f"MAML and of first-order MAML. Workloads: {names}."
+        "MAML and of first-order MAML. With --host: microseconds of Python in a meta-step, with launches that do "
+        f"nothing. Workloads: {names}."
     )
     what = kernels.add_mutually_exclusive_group(required=True)
     what.add_argument("--target", choices=TARGETS, help="compile every kernel for this architecture")
     what.add_argument("--count", metavar="WORKLOAD", help="launches, bytes and FLOP of one meta-step")
     what.add_argument("--peak-memory", metavar="WORKLOAD", help="bytes alive at once, exact and first-order MAML")
+    what.add_argument("--host", metavar="WORKLOAD", help="Python's time in one meta-step")
     kernels.add_argument(
         "--workload", nargs="+", metavar="NAME", default=list(PERCEPTRONS_AND_SIREN),
         help=f"what to compile; default: {' '.join(PERCEPTRONS_AND_SIREN)}",

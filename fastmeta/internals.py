@@ -10,7 +10,7 @@ import logging
 import sys
 import threading
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,9 +39,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 __all__ = [
     "CALL_OF_MODULES", "CustomFunctionNode", "FakeTensor", "FakeTensorMode", "TorchDispatchMode", "WeightNormHook",
-    "WeightNormParametrization", "assert_on_device", "checkpointing_off", "copy_all", "cuda_driver_version",
-    "get_proxy_mode", "inductor", "make_dual", "make_fx", "no_torch_function_checks", "not_compiled", "pytree",
-    "quiet_fake_tensors", "reparametrized", "storage_of", "weight_norm_op", "without_fake_tensors", "writes_to",
+    "WeightNormParametrization", "accumulators_kept", "add_all", "assert_on_device", "checkpointing_off", "copy_all",
+    "cuda_driver_version", "get_proxy_mode", "holders", "hooked_call", "inductor", "make_dual", "make_fx",
+    "no_torch_function_checks", "not_compiled", "pytree", "quiet_fake_tensors", "reparametrized", "storage_of",
+    "weight_norm_op", "without_fake_tensors", "writes_to",
 ]  # fmt: skip
 
 CALL_OF_MODULES = nn.Module._call_impl.__code__
@@ -74,6 +75,53 @@ def assert_on_device(condition: Tensor, message: str) -> None:
 def copy_all(into: list[Tensor], data: list[Tensor]) -> None:
     """Many tensors in one launch."""
     torch._foreach_copy_(into, data)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def add_all(into: list[Tensor], data: list[Tensor]) -> None:
+    """Many sums in place, in one launch."""
+    torch._foreach_add_(into, data)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def holders(row: Tensor, views: Sequence[Tensor]) -> tuple[int, ...]:
+    """How many hold the memory of a row and each of its views, in Python and behind it: numbers that grow where
+    somebody else takes hold of any of it, by a view of a view or an array too."""
+    memory = row.untyped_storage()
+    of_memory = torch._C._storage_Use_Count(memory._cdata)  # pyright: ignore[reportAttributeAccessIssue]
+    counts = [sys.getrefcount(memory), of_memory]
+    for view in views:
+        counts += sys.getrefcount(view), view._use_count()  # pyright: ignore[reportAttributeAccessIssue]
+    return tuple(counts)
+
+
+def hooked_call(module: nn.Module) -> bool:
+    """Whether a call of the module runs hooks beside its `forward`."""
+    mine = module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
+    return bool(mine or nn.modules.module._has_any_global_hook())
+
+
+_MARK = "fastmeta"
+
+
+def accumulators_kept(leaves: list[Tensor]) -> bool:
+    """Whether anybody holds one of the nodes by which autograd adds to the leaves' `.grad`.
+
+    Such a node is made when it is asked for and dies with the last who holds it, so that whoever hangs a hook on it,
+    as DistributedDataParallel does, keeps it. Its hooks cannot be seen, but whether it outlives this call can be. What
+    gives all nodes in the least time is one behind them that is never called. Gradients must be enabled.
+    """
+    mark = _Mark()
+    alone = sys.getrefcount(mark)
+    error = torch._C._functions.DelayedError("never called", len(leaves) + 1)  # pyright: ignore[reportAttributeAccessIssue]
+    last = error(*leaves, leaves[0])  # of one tensor there would be no tuple
+    nodes = last[0].grad_fn.next_functions
+    for node, _ in nodes:
+        node.metadata[_MARK] = mark
+    del last, nodes, node
+    return sys.getrefcount(mark) > alone
+
+
+class _Mark:
+    """What the nodes hold while they live."""
 
 
 def inductor(graph: fx.GraphModule, inputs: list[Any], options: dict[str, Any]) -> Callable[..., Any]:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .activation import IDENTITY
+from .launch import also
 
 
 def block(size: int) -> int:
@@ -217,7 +218,7 @@ class InnerRule:
         """Room for the tasks of `like` [T, ...], with θ, whose pieces are given, in its place."""
         sets, tasks, size = max(1, self.steps if keep else min(self.steps, 2)), like.shape[0], sum(map(len, theta))
         phis = like.new_empty(sets * tasks + 1, size)
-        torch.cat(theta, out=phis[-1])
+        also(torch.cat, theta, out=phis[-1])
         return Adapted(phis, like.new_empty(sets, tasks, self.states, size), sets, like.new_empty(tasks), [])
 
     def constants(self) -> dict[str, Any]:

@@ -7,6 +7,7 @@ is the cotangent of what a stage's `below` names: a linear layer's pre-activatio
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,7 +20,7 @@ from .activation import IDENTITY
 from .block_stage import BlockStage
 from .conv_stage import ConvStage
 from .description import Adapted, Conv, GlobalMean, InnerRule, Linear, LossRule, Network, Rates, Sum
-from .launch import launch
+from .launch import also, counters, launch
 from .linear_stage import LinearStage
 from .mean_over_tasks import finite_kernel, inputs_kernel
 from .mean_stage import MeanStage
@@ -76,14 +77,14 @@ class Layerwise:
         return LinearTail(LinearStage(layer, size, self.precision, last=True))
 
     @cached_property
-    def _zeros(self) -> dict[tuple[torch.device, int], Tensor]:
-        """Counters of launches, which come one behind the other. All are kept: a CUDA graph may hold their place."""
+    def _zeros(self) -> dict[Hashable, Tensor]:
+        """Counters of launches, every stream's own."""
         return {}
 
-    def _counters(self, device: torch.device, count: int) -> Tensor:
-        if (device, count) not in self._zeros:
-            self._zeros[device, count] = torch.zeros(count, dtype=torch.int32, device=device)
-        return self._zeros[device, count]
+    @cached_property
+    def _rows(self) -> dict[Hashable, Tensor]:
+        """Places of the samples of inner batches."""
+        return {}
 
     def adapt(
         self, theta: list[Tensor], x: Tensor, y: Tensor, *, rates: Tensor, keep: bool, directions: Tensor | None = None
@@ -121,7 +122,7 @@ class Layerwise:
             sink = self._sink("store", lam, lam, lam, lam)
             outputs = self._backward(weights, values, target, sink, None if loss.name == "given" else value)
         if lam is not None and reptile:
-            torch.sub(adapted.phis[-1], weights.phi.value, out=lam)
+            also(torch.sub, adapted.phis[-1], weights.phi.value, out=lam)
         self._finish(adapted, lam, finite)
         return outputs, losses
 
@@ -172,8 +173,13 @@ class Layerwise:
         samples, batch = x.shape[1], self.inner.batch
         if batch is None or batch == samples:
             return x, y
-        rows = (torch.arange(batch, device=x.device) + k * batch) % samples
-        return x.index_select(1, rows), y.index_select(1, rows)
+        key = x.device, samples, k * batch % samples
+        if key not in self._rows:
+            self._rows[key] = (torch.arange(batch, device=x.device) + k * batch) % samples
+        taken = [z.new_empty(z.shape[0], batch, *z.shape[2:]) for z in (x, y)]
+        for z, into in zip((x, y), taken, strict=True):
+            also(torch.index_select, z, 1, self._rows[key], out=into)
+        return taken[0], taken[1]
 
     def _sink(
         self, name: str, to: Tensor, with_: Tensor, state: Tensor, next_: Tensor, k: int = 0,
@@ -188,7 +194,7 @@ class Layerwise:
             (to, with_, state, next_, *rows),
             (int(k == 0), int(k == self.inner.steps - 1)),
             {"SINK": name, **switches, **self.inner.constants()},
-            lambda count: self._counters(to.device, count),
+            lambda count: counters(self._zeros, to.device, count),
         )
 
     def _forward(self, weights: Weights, x: Tensor, known: list[Any] | None = None, rows: int = 0) -> list[Any]:
@@ -244,4 +250,4 @@ class Layerwise:
         bad = tensors[1]
         programs, options = row_shares(size, bad.shape[0])
         parts = bad.new_empty(bad.shape[0], options["SHARES"])
-        launch(kernel, (programs,), *tensors, parts, self._counters(bad.device, bad.shape[0]), **options)
+        launch(kernel, (programs,), *tensors, parts, counters(self._zeros, bad.device, bad.shape[0]), **options)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .block_stage import BlockStage, BlockValues
+from .launch import also
 from .sweep import Below, Cotangent, Dual, Sink, Weights
 
 
@@ -33,7 +34,10 @@ class SumStage(BlockStage):
         self._block_backward(weights, values, dy, d, sink)
         other = d
         if not all(b is None or b.alone for b in below):
-            other = Dual(*(x if x is None else x.clone() for x in d))  # pyright: ignore[reportArgumentType]
+            other = d.like()
+            for a, b in zip(other, d, strict=True):
+                if a is not None and b is not None:
+                    also(a.copy_, b)
         return [Cotangent(_onto(share, b.into)) for share, b in zip((d, other), below, strict=True) if b is not None]
 
 
@@ -43,5 +47,5 @@ def _onto(d: Dual, into: Dual | None) -> Dual:
         return d
     for a, b in zip(into, d, strict=True):
         if a is not None and b is not None:
-            a.add_(b)
+            also(a.add_, b)
     return into

@@ -15,15 +15,17 @@ from fastmeta.engine.boundary import outside_of_compile
 from fastmeta.engine.checks import check_module
 from fastmeta.engine.explain import explain
 from fastmeta.engine.ladder import check_batch_of
+from fastmeta.engine.meta_step import MetaGradient
 from fastmeta.engine.notices import warn_user
 from fastmeta.engine.objective import Data
 from fastmeta.engine.options import Loss, Options
 from fastmeta.engine.prior import Prior
 from fastmeta.engine.session import Call, PlanCache, Session
+from fastmeta.internals import hooked_call
 from fastmeta.optim.base import InnerRule, MadeForRows, State
 from fastmeta.optim.sgd import SGD
 
-from .outputs import Learners, MetaOutput
+from .outputs import Learners, MetaOutput, accumulated, check_gradients_on
 
 T = TypeVar("T")
 _LOSSES = ("inner_loss", "outer_loss")
@@ -262,13 +264,52 @@ class MetaLearner(nn.Module):
         Raises:
             TypeError, ValueError: shapes, dtypes, devices or labels that do not fit; the message names the argument.
         """
+        return self._meta_step(support_x, support_y, query_x, query_y, Session.differentiable_step)
+
+    @outside_of_compile
+    def accumulate(
+        self, support_x: Tree, support_y: Tree = None, query_x: Tree = None, query_y: Tree = None
+    ) -> MetaOutput:
+        """One meta-step that adds its gradient to `.grad` of all that `loss.backward()` reaches: `out = learner(...);
+        out.loss.backward()` with the same numbers, and in less of Python's time.
+
+        Gradients are added without autograd where that would do nothing but add. Where it does more it is called as
+        ever: hooks on parameters or on the learner, DistributedDataParallel, a start or rates that were computed, data
+        that require grad, backend="reference", and a subclass with a `forward` of its own. Gradients are averaged over
+        processes by the call of the DistributedDataParallel module itself, so call that one and `backward()` there.
+
+        Args:
+            support_x, support_y, query_x, query_y: as `forward`.
+
+        Returns:
+            The output, whose `loss` and `task_losses` have no graph.
+
+        Raises:
+            TypeError, ValueError: shapes, dtypes, devices or labels that do not fit; the message names the argument.
+            RuntimeError: gradients are off.
+
+        Example:
+            >>> optimizer.zero_grad()
+            >>> out = maml.accumulate(support_x, support_y, query_x, query_y)
+            >>> optimizer.step()
+        """
+        check_gradients_on()
+        if type(self).forward is not MetaLearner.forward or hooked_call(self):
+            return accumulated(self(support_x, support_y, query_x, query_y))
+        return self._meta_step(support_x, support_y, query_x, query_y, Session.accumulated_step)
+
+    def _meta_step(
+        self, support_x: Tree, support_y: Tree, query_x: Tree, query_y: Tree,
+        run: Callable[[Session], tuple[Tensor, Tensor, MetaGradient]],
+    ) -> MetaOutput:  # fmt: skip
+        """A meta-step as `run` runs a session's."""
         if query_x is None and query_y is None and isinstance(self.adjoint, Displacement):
             query_x, query_y = support_x, support_y
         batch = TaskBatch(support_x, support_y, query_x, query_y)
         if query_x is None:
             check_batch_of(batch, self.network, self.options, query_required=True)  # raises
         session = self.session(batch)
-        loss, losses, step = session.differentiable_step()
+        loss, losses, step = run(session)
         finite = step.tasks.finite
         self._warn(finite)
         if step.tasks.notes:

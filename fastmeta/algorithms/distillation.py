@@ -12,7 +12,7 @@ from fastmeta.internals import pytree
 
 from .arguments import Arguments
 from .maml import MAML
-from .outputs import Learners, MetaOutput
+from .outputs import Learners, MetaOutput, accumulated, check_gradients_on
 
 
 class SupportSet(nn.Module):
@@ -118,6 +118,11 @@ class Distillation(MAML):
         """One meta-step: adapt on the learned set, evaluate on query sets [T, M, ...]."""
         x, y = self._support(_tasks(query_x))
         return super().forward(x, y, query_x, query_y)
+
+    def accumulate(self, query_x: Tree, query_y: Tree = None) -> MetaOutput:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """As `MetaLearner.accumulate`, on query sets [T, M, ...] as `forward`."""
+        check_gradients_on()
+        return accumulated(self(query_x, query_y))
 
     def adapt(self, tasks: int = 1, *, steps: int | None = None) -> Learners:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The network adapted to the learned set, `tasks` times the same one unless every task has its own."""

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple, TypedDict, Unpack
+from typing import Any, Literal, NamedTuple, TypedDict, Unpack, cast
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +20,7 @@ from fastmeta.optim.base import InnerRule, State
 
 from .base import MetaLearner
 from .maml import MAML
-from .outputs import Learners
+from .outputs import Learners, accumulated, check_gradients_on
 
 UNLABELLED = -1
 """The label of real samples whose class is not known."""
@@ -169,6 +170,18 @@ class MetaGAN(MAML):
         if torch.is_grad_enabled():  # of value 0, and of the generator's gradient
             loss, losses = loss + (mean - mean.detach()), losses + (kept - kept.detach())
         return MetaGANOutput(loss, losses, outputs, finite, mean.detach())
+
+    def accumulate(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, support_x: Tensor, support_y: Tensor | None = None, query_x: Tensor | None = None,
+        query_y: Tensor | None = None, *, noise_support: Tensor | None = None, noise_query: Tensor | None = None,
+    ) -> MetaGANOutput:  # fmt: skip
+        """As `MetaLearner.accumulate`, on what `forward` takes: the gradients of L_D and, for the generator, of L_G."""
+        check_gradients_on()
+        call = cast(Callable[..., Any], self)  # the call is typed as every learner's
+        out: MetaGANOutput = call(
+            support_x, support_y, query_x, query_y, noise_support=noise_support, noise_query=noise_query
+        )
+        return accumulated(out)
 
     def _generator_losses(self, support: dict[str, Tensor], targets: Tree, fakes: list[Tensor]) -> Tensor:
         """L_G [T] at the adapted discriminators, differentiable in the generator alone."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +47,41 @@ class MetaOutput(NamedTuple):
         return (
             f"MetaOutput(loss={self.loss.detach().item() if self.loss.device.type == 'cpu' else self.loss.device}, "
             f"{self.task_losses.shape[0]} tasks{lost}, outputs {shapes})"
+        )
+
+
+class _WithLoss(Protocol):
+    """What a meta-step of any learner gives."""
+
+    @property
+    def loss(self) -> Tensor: ...
+
+    @property
+    def task_losses(self) -> Tensor: ...
+
+    def _replace(self, **changes: Tensor) -> Any: ...
+
+
+Out = TypeVar("Out", bound=_WithLoss)
+
+
+def accumulated(out: Out) -> Out:
+    """After `out.loss.backward()`: the same output without its graph."""
+    if not (hasattr(out, "loss") and hasattr(out, "_replace")):
+        raise TypeError(
+            f"accumulate() needs a forward that gives a fastmeta.MetaOutput, this one gives {type(out).__name__}; call "
+            "the learner, and backward() on its loss"
+        )
+    out.loss.backward()
+    return out._replace(loss=out.loss.detach(), task_losses=out.task_losses.detach())
+
+
+def check_gradients_on() -> None:
+    """Raises where no gradient is computed, as `accumulate` would have none to add."""
+    if not torch.is_grad_enabled():
+        raise RuntimeError(
+            "accumulate() adds the meta-gradient to .grad, and gradients are off here (torch.no_grad() or "
+            "inference_mode()); call it outside of that, or for losses alone call the learner itself"
         )
 
 

@@ -43,16 +43,17 @@ def numerics(device: torch.device, precision: str) -> AbstractContextManager[Any
 
 @contextmanager
 def _gpu_numerics(precision: str) -> Iterator[None]:
+    wanted = precision == "tf32"
     backends = (torch.backends.cuda.matmul, torch.backends.cudnn)
-    before = [backend.allow_tf32 for backend in backends]
-    for backend in backends:
-        setattr(backend, "allow_tf32", precision == "tf32")  # noqa: B010  typed as a plain module
+    other = [backend for backend in backends if backend.allow_tf32 != wanted]  # asking takes less than setting
+    for backend in other:
+        setattr(backend, "allow_tf32", wanted)  # noqa: B010  typed as a plain module
     try:
         with no_autocast("cuda"):
             yield
     finally:
-        for backend, value in zip(backends, before, strict=True):
-            setattr(backend, "allow_tf32", value)  # noqa: B010
+        for backend in other:
+            setattr(backend, "allow_tf32", not wanted)  # noqa: B010
 
 
 def no_grad() -> AbstractContextManager[Any]:

@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterator, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from fastmeta.internals import pytree
+from fastmeta.optim.base import State
 from fastmeta.program.layout import Layout
 
 from .batch import TaskBatch, Tree
+from .objective import Data
+
+
+class Call(NamedTuple):
+    """What a learner asks for beside its options.
+
+    Attributes:
+        steps: of the inner loop.
+        adapts: says of a parameter's name whether the inner loop moves it; None: all are moved.
+        start: φ_0 out of θ, both rows [P], or [T, P]; None: φ_0 is θ.
+        weights: of the query losses at φ_0 … φ_K; None: the last alone counts.
+        going_on: fast weights and state to go on from, and the steps they went already.
+        ends: whether a meta-step gives φ_K and the rule's state too.
+    """
+
+    steps: int
+    adapts: Callable[[str], bool] | None = None
+    start: Callable[[Tensor, Data], Tensor] | None = None
+    weights: Tensor | Sequence[float] | None = None
+    going_on: tuple[Tensor, State, int] | None = None
+    ends: bool = False
 
 
 @contextmanager
@@ -74,6 +97,20 @@ def checked_weights(
     if not asked:
         raise ValueError("weights() must not be zero at every step: there would be no outer loss")
     return values.to(layout.device), asked
+
+
+def check_implicit(call: Call, asked: tuple[int, ...] | None) -> None:
+    """Raises where an implicit meta-gradient would not be that of what is asked for."""
+    if call.going_on is not None:
+        raise ValueError(
+            "adapt_further has no implicit meta-gradient: the proximal term would be to where it goes on from, not to "
+            "θ. Adapt with more steps at once, adapt(..., steps=...)"
+        )
+    if asked not in (None, (call.steps,)):
+        raise ValueError(
+            f"weights() counts the query losses at steps {list(asked or ())}, and an implicit meta-gradient is of the "
+            f"last alone, {call.steps}; use MAML, or leave weights() out"
+        )
 
 
 def signature(batch: TaskBatch, tasks: int | None = None) -> tuple[Hashable, ...]:

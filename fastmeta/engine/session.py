@@ -21,12 +21,22 @@ from fastmeta.program.program import Program, leaves_of
 from .adjoint import Cotangents, Displacement, Implicit
 from .autograd import Adapt, MetaStep, QueryOutputs, Sources, numerics
 from .backends.base import Backend, Planned
-from .backends.cuda_graph import REFERENCE, MetaStepGraphs
+from .backends.cuda_graph import MANY_RECORDED, OFTEN_RECORDED, REFERENCE, MetaStepGraphs
 from .backends.one_by_one import OneByOne
 from .batch import TaskBatch, Tree, finite_tasks
 from .boundary import in_turn
-from .call import check_layout, check_row, checked_start, checked_weights, signature, trainable_alone
+from .call import (
+    Call,
+    check_implicit,
+    check_layout,
+    check_row,
+    checked_start,
+    checked_weights,
+    signature,
+    trainable_alone,
+)
 from .checks import check_trainable, warn_running_statistics
+from .grads import GradRow, added
 from .ladder import Ladder
 from .meta_step import MetaGradient, MetaInputs, only_finite
 from .notices import warn_user
@@ -34,26 +44,6 @@ from .objective import Context, Data
 from .options import Kind, Options
 from .recent import Recent
 from .watch import ModuleState, Watch
-
-
-class Call(NamedTuple):
-    """What a learner asks for beside its options.
-
-    Attributes:
-        steps: of the inner loop.
-        adapts: says of a parameter's name whether the inner loop moves it; None: all are moved.
-        start: φ_0 out of θ, both rows [P], or [T, P]; None: φ_0 is θ.
-        weights: of the query losses at φ_0 … φ_K; None: the last alone counts.
-        going_on: fast weights and state to go on from, and the steps they went already.
-        ends: whether a meta-step gives φ_K and the rule's state too.
-    """
-
-    steps: int
-    adapts: Callable[[str], bool] | None = None
-    start: Callable[[Tensor, Data], Tensor] | None = None
-    weights: Tensor | Sequence[float] | None = None
-    going_on: tuple[Tensor, State, int] | None = None
-    ends: bool = False
 
 
 class Session(NamedTuple):
@@ -81,11 +71,12 @@ class Session(NamedTuple):
     def _sources(self, at: MetaInputs, query: Data) -> Sources:
         return Sources.of(at, self.program.layout, self.program.shared, self.support, query)
 
-    def meta_step(self, *, keep: bool) -> MetaGradient:
-        """Losses, outputs and, where `keep` says so, the meta-gradient, without a graph of autograd's."""
+    def meta_step(self, *, keep: bool, shares: bool = True) -> MetaGradient:
+        """Losses, outputs and, where `keep` says so, the meta-gradient, without a graph of autograd's; where `shares`
+        asks for them, the tasks' shares of it too."""
         with self._recording(), self.numerics():
             if self.graphs is None:
-                return self._on_device(self.at, self.support, self.query, self.context, keep=keep)
+                return self._on_device(self.at, self.support, self.query, self.context, keep=keep, shares=shares)
             step = partial(self._on_device, keep=keep)
             return self.graphs.run(step, self.at, self.support, self.query, self.context, keep=keep)
 
@@ -99,10 +90,26 @@ class Session(NamedTuple):
         loss, losses = MetaStep.apply(step, sources, *sources.tensors())  # pyright: ignore[reportGeneralTypeIssues]
         return loss, losses, step
 
-    def _on_device(self, at: MetaInputs, support: Data, query: Data, context: Context, *, keep: bool) -> MetaGradient:
+    def accumulated_step(self) -> tuple[Tensor, Tensor, MetaGradient]:
+        """As `differentiable_step`, with the mean loss's gradient added to `.grad` of all that it reaches, and without
+        a graph; autograd is called only where it has more to do than to add."""
+        step = self.meta_step(keep=True, shares=False)
+        loss, losses = step.loss, step.tasks.losses
+        if not self.backend.records:
+            assert step.gradient is not None, "a meta-step without its gradient"
+            sources = self._sources(self.at, self.query)
+            if added(sources, step.gradient, self.plans.grad_row):
+                return loss, losses, step
+            loss, losses = MetaStep.apply(step, sources, *sources.tensors())  # pyright: ignore[reportGeneralTypeIssues]
+        loss.backward()
+        return loss.detach(), losses.detach(), step
+
+    def _on_device(
+        self, at: MetaInputs, support: Data, query: Data, context: Context, *, keep: bool, shares: bool = True
+    ) -> MetaGradient:
         """All of a meta-step that the device does: what a CUDA graph holds."""
         self.backend.check_labels(support, query)
-        return self.backend.meta_step(at, support, query, context, keep=keep)
+        return self.backend.meta_step(at, support, query, context, keep=keep, shares=shares)
 
     def adapt(self) -> tuple[Tensor, State, Tensor]:
         """φ_K [T, P], the rule's state, differentiable where gradients are enabled, and which tasks stayed finite."""
@@ -211,8 +218,10 @@ class PlanCache:
         self._compiled: Recent[Hashable, list[int]] = (
             Recent()
         )  # how many states of module and losses a call was compiled for
+        self._recorded: Recent[Hashable, list[int]] = Recent()  # how many graphs were recorded of a call
         self._watch = Watch()
         self._latest: _Latest | None = None
+        self.grad_row = GradRow()
         self._plain: tuple[ModuleState, Options, int, tuple[Program, MetaInputs, Kind]] | None = (
             None  # of the last call
         )
@@ -232,7 +241,7 @@ class PlanCache:
         program, at, kind = self._inputs(module, state, options, batch, support, call)
         with_loss = batch.query_x is not None
         backend = self.backend(program, module, options, batch, kind, losses=state.losses, with_loss=with_loss)
-        graphs = self._graphs_of(backend) if options.cuda_graph and with_loss else None
+        graphs = self._graphs_of(backend, options, kind, batch) if options.cuda_graph and with_loss else None
         context = Context(at.shared, program.constants(), backend.keys())
         query = Data(leaves_of(batch.query_x), leaves_of(batch.query_y))
         return Session(
@@ -265,7 +274,7 @@ class PlanCache:
         meta = options.inner_optimizer.meta(program.layout, first + call.steps)
         weights, asked = checked_weights(call.weights, call.steps, program.layout)
         if isinstance(options.adjoint, Implicit):
-            _check_implicit(call, asked)
+            check_implicit(call, asked)
         at = MetaInputs(start, tuple(program.shared_of(state.trainable)), meta, weights, rule_state)
         kind = Kind(call.steps, first, asked, _form_of(start), tuple(map(_form_of_meta, meta)), call.ends)
         if plain and options.inner_optimizer.fixed:
@@ -283,13 +292,20 @@ class PlanCache:
         if count[0] > _MANY_COMPILED:
             self._warn_once(_OFTEN_COMPILED)
 
-    def _graphs_of(self, backend: Backend) -> MetaStepGraphs | None:
+    def _count_recorded(self, count: list[int]) -> None:
+        """Warns once of a learner that records a graph for the same call again and again."""
+        count[0] += 1
+        if count[0] > MANY_RECORDED:
+            self._warn_once(OFTEN_RECORDED)
+
+    def _graphs_of(self, backend: Backend, options: Options, kind: Kind, batch: TaskBatch) -> MetaStepGraphs | None:
         if not isinstance(backend, Planned):
             if not (isinstance(backend, OneByOne) and backend.why):  # else that was said when it was made
                 self.warn_no_graph(REFERENCE)
             return None
         if backend.graphs is None:
-            backend.graphs = MetaStepGraphs(backend.engine, self.warn_no_graph)
+            count = self._recorded.get((options.key, kind, signature(batch)), lambda: [0])
+            backend.graphs = MetaStepGraphs(backend, self.warn_no_graph, partial(self._count_recorded, count))
         self.latest_graphs = backend.graphs
         return self.latest_graphs
 
@@ -356,20 +372,6 @@ class PlanCache:
         backend = self._backends.get((program, options.key, key), make)
         self._latest = (program, options, key, backend)
         return backend
-
-
-def _check_implicit(call: Call, asked: tuple[int, ...] | None) -> None:
-    """Raises where an implicit meta-gradient would not be that of what is asked for."""
-    if call.going_on is not None:
-        raise ValueError(
-            "adapt_further has no implicit meta-gradient: the proximal term would be to where it goes on from, not to "
-            "θ. Adapt with more steps at once, adapt(..., steps=...)"
-        )
-    if asked not in (None, (call.steps,)):
-        raise ValueError(
-            f"weights() counts the query losses at steps {list(asked or ())}, and an implicit meta-gradient is of the "
-            f"last alone, {call.steps}; use MAML, or leave weights() out"
-        )
 
 
 def _form_of(start: tuple[Tensor, ...] | Tensor) -> str:

@@ -246,7 +246,7 @@ class Contest:
         optimizer = torch.optim.Adam(learner.parameters(), lr=0.0)
 
         def step() -> None:
-            learner(*family.sample(config.train.meta_batch, generator)).loss.backward()
+            learner.accumulate(*family.sample(config.train.meta_batch, generator))
             optimizer.step()
             optimizer.zero_grad()
             if self.device.type == "cuda":

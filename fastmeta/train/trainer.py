@@ -160,15 +160,14 @@ class Trainer:
         """One meta-step."""
         episodes = self.family.sample(self.config.meta_batch, self._generator)
         self.algorithm.at_iteration(self.iteration)
-        out = self.algorithm(*episodes)
         self._optimizer.zero_grad()
-        out.loss.backward()
+        out = self.algorithm.accumulate(*episodes)
         if self.config.grad_clip:
             torch.nn.utils.clip_grad_norm_(self.algorithm.parameters(), self.config.grad_clip)
         self._optimizer.step()
         self._schedule.step()
         self.iteration += 1
-        self._tally.add(out.loss.detach(), score(out.outputs, episodes.query_y), out.finite)
+        self._tally.add(out.loss, score(out.outputs, episodes.query_y), out.finite)
         self._metric = "error" if episodes.query_y.is_floating_point() else "accuracy"
 
     def save(self) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, ClassVar, NamedTuple, Protocol
 
 from torch import Tensor
@@ -51,8 +52,11 @@ class Backend(Protocol):
         """Outputs in the structure that the module returns."""
         ...
 
-    def meta_step(self, at: MetaInputs, support: Data, query: Data, context: Context, *, keep: bool) -> MetaGradient:
-        """Losses, outputs and, where `keep` says so, the meta-gradient and each task's share of it."""
+    def meta_step(
+        self, at: MetaInputs, support: Data, query: Data, context: Context, *, keep: bool, shares: bool = True
+    ) -> MetaGradient:
+        """Losses, outputs and, where `keep` says so, the meta-gradient and each task's share of it, which may be left
+        out where `shares` does not ask for it."""
         ...
 
     def adapt(self, at: MetaInputs, support: Data, context: Context, *, keep: bool) -> Adapted:
@@ -78,6 +82,10 @@ class Planned:
         self.graphs: MetaStepGraphs | None = None  # of its meta-steps, where they are to be replayed
         self.proof = ""  # what its plans were held against, for explain()
         self.choice = Choice("torch", "")  # why it is this backend
+
+    def apart(self, own: dict[Hashable, Tensor]) -> AbstractContextManager[None]:
+        """As `cuda_graph.Recorded` asks; PyTorch's ops leave nothing behind."""
+        return nullcontext()
 
     def check_labels(self, support: Data, query: Data | None) -> None:
         """Where a loss is cross-entropy of labels: each within the logits' classes."""

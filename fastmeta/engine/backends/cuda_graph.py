@@ -9,17 +9,22 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Hashable, Iterator
+from contextlib import AbstractContextManager
 from functools import partial
+from itertools import islice
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from fastmeta.engine.adjoint import Cotangents
-from fastmeta.engine.meta_step import Engine, MetaGradient, MetaInputs, TaskResults, over_tasks
+from fastmeta.engine.meta_step import Engine, MetaGradient, MetaInputs, TaskResults, flattened, rebuilt
 from fastmeta.engine.objective import Context, Data
 from fastmeta.internals import copy_all
 from fastmeta.program.messages import first_line
 from fastmeta.program.plan import seeded_in_python
+
+from .turns import Turns
 
 Step = Callable[[MetaInputs, Data, Data, Context], MetaGradient]
 
@@ -27,6 +32,14 @@ DEVICES = ("cuda",)
 """Where there are graphs."""
 
 REFERENCE = "the reference runs one task at a time, by autograd"
+
+MANY_RECORDED = 4
+OFTEN_RECORDED = (
+    f"cuda_graph=True has recorded the same meta-step more than {MANY_RECORDED} times, because parameters or buffers "
+    "lie in other memory than before. A recording takes as long as several meta-steps, and every graph keeps its "
+    "memory. Write into the tensors that are there: p.copy_(value) under torch.no_grad() in place of p.data = value, "
+    "and load_state_dict() without assign=True. Or use cuda_graph=False"
+)
 
 _MOST_GRAPHS = 4  # of one backend: with and without the meta-gradient, for θ in two places
 
@@ -50,7 +63,7 @@ def record(step: Callable[[], MetaGradient], device: torch.device) -> tuple[Call
         RuntimeError: `step` does what a graph cannot hold.
     """
     with torch.cuda.device(device):
-        here, aside = torch.cuda.current_stream(), torch.cuda.Stream()
+        here, aside = torch.cuda.current_stream(), torch.cuda.Stream(device)
         aside.wait_stream(here)
         with torch.cuda.stream(aside):
             step()  # compiles what is left to compile, makes libraries' handles and workspaces
@@ -58,8 +71,9 @@ def record(step: Callable[[], MetaGradient], device: torch.device) -> tuple[Call
         here.wait_stream(aside)
         graph = torch.cuda.CUDAGraph()
         try:
-            # the outer one leads back where a broken capture does not; other threads may go on using the GPU
-            with torch.cuda.stream(here), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            # the outer one leads back where a broken capture does not; other threads may go on using the GPU. Without
+            # a stream it would be PyTorch's own for captures, which is of one device, whichever came first
+            with torch.cuda.stream(here), torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
                 results = step()
         except Exception:
             _SPOILED.append(graph)
@@ -83,24 +97,57 @@ def _without_waiting(step: Callable[[], MetaGradient]) -> None:
             raise RuntimeError(f"{warning.filename}:{warning.lineno} makes the host wait for the GPU")
 
 
+class Recorded(Protocol):
+    """What is asked of the backend whose meta-steps are recorded."""
+
+    engine: Engine
+
+    def apart(self, own: dict[Hashable, Tensor]) -> AbstractContextManager[None]:
+        """Inside, memory that launches leave to the next ones is in `own`: other launches may run beside a replay."""
+        ...
+
+
 class Recording:
     """One graph. Calling it replays it and copies the results out, but for the single tasks' cotangents."""
 
-    def __init__(self, step: Callable[[], MetaGradient], device: torch.device) -> None:
-        self._replay, self._results = record(step, device)
+    def __init__(self, step: Callable[[], MetaGradient], backend: Recorded) -> None:
+        self._own: dict[Hashable, Tensor] = {}  # memory of the backend's that no other launch may use
+
+        def apart() -> MetaGradient:
+            with backend.apart(self._own):
+                return step()
+
+        self._replay, self._results = record(apart, backend.engine.outer.layout.device)
         self._replays = 0
+        results, tasks = self._results, self._results.tasks
+        found: list[Tensor] = []
+        self._shape: Cotangents | None = None
+        if results.gradient is not None:
+            found, self._shape = flattened(results.gradient)
+        self._given = [results.loss, tasks.losses, tasks.finite, *tasks.outputs, *tasks.ends, *tasks.notes, *found]
+        # one launch copies tensors of one dtype
+        self._alike = [i for i, x in enumerate(self._given) if x.dtype is results.loss.dtype and x.is_contiguous()]
+        self._others = [i for i in range(len(self._given)) if i not in self._alike]
 
     def __call__(self) -> MetaGradient:
         self._replay()
         self._replays += 1
-        step, tasks = self._results, self._results.tasks
-        ends, notes = (tuple(x.clone() for x in xs) for xs in (tasks.ends, tasks.notes))
-        outputs = [y.clone() for y in tasks.outputs]
-        kept = TaskResults(tasks.losses.clone(), outputs, tasks.finite.clone(), None, ends, notes)
-        if step.gradient is None or tasks.cotangents is None:
-            return MetaGradient(step.loss.clone(), None, kept)
-        gradient = over_tasks(lambda xs: xs[0].clone(), [step.gradient])
-        return MetaGradient(step.loss.clone(), gradient, kept, partial(self._of_tasks, tasks.cotangents, self._replays))
+        given, tasks = self._given, self._results.tasks
+        made = [torch.empty_like(x) for x in given]
+        copy_all([made[i] for i in self._alike], [given[i] for i in self._alike])
+        for i in self._others:
+            made[i].copy_(given[i])
+        rest = iter(made)
+        loss, losses, finite = next(rest), next(rest), next(rest)
+        outputs = list(islice(rest, len(tasks.outputs)))
+        ends, notes = (tuple(islice(rest, len(xs))) for xs in (tasks.ends, tasks.notes))
+        kept = TaskResults(losses, outputs, finite, None, ends, notes)
+        if self._shape is None:
+            return MetaGradient(loss, None, kept)
+        gradient = rebuilt(self._shape, rest)
+        if tasks.cotangents is None:
+            return MetaGradient(loss, gradient, kept)
+        return MetaGradient(loss, gradient, kept, partial(self._of_tasks, tasks.cotangents, self._replays))
 
     def _of_tasks(self, cotangents: Cotangents, replay: int) -> Cotangents:
         if replay != self._replays:
@@ -116,14 +163,17 @@ class MetaStepGraphs:
     """The graphs of one backend's meta-step, each recorded at the second call of its kind.
 
     Args:
-        engine: the backend's.
+        backend: whose meta-steps they are.
         tell: takes the reason why there are none.
+        recorded: called at every recording.
     """
 
-    def __init__(self, engine: Engine, tell: Callable[[str], None]) -> None:
+    def __init__(self, backend: Recorded, tell: Callable[[str], None], recorded: Callable[[], None]) -> None:
+        self._backend, engine = backend, backend.engine
         self._device = engine.outer.layout.device
         self._random = engine.random
-        self._tell = tell
+        self._tell, self._recorded = tell, recorded
+        self._turns = Turns(self._device)
         self._buffers: list[Tensor] = []
         self._graphs: dict[Hashable, Recording | None] = {}  # by what they are for; None: seen once
         self.why_not = obstacle(self._device, engine)
@@ -138,57 +188,68 @@ class MetaStepGraphs:
         self, step: Step, at: MetaInputs, support: Data, query: Data, context: Context, *, keep: bool
     ) -> MetaGradient:
         """`step` on what follows it: replayed where it can be. `keep` says whether it computes the meta-gradient."""
-        given = at, support, query, context
         if self.why_not:
             self._tell(self.why_not)
-            return step(*given)
+            return step(at, support, query, context)
         if torch.cuda.is_initialized() and torch.cuda.is_current_stream_capturing():
-            return step(*given)  # into a graph of the user's own
+            return step(at, support, query, context)  # into a graph of the user's own
         # parameters and buffers are read where they lie; what is made anew for every step is copied in
         params = () if isinstance(at.start, Tensor) else at.start
-        key = keep, *((t.data_ptr(), t.stride()) for t in (*params, *context.shared, *context.constants))
-        if key not in self._graphs:
-            if len(self._graphs) == _MOST_GRAPHS:
-                del self._graphs[next(iter(self._graphs))]
-            self._graphs[key] = None
-            return step(*given)
-        held = self._copied_in(*given)
-        graph = self._graphs.pop(key)  # and in again, behind those that were not called for longer
-        if graph is None:
-            try:
-                graph = Recording(partial(step, *held), self._device)
-            except Exception as error:  # whatever the user's own functions do
-                self.why_not = first_line(error)
-                self._tell(self.why_not)
-                self._graphs.clear()
-                self._buffers.clear()
-                return step(*given)
-        self._graphs[key] = graph
-        return graph()
+        key = keep, *[(t.data_ptr(), t.stride()) for t in (*params, *context.shared, *context.constants)]
+        with self._turns:
+            graph = self._graphs.pop(key, self)  # and in again, behind those that were not called for longer
+            if graph is self:
+                if len(self._graphs) == _MOST_GRAPHS:
+                    del self._graphs[next(iter(self._graphs))]
+                self._graphs[key] = None
+                return step(at, support, query, context)
+            data = self._data(at, support, query, context)
+            if not self._buffers:
+                with torch.inference_mode(False):  # a tensor made in it could not be written outside of it
+                    self._buffers = [torch.empty_like(x) for x in data]
+            copy_all(self._buffers, data)  # one launch, not four
+            if not isinstance(graph, Recording):
+                graph = self._record(step, at, support, query, context)
+                if graph is None:
+                    return step(at, support, query, context)
+            self._graphs[key] = graph
+            return graph()
 
-    def _copied_in(
-        self, at: MetaInputs, support: Data, query: Data, context: Context
-    ) -> tuple[MetaInputs, Data, Data, Context]:
-        """All of a meta-step where the graphs read it."""
+    def _record(self, step: Step, at: MetaInputs, support: Data, query: Data, context: Context) -> Recording | None:
+        """A graph of a step like this one, on the buffers; None where there can be none."""
+        held = self._held(at, support, query, context)
+        try:
+            graph = Recording(partial(step, *held), self._backend)
+        except Exception as error:  # whatever the user's own functions do
+            self.why_not = first_line(error)
+            self._tell(self.why_not)
+            self._graphs.clear()
+            self._buffers.clear()
+            return None
+        self._recorded()
+        return graph
+
+    def _data(self, at: MetaInputs, support: Data, query: Data, context: Context) -> list[Tensor]:
+        """What is copied in."""
         keys = [context.keys] if self._random else []
         made = [at.start] if isinstance(at.start, Tensor) else []
         weights = [] if at.weights is None else [at.weights]
-        data = [
+        return [
             *support.inputs, *support.targets, *query.inputs, *query.targets, *made, *at.meta, *weights,
             *(at.state or ()), *keys,
         ]  # fmt: skip
-        data = [x.detach() for x in data]
-        if not self._buffers:
-            with torch.inference_mode(False):  # a tensor made in it could not be written outside of it
-                self._buffers = [torch.empty_like(x) for x in data]
-        copy_all(self._buffers, data)  # one launch, not four
+
+    def _held(
+        self, at: MetaInputs, support: Data, query: Data, context: Context
+    ) -> tuple[MetaInputs, Data, Data, Context]:
+        """All of a meta-step where the graphs read it."""
         rest = iter(self._buffers)
         support, query = _like(support, rest), _like(query, rest)
         held = MetaInputs(
-            next(rest) if made else tuple(p.detach() for p in at.start),
+            next(rest) if isinstance(at.start, Tensor) else tuple(p.detach() for p in at.start),
             tuple(p.detach() for p in at.shared),
             tuple(next(rest) for _ in at.meta),
-            next(rest) if weights else None,
+            None if at.weights is None else next(rest),
             None if at.state is None else tuple(next(rest) for _ in at.state),
         )
         shared = tuple(p.detach() for p in context.shared)

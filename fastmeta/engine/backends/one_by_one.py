@@ -93,7 +93,9 @@ class OneByOne:
         return pytree.tree_unflatten(list(outputs), self._output_spec)
 
     @_explained
-    def meta_step(self, at: MetaInputs, support: Data, query: Data, context: Context, *, keep: bool) -> MetaGradient:
+    def meta_step(
+        self, at: MetaInputs, support: Data, query: Data, context: Context, *, keep: bool, shares: bool = True
+    ) -> MetaGradient:
         """Losses [T] with their graph, outputs, and which tasks stayed finite."""
         weights = [0.0] * self._kind.steps + [1.0] if at.weights is None else at.weights.tolist()
         outer = Outer(

@@ -97,7 +97,9 @@ class TorchBackend(Planned):
     def _run(self, calls: Sequence[Callable[[], Any]]) -> list[Any]:
         return [call() for call in calls] if self.threads == 1 else side_by_side(calls)
 
-    def meta_step(self, at: MetaInputs, support: Data, query: Data, context: Context, *, keep: bool) -> MetaGradient:
+    def meta_step(
+        self, at: MetaInputs, support: Data, query: Data, context: Context, *, keep: bool, shares: bool = True
+    ) -> MetaGradient:
         """Losses, outputs and, where `keep` says so, the meta-gradient and each task's share of it."""
         prepare = self._meta_step if keep else self._evaluate
         if self._whole:

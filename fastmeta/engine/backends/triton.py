@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
+from itertools import chain
 from math import prod
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,23 +23,22 @@ from fastmeta.engine.meta_step import (
     over_tasks,
 )  # fmt: skip
 from fastmeta.engine.objective import Context, Data
-from fastmeta.kernels import description  # pyright: ignore[reportMissingImports, reportAttributeAccessIssue]  # mapped by setup.py
-from fastmeta.kernels.activation import KINDS  # pyright: ignore[reportMissingImports]  # mapped by setup.py
-from fastmeta.kernels.description import Adapted, Chain, InnerRule, LossRule  # pyright: ignore[reportMissingImports]  # mapped by setup.py
+from fastmeta.internals import copy_all, writes_to
+from fastmeta.kernels.description import Adapted, LossRule  # pyright: ignore[reportMissingImports]  # mapped by setup.py
+from fastmeta.kernels.launch import also, counters_of, on_card  # pyright: ignore[reportMissingImports]  # mapped by setup.py
 from fastmeta.kernels.layerwise import Layerwise  # pyright: ignore[reportMissingImports]  # mapped by setup.py
 from fastmeta.kernels.mlp import MLP, mean_over_tasks  # pyright: ignore[reportMissingImports]  # mapped by setup.py
 from fastmeta.kernels.tiles import DEEPEST, MOST  # pyright: ignore[reportMissingImports]  # mapped by setup.py
-from fastmeta.ops.base import Loss
 from fastmeta.ops.cross_entropy import CrossEntropy
 from fastmeta.ops.mse import MSE
-from fastmeta.optim.base import InnerRule as Rule
 from fastmeta.optim.base import State
-from fastmeta.program.layout import Layout
 
 from .base import Adapted as Adaptation
 from .base import Planned, Pullback
-from .convnet import Block, GlobalMean, Graph, Stage, Sum
+from .convnet import Graph
+from .described import chain_of, inner_rule, loss_rule, network_of, order_of
 from .perceptron import Layer
+from .taped import Memory, Tapes
 
 
 def fits_loop(engine: Engine, layers: Sequence[Layer]) -> bool:
@@ -43,6 +46,60 @@ def fits_loop(engine: Engine, layers: Sequence[Layer]) -> bool:
     samples = [plan.output_shapes[0][0] for plan in (engine.loop.objective.plan, engine.outer.plan)]
     widths = [size for layer in layers for size in (layer.inputs, layer.outputs)]
     return max(*samples, *widths) <= MOST and len(layers) <= DEEPEST
+
+
+class _Part(NamedTuple):
+    """Data of a slice of the tasks, as the kernels read them but for their place in memory."""
+
+    x: Tensor
+    y: Tensor
+    query_x: Tensor
+    query_y: Tensor
+
+
+class _Read(NamedTuple):
+    """All that a meta-step's launches read: pieces of a row θ in the kernels' order, rates, data of every slice."""
+
+    theta: list[Tensor]
+    rates: Tensor
+    parts: list[_Part]
+
+
+class _Swept(NamedTuple):
+    """What the launches leave: of each task, in the kernels' order, and the means over finite tasks."""
+
+    losses: Tensor
+    outputs: Tensor
+    finite: Tensor  # uint8
+    lam: Tensor | None = None  # λ_0 [T, P]
+    directions: Tensor | None = None  # [K, T, P], where rates are learned
+    loss: Tensor | None = None
+    gradient: Tensor | None = None  # [P]
+
+    def copied(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """Losses, outputs, finite tasks and mean loss in new memory."""
+        given = [self.losses, self.outputs] if self.loss is None else [self.losses, self.outputs, self.loss]
+        made = [torch.empty_like(x) for x in given]
+        copy_all(made, given)
+        return made[0], made[1], self.finite.clone(), made[2] if self.loss is not None else None
+
+
+def _joined(found: Sequence[_Swept]) -> _Swept:
+    """Of slices of the tasks, those of all."""
+
+    def one(parts: Sequence[Tensor | None], dim: int) -> Tensor | None:
+        tensors = [x for x in parts if x is not None]
+        if not tensors:
+            return None
+        shape = list(tensors[0].shape)
+        shape[dim] = sum(x.shape[dim] for x in tensors)
+        whole = tensors[0].new_empty(shape)
+        also(torch.cat, tensors, dim, out=whole)
+        return whole
+
+    columns = zip(*found, strict=True)
+    names = _Swept._fields
+    return _Swept(*(one(parts, 1 if name == "directions" else 0) for name, parts in zip(names, columns, strict=True)))  # pyright: ignore[reportArgumentType]  # what every slice has is there
 
 
 class TritonBackend(Planned):
@@ -71,22 +128,24 @@ class TritonBackend(Planned):
         loop = engine.loop
         assert loop.objective.loss is not None, "an inner loop has a loss"
         rules = (
-            _inner_rule(loop.rule, loop.steps, loop.batch), _loss_rule(loop.objective.loss), precision,
+            inner_rule(loop.rule, loop.steps, loop.batch), loss_rule(loop.objective.loss), precision,
         )  # fmt: skip
         self._corrections = rules[0].corrections(layout.device)  # the cache may drop it, a CUDA graph holds its place
         self._rule = rules[0]
         layers = [stage for stage in graph.stages if isinstance(stage, Layer)]
         self._images = len(layers) < len(graph.stages)
         if not self._images and fits_loop(engine, layers):
-            self.runs_by, self.kernels = "Triton kernels of mlp_loop", MLP(_chain(layers, layout), *rules)
+            self.runs_by, self.kernels = "Triton kernels of mlp_loop", MLP(chain_of(layers, layout), *rules)
         else:
             self.runs_by = f"Triton kernels of {'conv_block and linear' if self._images else 'linear'}"
-            self.kernels = Layerwise(_network(graph, layout), *rules, save=not loop.recompute)
+            self.kernels = Layerwise(network_of(graph, layout), *rules, save=not loop.recompute)
         self._skip = engine.outer.skip  # support samples in front of the queries, whose statistics batch norm takes
         self._statistics = {"statistics_rows": self._skip} if self._skip else {}
-        order = _order(graph, layout) if self._images else None
+        order = order_of(graph, layout) if self._images else None
         self._order = order
         self._inverse = None if order is None else order.argsort()
+        self._schedule: tuple[Tensor, int, Tensor] | None = None  # of a step size, at a version of its memory
+        self._tapes: Tapes[_Read, _Swept] = Tapes(layout.device, self._memory, self._launches)
         self._known = isinstance(engine.outer.loss, MSE | CrossEntropy)
         self._pads = [
             torch.zeros(pad, dtype=layout.dtype, device=layout.device) if pad else None for pad in layout.padding
@@ -96,13 +155,16 @@ class TritonBackend(Planned):
         """No kernel draws random numbers, so all tasks' keys are zero."""
         return self._zero_keys
 
+    def apart(self, own: dict[Hashable, Tensor]) -> AbstractContextManager[None]:
+        """As `cuda_graph.Recorded` asks: the launches' counters."""
+        return counters_of(own)
+
     def _theta(self, at: MetaInputs) -> list[Tensor]:
         """The pieces of φ_0 as a row [P] of the kernels'."""
         if isinstance(at.start, Tensor):
             return [self._inside(at.start.detach()).contiguous()]
-        params = at.start
         pieces: list[Tensor] = []
-        for p, pad in zip(params, self._pads, strict=True):
+        for p, pad in zip(at.start, self._pads, strict=True):
             pieces += [p.detach().reshape(-1)] if pad is None else [p.detach().reshape(-1), pad]
         return pieces if self._order is None else [torch.cat(pieces)[self._order]]
 
@@ -115,24 +177,31 @@ class TritonBackend(Planned):
         return rows if self._inverse is None else rows.index_select(-1, self._inverse)
 
     def _inputs(self, x: Tensor) -> Tensor:
-        """Inputs [T, N, ...] as the kernels read them: [T, N, D], or images [T, N, H, W, C]."""
+        """Inputs [T, N, ...] as the kernels read them, but for their place: [T, N, D], or images [T, N, H, W, C]."""
         if not self._images:
-            return x.reshape(*x.shape[:2], prod(x.shape[2:])).contiguous()
+            return x.reshape(*x.shape[:2], prod(x.shape[2:]))
         first = self.kernels.network.stages[0]  # pyright: ignore[reportAttributeAccessIssue]  # images run stage by stage
         x = x.reshape(*x.shape[:2], first.channels, first.height, first.width)
-        return x.permute(0, 1, 3, 4, 2).contiguous()
+        return x.permute(0, 1, 3, 4, 2)
 
     def _support(self, support: Data) -> tuple[Tensor, Tensor]:
         """Inputs and targets of the tasks."""
-        return self._inputs(support.inputs[0]), support.targets[0].contiguous()
+        return self._inputs(support.inputs[0]).contiguous(), support.targets[0].contiguous()
 
     def _rates(self, at: MetaInputs) -> Tensor:
         """The step sizes as the kernels read them: one a step with Adam's corrections, or [K, P] in their order."""
         (rates,) = at.meta
-        steps, rates = self.engine.loop.steps, rates.detach()
-        if rates.shape[1] == 1:
-            return self._rule.schedule(rates[:, 0].expand(steps))
-        return self._inside(rates.expand(steps, -1)).contiguous()
+        known = self._schedule
+        # a fixed step size is the same tensor in every call
+        if known is not None and known[0] is rates and known[1] == writes_to(rates):
+            return known[2]
+        steps, values = self.engine.loop.steps, rates.detach()
+        if rates.shape[1] > 1:
+            return self._inside(values.expand(steps, -1)).contiguous()
+        schedule = self._rule.schedule(values[:, 0].expand(steps))
+        if not (rates.requires_grad or rates.is_inference()):
+            self._schedule = rates, writes_to(rates), schedule
+        return schedule
 
     def _directions(self, tasks: int) -> Tensor | None:
         """Room [K, T, P] for the direction of every step, where learned rates want a gradient."""
@@ -142,47 +211,106 @@ class TritonBackend(Planned):
         return torch.empty(self.engine.loop.steps, tasks, layout.size, dtype=layout.dtype, device=layout.device)
 
     def _adapt(
-        self, at: MetaInputs, support: tuple[Tensor, Tensor], rates: Tensor, directions: Tensor | None, *, keep: bool
-    ) -> Adapted:
+        self, theta: list[Tensor], support: tuple[Tensor, Tensor], rates: Tensor, directions: Tensor | None, *,
+        keep: bool,
+    ) -> Adapted:  # fmt: skip
         keep = keep and self.engine.adjoint.kernels == "exact"
-        return self.kernels.adapt(self._theta(at), *support, rates=rates, keep=keep, directions=directions)
+        return self.kernels.adapt(theta, *support, rates=rates, keep=keep, directions=directions)
 
-    def meta_step(self, at: MetaInputs, support: Data, query: Data, context: Context, *, keep: bool) -> MetaGradient:
+    def meta_step(
+        self, at: MetaInputs, support: Data, query: Data, context: Context, *, keep: bool, shares: bool = True
+    ) -> MetaGradient:
         """Losses, outputs and, where `keep` says so, the meta-gradient and each task's share of it."""
-        parts = [self._slice(at, support.take(s, 0), query.take(s, 0), keep=keep) for s in self.slices]
-        tasks = parts[0] if len(parts) == 1 else TaskResults.joined(parts)
-        if tasks.cotangents is None:
-            return MetaGradient.of(tasks)
-        start, loss = mean_over_tasks(tasks.cotangents.start, tasks.losses, tasks.finite)
-        meta = tuple(x.sum(0) / finite_count(tasks.finite) for x in tasks.cotangents.meta)
-        return MetaGradient(loss, Cotangents(start, meta=meta), tasks)
+        rates, parts = self._rates(at), list(self._parts(support, query))
+        with on_card(rates):
+            if self._known and (self.graphs is None or self.graphs.why_not):
+                start = [at.start] if isinstance(at.start, Tensor) else at.start
+                finish = partial(self._meta_gradient, at, shares=shares, lasts=False)
+                step = self._tapes.run([*start, rates, *chain.from_iterable(parts)], finish, keep=keep)
+                if step is not None:
+                    return step
+            parts = [_Part(*(x.contiguous() for x in part)) for part in parts]
+            return self._meta_gradient(
+                at, self._sweep(_Read(self._theta(at), rates, parts), keep, query), shares=shares
+            )
 
-    def _slice(self, at: MetaInputs, support: Data, query: Data, *, keep: bool) -> TaskResults:
+    def _parts(self, support: Data, query: Data) -> Iterator[_Part]:
+        for s in self.slices:
+            part, asked = (support, query) if len(self.slices) == 1 else (support.take(s, 0), query.take(s, 0))
+            (x,) = self.engine.behind_support(part, asked.inputs)
+            y = asked.targets[0] if asked.targets else x
+            yield _Part(self._inputs(part.inputs[0]), part.targets[0], self._inputs(x), y)
+
+    def _memory(self, tensors: Sequence[Tensor]) -> Memory[_Read]:
+        """Room for what `meta_step` hands to tapes: φ_0, rates, and four tensors for every slice."""
+        layout, count = self.engine.outer.layout, 4 * len(self.slices)
+        row = torch.zeros(layout.size, dtype=layout.dtype, device=layout.device)
+        others = [torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in tensors[-count - 1 :]]
+        start = [row] if tensors[0].shape == row.shape else list(layout.split(row))
+        rates, *data = others
+        parts = [_Part(*data[at : at + 4]) for at in range(0, count, 4)]
+        return Memory(_Read([row], rates, parts), [*start, *others])
+
+    def _launches(self, read: _Read, keep: bool) -> _Swept:
+        """All of a meta-step's, on a row θ in the layout's order."""
+        (row,) = read.theta
+        if self._order is not None:
+            inside = torch.empty_like(row)
+            also(torch.index_select, row, 0, self._order, out=inside)
+            row = inside
+        return self._sweep(read._replace(theta=[row]), keep, None)
+
+    def _sweep(self, read: _Read, keep: bool, query: Data | None) -> _Swept:
+        """All launches. `query` is what a user's own outer loss reads."""
+        slices = zip(read.parts, self.slices, strict=True)
+        found = [
+            self._slice(read, part, keep=keep, query=None if query is None else query.take(s, 0)) for part, s in slices
+        ]
+        swept = found[0] if len(found) == 1 else _joined(found)
+        if swept.lam is None:
+            return swept
+        gradient, loss = mean_over_tasks(swept.lam, swept.losses, swept.finite)
+        return swept._replace(gradient=gradient, loss=loss)
+
+    def _slice(self, read: _Read, part: _Part, *, keep: bool, query: Data | None) -> _Swept:
         loop, outer, adjoint = self.engine.loop, self.engine.outer, self.engine.adjoint.kernels
-        data = self._support(support)
-        rates, directions = self._rates(at), self._directions(data[0].shape[0]) if keep else None
-        adapted = self._adapt(at, data, rates, directions, keep=keep)
-        query = Data(self.engine.behind_support(support, query.inputs), query.targets)
-        x = self._inputs(query.inputs[0])
+        x, y, query_x, query_y = part
         tasks, steps = x.shape[0], loop.steps
+        directions = self._directions(tasks) if keep else None
+        adapted = self._adapt(read.theta, (x, y), read.rates, directions, keep=keep)
         exact = keep and adjoint == "exact"
-        lam = x.new_empty(tasks, self.engine.outer.layout.size) if keep else None
+        lam = x.new_empty(tasks, outer.layout.size) if keep else None
         finite = x.new_empty(tasks, dtype=torch.uint8)
         last = None if exact and steps else finite  # the last launch finds the tasks that are not finite
         if self._known:
-            y, rule = query.targets[0].contiguous(), _loss_rule(outer.loss)
             outputs, losses = self._query_pass(
-                adapted, steps, x, y, rule, lam=lam, finite=last, reptile=keep and adjoint == "reptile"
-            )
+                adapted, steps, query_x, query_y, loss_rule(outer.loss), lam=lam, finite=last,
+                reptile=keep and adjoint == "reptile",
+            )  # fmt: skip
         else:
-            outputs, losses = self._own_loss(adapted, x, query, lam=lam, finite=last)
+            assert query is not None, "an outer loss of the user's reads the query set itself"
+            outputs, losses = self._own_loss(adapted, query_x, query, lam=lam, finite=last)
         if lam is not None and exact and steps:
-            self.kernels.adjoint(adapted, lam, *data, rates=rates, finite=finite, directions=directions)
-        if lam is None:
-            return TaskResults(losses, [outputs], finite.view(torch.bool), None)
-        found = Cotangents(self._outside(lam), meta=self._of_rates(at, lam, directions))
+            self.kernels.adjoint(adapted, lam, x, y, rates=read.rates, finite=finite, directions=directions)
+        return _Swept(losses, outputs, finite, lam, directions)
+
+    def _meta_gradient(self, at: MetaInputs, swept: _Swept, *, shares: bool, lasts: bool = True) -> MetaGradient:
+        """What the launches left, in the layout's order; copied, where their memory does not last."""
+        lam, directions, gradient = swept.lam, swept.directions, swept.gradient
+        losses, outputs, finite, loss = swept[:3] + swept[5:6] if lasts else swept.copied()
         finite = finite.view(torch.bool)
-        return TaskResults(losses, [outputs], finite, only_finite(found, finite) if found.meta else found)
+        if lam is None or gradient is None or loss is None:
+            return MetaGradient.of(TaskResults(losses, [outputs], finite, None))
+        meta = self._of_rates(at, lam, directions)
+        tasks = None
+        if shares or meta:
+            start = self._outside(lam)
+            tasks = Cotangents(start if lasts or start is not lam else lam.clone(), meta=meta)
+            tasks = only_finite(tasks, finite) if meta else tasks
+        means = () if tasks is None else tuple(x.sum(0) / finite_count(finite) for x in tasks.meta)
+        start = self._outside(gradient)
+        start = start if lasts or start is not gradient else gradient.clone()
+        return MetaGradient(loss, Cotangents(start, meta=means), TaskResults(losses, [outputs], finite, tasks))
 
     def _of_rates(self, at: MetaInputs, lam: Tensor, directions: Tensor | None) -> tuple[Tensor, ...]:
         """Each task's ∂/∂rates [T, K or 1, P or 1]; `directions` hold it per value, or u_k where no adjoint was run."""
@@ -229,7 +357,8 @@ class TritonBackend(Planned):
         steps, rates = self.engine.loop.steps, self._rates(at)
         data = [self._support(support.take(s, 0)) for s in self.slices]
         directions = [self._directions(part[0].shape[0]) if keep else None for part in data]
-        runs = [self._adapt(at, part, rates, of, keep=keep) for part, of in zip(data, directions, strict=True)]
+        theta = self._theta(at)
+        runs = [self._adapt(theta, part, rates, of, keep=keep) for part, of in zip(data, directions, strict=True)]
 
         def pull(lam: Tensor, _: State) -> Cotangents:
             parts = zip(runs, data, directions, self.slices, strict=True)
@@ -251,7 +380,8 @@ class TritonBackend(Planned):
         self, phi: Tensor, support: Data, inputs: tuple[Tensor, ...], context: Context
     ) -> tuple[list[Tensor], Pullback]:
         """Outputs [T, M, ...] at φ [T, P], and the function of their cotangents to φ's."""
-        x, phi = self._inputs(self.engine.behind_support(support, inputs)[0]), self._inside(phi).contiguous()
+        x = self._inputs(self.engine.behind_support(support, inputs)[0]).contiguous()
+        phi = self._inside(phi).contiguous()
         at = Adapted(phi, phi, 1, phi.new_zeros(phi.shape[0]), [])
         outputs, _ = self._query_pass(at, 1, x, x, LossRule("none"), lam=None)
 
@@ -263,74 +393,3 @@ class TritonBackend(Planned):
             return Cotangents(self._outside(lam))
 
         return [outputs], pullback
-
-
-def _chain(layers: list[Layer], layout: Layout) -> Chain:
-    args: list[float] = []
-    for layer in layers:
-        args += [*layer.args, 0.0, 0.0][:2]
-    return Chain(
-        (layers[0].inputs, *(layer.outputs for layer in layers)),
-        tuple(layout.offsets[layer.weight] for layer in layers),
-        tuple(-1 if layer.bias is None else layout.offsets[layer.bias] for layer in layers),
-        tuple(KINDS.index(layer.kind) for layer in layers),
-        tuple(map(float, args)),
-        layout.size,
-    )
-
-
-def _network(graph: Graph, layout: Layout) -> description.Network:
-    """The kernels' description of a network."""
-
-    def at(place: int | None) -> int:
-        return -1 if place is None else layout.offsets[place]
-
-    def described(s: Stage) -> description.Stage:
-        if isinstance(s, GlobalMean):
-            channels, *sides = s.image
-            return description.GlobalMean(prod(sides), channels)
-        act = description.Act(KINDS.index(s.kind), *map(float, [*s.args, 0.0, 0.0][:2]))
-        if isinstance(s, Layer):
-            return description.Linear(s.inputs, s.outputs, at(s.weight), at(s.bias), act)
-        channels, height, width = s.image
-        if isinstance(s, Sum):
-            return description.Sum(height, width, channels, act, s.pool)
-        return description.Conv(
-            height, width, channels, s.filters, s.kernel, s.stride, s.padding, at(s.weight), at(s.bias),
-            s.eps is not None, s.eps or 0.0, at(s.gamma), at(s.beta), act, s.pool,
-        )  # fmt: skip
-
-    return description.Network(tuple(map(described, graph.stages)), tuple(graph.sources), layout.size)
-
-
-def _order(graph: Graph, layout: Layout) -> Tensor:
-    """Where each of the kernels' P values lies in the layout [P].
-
-    Convolutions' weights are [O, C, kernel, kernel] there and [O, kernel, kernel, C] here; the columns of a linear
-    layer that sees flattened images are [C, H, W] there and [H, W, C] here.
-    """
-    order = torch.arange(layout.size)
-    for stage, (source, *_) in zip(graph.stages, graph.sources, strict=True):
-        if isinstance(stage, Block):
-            shape = (stage.filters, stage.image[0], stage.kernel**2)
-        elif isinstance(stage, Layer) and isinstance(below := graph.stages[source], Block | Sum):
-            channels, height, width = below.out
-            shape = (stage.outputs, channels, height * width)
-        else:
-            continue
-        at = layout.offsets[stage.weight]
-        piece = order[at : at + prod(shape)]
-        piece.copy_(piece.clone().view(shape).transpose(1, 2).reshape(-1))
-    return order.to(layout.device)
-
-
-def _inner_rule(rule: Rule, steps: int, batch: int | None) -> InnerRule:
-    known = rule.in_kernels()
-    assert not isinstance(known, str), "a rule that the kernels do not have is not taken"
-    return InnerRule(known.name, known.hyper, steps, batch)
-
-
-def _loss_rule(loss: Loss | None) -> LossRule:
-    if isinstance(loss, CrossEntropy):
-        return LossRule("cross_entropy", loss.label_smoothing, loss.ignore_index)
-    return LossRule("mse")
