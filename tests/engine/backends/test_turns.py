@@ -61,7 +61,7 @@ def gpu(monkeypatch):
     zeros = torch.zeros
     monkeypatch.setattr(launch, "stream_of", lambda device: state.stream)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: state.capturing)
-    monkeypatch.setattr(torch, "zeros", lambda *shape, device, **options: zeros(*shape, **options))
+    monkeypatch.setattr(torch, "zeros", lambda count, *, dtype, device: zeros(count, dtype=dtype))
     return state
 
 
