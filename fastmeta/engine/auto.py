@@ -212,7 +212,7 @@ class KernelTrial:
         asked = self._asked
         if asked.call != "meta-step" or not self._options.cuda_graph:
             return partial(asked.run, backend)
-        graphs = MetaStepGraphs(asked.engine, lambda _: None)
+        graphs = MetaStepGraphs(backend, lambda _: None, lambda: None)
         step = partial(backend.meta_step, keep=True)
         return partial(graphs.run, step, asked.at, asked.support, asked.query, asked.context, keep=True)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import threading
 from contextlib import contextmanager
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +20,7 @@ pytestmark = needs_kernels
 
 
 def perceptron():
-    return mlp(2, 5, 1), lambda: regression(), F.mse_loss
+    return mlp(2, 5, 1), regression, F.mse_loss
 
 
 def convolutional():
@@ -93,16 +92,16 @@ def test_launches_made_again_train_as_new_ones_do(setting, played):
 
     def step(one, optimizer, i, data):
         optimizer.zero_grad()
-        if i % 3 == 2:
+        if i % 2:
             out = one.accumulate(*data)
         else:
             out = one(*data)
-            (out.loss + (out.task_losses * torch.arange(len(out.finite), device=DEVICE)).sum() * (i % 3)).backward()
+            (out.loss + (out.task_losses * torch.arange(len(out.finite), device=DEVICE)).sum() * i).backward()
         optimizer.step()
         return out
 
     kept = []
-    for i in range(6):
+    for i in range(4):
         data = batch()
         out = step(learner, optimizers[0], i, data)
         with without_tapes():
@@ -112,12 +111,12 @@ def test_launches_made_again_train_as_new_ones_do(setting, played):
         torch.testing.assert_close(tuple(out), tuple(want), rtol=0, atol=0)
     for p, q in zip(learner.parameters(), plain.parameters(), strict=True):
         assert torch.equal(p, q)
-    assert len(played) == 4, "kept at the second step"
+    assert len(played) == 2, "kept at the second step"
 
 
 def test_evaluation_has_a_tape_of_its_own_in_any_mode(played):
     learner, plain, batch = learners_of("plain")
-    for mode in (torch.inference_mode, torch.no_grad, torch.enable_grad, torch.inference_mode, torch.no_grad):
+    for mode in (torch.inference_mode, torch.inference_mode, torch.no_grad, torch.enable_grad, torch.inference_mode):
         data = batch()
         with mode():
             out = learner(*data)
@@ -128,7 +127,7 @@ def test_evaluation_has_a_tape_of_its_own_in_any_mode(played):
 
 def test_parameters_in_other_memory_and_of_other_strides_are_read(played):
     learner, plain, batch = learners_of("images")
-    for _ in range(4):
+    for _ in range(3):
         for p, q in zip(learner.parameters(), plain.parameters(), strict=True):
             p.data = p.data.clone() if p.dim() < 2 else p.data.transpose(0, 1).contiguous().transpose(0, 1)
             q.data = p.data.clone()
@@ -139,6 +138,7 @@ def test_parameters_in_other_memory_and_of_other_strides_are_read(played):
     assert played
 
 
+@pytest.mark.filterwarnings("ignore:non-finite values")  # nobody writes the results
 def test_what_watches_launches_sees_all_of_them():
     from fastmeta.kernels import launch
 
@@ -153,21 +153,19 @@ def test_what_watches_launches_sees_all_of_them():
 
 def test_an_outer_loss_of_the_users_own_is_run_as_ever(played):
     learner, _, batch = learners_of("plain", outer_loss=F.l1_loss)
-    for _ in range(4):
+    for _ in range(3):
         learner(*batch()).loss.backward()
     assert not played
 
 
 def test_threads_take_turns():
     learner, _, batch = learners_of("plain")
-    batches = [batch() for _ in range(4)]
-    want = [learner(*data).task_losses.detach() for data in batches for _ in range(3)][::3]
+    batches = [batch() for _ in range(2)]
+    want = [learner(*data).task_losses.detach() for data in batches]
     wrong = []
 
     def work(data, losses):
-        for _ in range(5):
-            if not torch.equal(learner(*data).task_losses.detach(), losses):
-                wrong.append(data)
+        wrong.extend(data for _ in range(2) if not torch.equal(learner(*data).task_losses.detach(), losses))
 
     threads = [threading.Thread(target=work, args=pair) for pair in zip(batches, want, strict=True)]
     for thread in threads:
@@ -184,13 +182,13 @@ def test_without_memory_for_it_there_is_no_tape(why, monkeypatch, played):
     learner, plain, batch = learners_of("plain")
     if why == "memory":
 
-        def recording(self):
+        def recording(_):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
         monkeypatch.setattr(taped.Tape, "recording", recording)
     else:
         monkeypatch.setattr(taped.Tapes, "_too_much", lambda _: True)
-    for _ in range(4):
+    for _ in range(3):
         data = batch()
         got = learner(*data).loss
         with without_tapes():
