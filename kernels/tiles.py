@@ -313,7 +313,7 @@ def again_tiles(precision: str, pixels: int, filters: int, taps: int, channels: 
     tangents, sm_90, float32), 64 filters 620 on sm_80 (28×28×1→64), 32 filters 8 on sm_100."""
     tiles = conv_weight_tiles(precision, pixels, filters, taps, channels)
     rows = min(tiles.rows, {8: 32, 9: 64}.get(_generation(), 16))
-    return tiles._replace(rows=rows, depth=16, warps=4, stages=1)
+    return tiles._replace(rows=rows, depth=16, warps=4, stages=1, most_registers=MOST_REGISTERS)
 
 
 HEAD_COLUMNS = 128
@@ -374,8 +374,8 @@ def conv_tiles(precision: str, pixels: int, taps: int, unit: int, columns: int, 
     rows, columns = min(block(pixels), _conv_rows(dual)), min(block(columns), CONV_COLUMNS)
     warps = 8 if rows * columns >= 4096 and _generation() < 10 else 4
     registers = None if _generation() == 9 else MOST_REGISTERS
-    if _generation() == 9 and precision == "float32" and not dual:
-        registers = 128  # or 130 to 138, with which no two programs share a multiprocessor
+    if _generation() == 9 and precision == "float32" and columns == CONV_COLUMNS and not dual:
+        registers = 128  # or 130, with which no two programs share a multiprocessor; 32 columns leave 12 bytes of stack
     return Tiles(rows, columns, depth, warps, LAYER_STAGES, _layer_precision(precision), registers)
 
 
