@@ -9,8 +9,8 @@ Loops over steps keep what does not change in them where it is: the compiler wou
 bounds are compile-time: Triton 3.6 interprets no others on NumPy 2.4.
 
 `DIMS` are the layers' widths D_0 … D_L and `BLOCKS` the columns of their tiles, in scratch all of a layer's, padded to
-a power of two; `W_AT` and `B_AT` say where a layer's weight [O, I] and bias lie in a row of P values (−1: no bias); `ACTS` are
-the activations behind the layers and `ARGS` their two arguments each.
+a power of two; `W_AT` and `B_AT` say where a layer's weight [O, I] and bias lie in a row of P values (−1: no bias);
+`ACTS` are the activations behind the layers and `ARGS` their two arguments each.
 """
 
 import triton

@@ -75,7 +75,7 @@ def loop_warps(dims: tuple[int, ...], samples: int, tasks: int) -> int:
     """As many as leave all tasks resident at once: the fewer tasks, the more warps share the work of each.
 
     A step of 1-40-40-1 (sm_90, float32) is 3,091 instructions of each of eight warps, of which one program fits a
-    multiprocessor; 4,356 of four, of which two; 9,355 of one, of which eight. A warp takes at least 16 × 8 results
+    multiprocessor; 4,356 of four, of which two; 9,385 of one, of which eight. A warp takes at least 16 × 8 results
     of the widest layer. What a warp alone holds are six tiles of activations and their tangents.
     """
     rows, widest = block(samples), max(map(block, dims))
@@ -88,7 +88,7 @@ def loop_warps(dims: tuple[int, ...], samples: int, tasks: int) -> int:
 
 MOST_TILES = 6
 """[16, 16], of the activations that a program of one warp holds in registers, each with its tangent: with ten the
-adjoint leaves 2.2 kB on the stack (6-40-20 on 20 samples, sm_90, Triton 3.6), with six 384 bytes (1-40-40-1)."""
+adjoint leaves 2.2 kB on the stack (6-40-20 on 20 samples, sm_90, Triton 3.6), with six 360 bytes (1-40-40-1)."""
 
 
 def tile_columns(dims: tuple[int, ...], most: int) -> tuple[int, ...]:
