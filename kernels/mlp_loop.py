@@ -3,14 +3,14 @@
 A program streams weights, layer by layer, through its own rows of scratch, which stay in the first-level cache (1.8 kB
 to 0.5 MB a task). Activations live in registers where they fit, and in scratch as well where they do not (STREAM, see
 `tiles.py`). Scratch that is written and read again within a program has a barrier between, and another before it is
-overwritten. See README.md.
+overwritten by other threads than read it. See README.md.
 
-Loops over steps keep what does not change in them where it is: the compiler would fill the registers with it (adapt:
-227 registers without, 120 with). Loop bounds are compile-time: Triton 3.6 interprets no others on NumPy 2.4.
+Loops over steps keep what does not change in them where it is: the compiler would fill the registers with it. Loop
+bounds are compile-time: Triton 3.6 interprets no others on NumPy 2.4.
 
-`DIMS` are the layers' widths D_0 … D_L and `BLOCKS` the same padded to powers of two; `W_AT` and `B_AT` say where a
-layer's weight [O, I] and bias lie in a row of P values (−1: no bias); `ACTS` are the activations behind the layers and
-`ARGS` their two arguments each.
+`DIMS` are the layers' widths D_0 … D_L and `BLOCKS` the columns of their tiles, in scratch all of a layer's, padded to
+a power of two; `W_AT` and `B_AT` say where a layer's weight [O, I] and bias lie in a row of P values (−1: no bias);
+`ACTS` are the activations behind the layers and `ARGS` their two arguments each.
 """
 
 import triton

@@ -255,6 +255,8 @@ def weight_back(
                 h = weight_gradient(d_dot_parts[o // BO], x_parts[0], m_load, BO, BI, PRECISION)
             lam, v, sigma = pulled(W_AT, offsets, m_load, p_lam, p_sigma, p_v, p_lr, p_steps, last, RULE, HYPER,
                                    LR_EACH)  # fmt: skip
+            if BO == 1 or BI == 1:
+                tl.debug_barrier()  # fewer values than threads of several warps: more than one has read each
             pushed(lam, v, sigma, h, W_AT, offsets, m_store, p_lam, p_sigma, RULE, HYPER)
 
 
@@ -268,6 +270,7 @@ def bias_back(
         offsets, m_load, m_store = bias_block(OUT, BO, o)
         lam, v, sigma = pulled(B_AT, offsets, m_load, p_lam, p_sigma, p_v, p_lr, p_steps, last, RULE, HYPER, LR_EACH)
         h = bias_gradient(ds_dot[o // BO], BO)
+        tl.debug_barrier()  # as in `weight_back`
         pushed(lam, v, sigma, h, B_AT, offsets, m_store, p_lam, p_sigma, RULE, HYPER)
 
 

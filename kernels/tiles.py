@@ -74,20 +74,21 @@ def loop_tiles(dims: tuple[int, ...], samples: int, states: int, tasks: int) -> 
 def loop_warps(dims: tuple[int, ...], samples: int, tasks: int) -> int:
     """As many as leave all tasks resident at once: the fewer tasks, the more warps share the work of each.
 
-    A step of 1-40-40-1 (sm_90, float32) is 3,106 instructions of each of eight warps, of which one program fits a
-    multiprocessor; 4,212 of four, of which two; 8,984 of one, of which eight. A warp takes at least 16 × 8 results
+    A step of 1-40-40-1 (sm_90, float32) is 3,091 instructions of each of eight warps, of which one program fits a
+    multiprocessor; 4,356 of four, of which two; 9,385 of one, of which eight. A warp takes at least 16 × 8 results
     of the widest layer. What a warp alone holds are six tiles of activations and their tangents.
     """
     rows, widest = block(samples), max(map(block, dims))
     useful = rows * widest // 128
-    held = rows // 16 * sum(-(-width // 16) for width in dims[1:-1])
+    held = rows // 16 * sum(-(-width // 16) for width in dims[1:] if width > 1)
     if tasks <= PROCESSORS or held > MOST_TILES:
         return min(8, useful)
     return min(4, useful) if tasks <= 2 * PROCESSORS else 1
 
 
 MOST_TILES = 6
-"""[16, 16], of the hidden layers' activations that a program of one warp holds in registers, each with its tangent."""
+"""[16, 16], of the activations that a program of one warp holds in registers, each with its tangent: with ten the
+adjoint leaves 2.2 kB on the stack (6-40-20 on 20 samples, sm_90, Triton 3.6), with six 360 bytes (1-40-40-1)."""
 
 
 def tile_columns(dims: tuple[int, ...], most: int) -> tuple[int, ...]:

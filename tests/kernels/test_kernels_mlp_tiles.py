@@ -19,10 +19,11 @@ import fastmeta
 
 @pytest.fixture
 def one_warp(monkeypatch):
-    """Programs of one warp, of however few tasks."""
+    """Programs of one warp, of however few tasks and large networks."""
     from fastmeta.kernels import tiles
 
     monkeypatch.setattr(tiles, "PROCESSORS", 0)
+    monkeypatch.setattr(tiles, "MOST_TILES", 100)
 
 
 @pytest.mark.parametrize(
@@ -36,6 +37,7 @@ def one_warp(monkeypatch):
         ((1, 40, 40, 1), 10, 10_000, 1),
         ((1, 40, 40, 1), 17, 10_000, 8),  # twice the activations, which one warp does not hold
         ((1, 64, 64, 64, 1), 10, 10_000, 8),
+        ((6, 40, 20), 20, 10_000, 8),
         ((3, 9, 2), 5, 25, 2),  # 16 × 16 results at most
         ((3, 9, 2), 5, 10_000, 1),
         ((2, 32, 5), 25, 200, 4),
