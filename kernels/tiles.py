@@ -76,15 +76,19 @@ def loop_warps(dims: tuple[int, ...], samples: int, tasks: int) -> int:
 
     A step of 1-40-40-1 (sm_90, float32) is 3,091 instructions of each of eight warps, of which one program fits a
     multiprocessor; 4,356 of four, of which two; 9,385 of one, of which eight. A warp takes at least 16 × 8 results
-    of the widest layer. What a warp alone holds are six tiles of activations and their tangents.
+    of the widest layer. What a warp alone holds are six tiles of activations and their tangents. No program has fewer
+    than `FEWEST_WARPS`.
     """
     rows, widest = block(samples), max(map(block, dims))
     useful = rows * widest // 128
     held = rows // 16 * sum(-(-width // 16) for width in dims[1:] if width > 1)
-    if tasks <= PROCESSORS or held > MOST_TILES:
-        return min(8, useful)
-    return min(4, useful) if tasks <= 2 * PROCESSORS else 1
+    warps = 8 if tasks <= PROCESSORS or held > MOST_TILES else 4 if tasks <= 2 * PROCESSORS else 1
+    return min(max(warps, FEWEST_WARPS), useful) if warps > 1 or FEWEST_WARPS > 1 else 1
 
+
+FEWEST_WARPS = 8
+"""Until a GPU has timed fewer (`python -m bench gpu`, its sweep): one warp leaves 360 bytes of the adjoint of 1-40-40-1
+on the stack, and its code takes half a minute to compile."""
 
 MOST_TILES = 6
 """[16, 16], of the activations that a program of one warp holds in registers, each with its tangent: with ten the

@@ -22,6 +22,7 @@ def one_warp(monkeypatch):
     """Programs of one warp, of however few tasks and large networks."""
     from fastmeta.kernels import tiles
 
+    monkeypatch.setattr(tiles, "FEWEST_WARPS", 1)
     monkeypatch.setattr(tiles, "PROCESSORS", 0)
     monkeypatch.setattr(tiles, "MOST_TILES", 100)
 
@@ -44,11 +45,14 @@ def one_warp(monkeypatch):
         ((2, 3), 2, 257, 2),
     ],
 )
-def test_few_tasks_spread_over_warps_and_many_lie_side_by_side(dims, samples, tasks, warps):
-    from fastmeta.kernels.tiles import loop_tiles, loop_warps
+def test_few_tasks_spread_over_warps_and_many_lie_side_by_side(dims, samples, tasks, warps, monkeypatch):
+    from fastmeta.kernels import tiles
 
-    assert loop_warps(dims, samples, tasks) == warps
-    assert loop_tiles(dims, samples, 0, tasks).warps == warps
+    by_default = tiles.loop_warps(dims, samples, tasks)
+    assert by_default == tiles.loop_warps(dims, samples, 1) >= warps  # whatever the number of tasks
+    monkeypatch.setattr(tiles, "FEWEST_WARPS", 1)
+    assert tiles.loop_warps(dims, samples, tasks) == warps
+    assert tiles.loop_tiles(dims, samples, 0, tasks).warps == warps
 
 
 @pytest.mark.parametrize(

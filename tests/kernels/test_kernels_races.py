@@ -87,7 +87,7 @@ def activations(request, monkeypatch):
     """Where perceptrons keep their activations."""
     from fastmeta.kernels import mlp as loop
 
-    monkeypatch.setattr(loop, "streams", lambda *_: request.param == "scratch")
+    monkeypatch.setattr(tiles, "streams", lambda *_: request.param == "scratch")
     return request.param
 
 
@@ -188,7 +188,7 @@ def rows_by_several_programs():
 
 BARRIERS = {
     "adjoint_kernel": ("registers", lambda: perceptron("sinusoid")),
-    "all have read λ of this bias": ("registers", lambda: perceptron("sinusoid")),
+    "all have read λ, of which `forward_dot` and this made v": ("registers", lambda: perceptron("sinusoid")),
     "v is read below": ("scratch", lambda: perceptron("adam")),
     "mlp_scratch.layer_forward:": ("scratch", lambda: perceptron("sinusoid")),
     "mlp_scratch.layer_backward:": ("scratch", lambda: perceptron("sinusoid")),
@@ -203,10 +203,10 @@ BARRIERS = {
 @pytest.mark.parametrize("barrier", BARRIERS)
 @pytest.mark.usefixtures("small_tiles")
 def test_a_barrier_that_is_taken_out_leaves_a_race(monkeypatch, barrier):
-    from fastmeta.kernels import mlp as loop
+    from fastmeta.kernels import tiles
 
     place, meta_step = BARRIERS[barrier]
-    monkeypatch.setattr(loop, "streams", lambda *_: place == "scratch")
+    monkeypatch.setattr(tiles, "streams", lambda *_: place == "scratch")
     with watching(without=barrier) as watch:
         meta_step()
     assert watch.taken_out > 0
