@@ -85,7 +85,7 @@ def perceptron(name):
 @pytest.fixture(params=["registers", "scratch"])
 def activations(request, monkeypatch):
     """Where perceptrons keep their activations."""
-    from fastmeta.kernels import mlp as loop
+    from fastmeta.kernels import tiles
 
     monkeypatch.setattr(tiles, "streams", lambda *_: request.param == "scratch")
     return request.param
