@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 
 from .images import Images, joined, of_array
 from .omniglot import Characters
-from .registry import SOURCES, source_of
+from .registry import NAMED, SOURCES, source_of
 from .torch_datasets import is_hugging_face, of_dataset
 
 
@@ -52,18 +52,27 @@ def as_images(source: Any, *, size: int | None = None, labels: Any = None, reser
 def load_images(paths: Iterable[str | Path], *, size: int | None = None) -> Images:
     """Read images from one or several paths, see `as_images`. Those of several must agree in channels and size.
 
-    Classes of CIFAR-10 and of Omniglot are the same in all of their files; those of other paths are their own.
+    Classes of CIFAR-10 and of Omniglot are the same in all of their files; those of other paths are their own. A
+    published division of CIFAR-100 is asked for as "cifar-fs=FOLDER" or "fc100=FOLDER".
 
     Raises:
         FileNotFoundError: for a path that does not exist.
         ValueError: for a damaged file, a path without images, or images that differ in size or channels.
         RuntimeError: without Pillow (`pip install "fastmeta[train]"`).
     """
-    paths = [Path(path) for path in paths]
-    if not paths:
+    given = [str(path) for path in paths]
+    if not given:
         raise ValueError("data must name at least one folder or file of images, got none")
-    of_source: dict[str, list[Path]] = {}
-    for path in paths:
-        of_source.setdefault(source_of(path), []).append(path)
-    found = joined([SOURCES[name].read(held, size) for name, held in of_source.items()], size)
-    return replace(found, title=", ".join(path.name for path in paths))
+    parts, titles, of_source = list[Images](), list[str](), dict[str, list[Path]]()
+    for text in given:
+        name, _, folder = text.partition("=")
+        if folder and name in NAMED:
+            parts.append(NAMED[name](Path(folder)))
+            titles.append(name)
+        elif text in NAMED and not Path(text).exists():
+            raise ValueError(f"{text} needs the folder of its files: --data {text}=FOLDER")
+        else:
+            of_source.setdefault(source_of(Path(text)), []).append(Path(text))
+            titles.append(Path(text).name)
+    parts += [SOURCES[name].read(held, size) for name, held in of_source.items()]
+    return replace(joined(parts, size), title=", ".join(titles))

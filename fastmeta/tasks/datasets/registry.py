@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from .arrays import holds_idx, load_idx, load_npy, load_npz
 from .cifar import holds_cifar10, load_cifar10_images
+from .cifar100 import load_cifar100
 from .images import Images, joined
 from .omniglot import holds_omniglot, load_omniglot
 from .pictures import SUFFIXES, load_pictures
@@ -39,6 +40,12 @@ SOURCES: dict[str, Source] = {
     "pictures": Source(lambda _: True, lambda paths, size: joined([load_pictures(path, size) for path in paths], size)),
 }
 """By a name for a person: the first that holds a path reads it."""
+
+NAMED: dict[str, Callable[[Path], Images]] = {
+    "cifar-fs": lambda path: load_cifar100(path, "cifar-fs"),
+    "fc100": lambda path: load_cifar100(path, "fc100"),
+}
+"""Published data sets that share their files with others, and are asked for as NAME=FOLDER."""
 
 _KNOWN = (
     "a folder or zip file of images (a class a folder), Omniglot's, CIFAR-10's .bin files, IDX files, or a .npy or "

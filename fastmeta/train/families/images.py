@@ -16,8 +16,10 @@ from .base import Family, random_images
 from .held_out import check_left
 from .settings import ClassSettings, HeldOut, ImageSize
 
-IMAGE_FILES = "folders or zip files of images, with split files or not, Omniglot's, CIFAR-10's, IDX, .npy or .npz files"
-IMAGE_DATA = f"{IMAGE_FILES}; none: random glyphs"
+IMAGE_DATA = (
+    "folders or zip files of images, with split files or not, Omniglot's, CIFAR-10's, IDX, .npy or .npz files, "
+    "cifar-fs=FOLDER or fc100=FOLDER of CIFAR-100; none: random glyphs"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
