@@ -188,13 +188,13 @@ def distinct_rows(count: int, tasks: int, wanted: int, generator: torch.Generato
     if wanted**2 > count:
         return torch.rand(tasks, count, generator=generator, device=device).topk(wanted, dim=1).indices
     rows = torch.randint(count, (tasks, wanted), generator=generator, device=device)
-    while bool((repeated := _repeats(rows)).any()):
+    while bool((repeated := repeats(rows)).any()):
         fresh = torch.randint(count, (tasks, wanted), generator=generator, device=device)
         rows = torch.where(repeated[:, None], fresh, rows)
     return rows
 
 
-def _repeats(rows: torch.Tensor) -> torch.Tensor:
-    """Which tasks hold a number twice, [tasks]."""
-    ordered = rows.sort(dim=1).values
-    return (ordered[:, 1:] == ordered[:, :-1]).any(dim=1)
+def repeats(rows: torch.Tensor) -> torch.Tensor:
+    """Which rows of [..., count] hold a number twice, [...]."""
+    ordered = rows.sort(dim=-1).values
+    return (ordered[..., 1:] == ordered[..., :-1]).any(dim=-1)

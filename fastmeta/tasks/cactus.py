@@ -89,7 +89,7 @@ class CACTUs(ClassEpisodes):
             groups.append(torch.arange(len(rows), len(rows) + len(large)))
             rows += large
         super().__init__(
-            ClassTable(images.pixels, pad(rows), pad(groups)),
+            ClassTable(images.pixels, pad(rows), pad(groups), images.mapped),
             ways=ways,
             shots=shots,
             queries=queries,

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-from image_files import write_cifar
+from image_files import write_cifar, write_divided
 from omniglot_files import background, write_zip
 
 SHORT = ["--iterations", "3", "--episodes", "4", "--eval-steps", "2", "--meta-batch", "2"]
@@ -26,6 +26,7 @@ RUNS = {
                    "--pretrain-iterations", "2", "--pretexts", "patches", "colours", "--model", "conv4"],
     "ssl-text": ["ssl-text", "--data", "a.txt", *SHORT, "--width", "8", "--length", "12", "--passage", "100",
                  "--shots", "2", "--queries", "2", "--inner-steps", "1", "--pretrain-iterations", "2"],
+    "images": ["images", "--data", "mini", *NETWORK, *SHORT, "--ways", "2", "--shots", "1", "--queries", "1"],
     "glyphs": ["glyphs", *NETWORK, *SHORT],
 }  # fmt: skip
 """What follows `fastmeta train`."""
@@ -63,5 +64,7 @@ def write_data(folder: Path, command: list[str]) -> None:
         write_zip(folder / "images_background.zip", background({"Greek": 4, "Korean": 3}, drawers=4))
     if "data_batch_1.bin" in command:
         write_cifar(folder / "data_batch_1.bin", 120, classes=4)
+    if "mini" in command:
+        write_divided(folder / "mini")
     if "a.txt" in command:
         (folder / "a.txt").write_text("to be or not to be, that is the question. " * 40)

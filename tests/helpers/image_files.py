@@ -50,3 +50,19 @@ def write_cifar(path: Path, count: int, *, classes: int = 10) -> Path:
     records[:, 1:] = (np.arange(count)[:, None] + np.repeat([0, 100, 200], 1024)) % 256
     path.write_bytes(records.tobytes())
     return path
+
+
+def write_divided(folder: Path, *, size: int = 20) -> Path:
+    """miniImageNet's layout: three images of each of six classes in one folder, divided by csv files 2, 2, 2."""
+    (folder / "images").mkdir(parents=True)
+    classes = iter(f"n0{i}" for i in range(6))
+    for part, count in (("train", 2), ("val", 2), ("test", 2)):
+        rows = ["filename,label"]
+        for _ in range(count):
+            name = next(classes)
+            for i in range(3):
+                picture = np.full((size, size, 3), 40 * int(name[2:]) + i, dtype=np.uint8)
+                Image.fromarray(picture).save(folder / "images" / f"{name}{i:08}.png")
+                rows.append(f"{name}{i:08}.png,{name}")
+        (folder / f"{part}.csv").write_text("\n".join(rows) + "\n")
+    return folder

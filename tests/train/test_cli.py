@@ -290,7 +290,10 @@ def test_no_command(capsys):
     [
         ("train omniglot", "task omniglot needs data: name with --data Omniglot's zip files"),
         ("train omniglot --data absent.zip", "absent.zip does not exist"),
-        ("train --ways 5", "--ways has no meaning for task sinusoid; it belongs to omniglot, glyphs, umtra, cactus"),
+        (
+            "train --ways 5",
+            "--ways has no meaning for task sinusoid; it belongs to omniglot, glyphs, images, umtra, cactus",
+        ),
         ("train --data x.zip", "--data has no meaning for task sinusoid, which makes its own"),
         ("train sinusoid --preset maml-5w1s", "--preset maml-5w1s is for task omniglot, got task sinusoid"),
         ("train --iterations -1", "iterations must be an integer of at least 0, got -1"),

@@ -211,7 +211,7 @@ def test_explain(target, capsys):
         ("train ssl-text --data empty.txt", "empty.txt is empty"),
         ("train ssl-text --data zero.txt", "zero.txt is binary"),
         ("train umtra --data cut.bin", "does not consist of whole records"),
-        ("train umtra --data file.csv", "is not a readable zip file"),
+        ("train umtra --data file.csv", "says which images there are, and holds none"),
     ],
 )
 def test_errors(arguments, message, folder, capsys):

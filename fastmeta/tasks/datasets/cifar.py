@@ -5,11 +5,14 @@ CIFAR-100, whose records have two labels, and the Python and Matlab versions are
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from .images import Images
 
 _PIXELS = 3 * 32 * 32
 
@@ -34,6 +37,12 @@ def load_cifar10(path: str | Path) -> tuple[Tensor, Tensor]:
         raise FileNotFoundError(f"{path} is no file of CIFAR-10, nor a folder that holds data_batch_1.bin ...")
     parts = [_read(file) for file in files]
     return torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts])
+
+
+def load_cifar10_images(paths: Sequence[Path], _: int | None) -> Images:
+    """Several such files or folders as one set; their classes are the same ones."""
+    parts = [load_cifar10(path) for path in paths]
+    return Images(torch.cat([images for images, _ in parts]), torch.cat([labels for _, labels in parts]), "CIFAR-10")
 
 
 def _read(path: Path) -> tuple[Tensor, Tensor]:

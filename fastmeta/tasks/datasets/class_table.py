@@ -17,11 +17,13 @@ class ClassTable:
         images: uint8 [n, channels, H, W].
         members: int64 [classes, most], the rows of `images` that a class holds, in front; −1 behind them.
         groups: int64 [groups, longest], the classes of each group, in front; −1 behind them.
+        mapped: whether the images lie in a file, and are to stay there.
     """
 
     images: Tensor
     members: Tensor
     groups: Tensor
+    mapped: bool = False
 
     def __repr__(self) -> str:
         sizes = self.sizes()
@@ -32,10 +34,22 @@ class ClassTable:
         return f"ClassTable({len(self.images):,} images of {shape}, {len(sizes):,} classes of {of} images, {groups})"
 
     @classmethod
-    def of_labels(cls, images: Tensor, labels: Tensor) -> ClassTable:
-        """One class for each value of `labels` [n], all in one group."""
-        rows = [(labels == value).nonzero().squeeze(1) for value in labels.unique().tolist()]
-        return cls(images, pad(rows), torch.arange(len(rows))[None])
+    def of_labels(
+        cls, images: Tensor, labels: Tensor, rows: Tensor | None = None, *, mapped: bool = False
+    ) -> ClassTable:
+        """One class for each value of `labels` [n], all in one group.
+
+        Args:
+            images: uint8 [n, channels, H, W].
+            labels: of each image.
+            rows: the images that count; None: all.
+            mapped: see `ClassTable`.
+        """
+        rows = torch.arange(len(labels)) if rows is None else rows
+        ordered, order = labels[rows].sort(stable=True)
+        counts = ordered.unique_consecutive(return_counts=True)[1].tolist()
+        members = list(rows[order].split(counts)) if counts else []
+        return cls(images, pad(members), torch.arange(len(members))[None], mapped)
 
     def sizes(self) -> Tensor:
         """Images of each class, [classes]."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -16,7 +16,10 @@ from .base import Family, random_images
 from .held_out import check_left
 from .settings import ClassSettings, HeldOut, ImageSize
 
-IMAGE_DATA = "folders or zip files of images, Omniglot's, CIFAR-10's .bin files or a .npy array; none: random glyphs"
+IMAGE_DATA = (
+    "folders or zip files of images, with split files or not, Omniglot's, CIFAR-10's, IDX, .npy or .npz files, "
+    "cifar-fs=FOLDER or fc100=FOLDER of CIFAR-100; none: random glyphs"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,21 +57,25 @@ def images_of(source: Images | Clustered) -> Images:
 
 
 def split_by_class(settings: ImageSettings, source: Images | Clustered) -> tuple[Images, Images]:
-    """Images to learn from, and images of other classes to score on, where there are labels."""
+    """Images to learn from, and images of other classes to score on, where there are labels or the data is divided."""
     images = images_of(source)
-    if images.labels is None or not settings.held_out:
+    if images.part is None and (images.labels is None or not settings.held_out):
         return images, images
     return images.split_classes(settings.held_out)
 
 
 def split_by_image(settings: ImageSettings, source: Images) -> tuple[Images, Images]:
     """Images to learn from, and others to score on."""
-    return source.split(settings.held_out) if settings.held_out else (source, source)
+    return source.split(settings.held_out) if settings.held_out or source.part is not None else (source, source)
 
 
 def check_classes(settings: ImageSettings, source: Images | Clustered, *, train: int, test: int, reason: str) -> None:
     """Raise ValueError where too few classes are left to learn from, or to score on, see `check_left`."""
-    labels = images_of(source).labels
+    images = images_of(source)
+    labels = images.labels
+    if images.part is not None and labels is not None:
+        _check_parts(images, {"train": train, "test" if "test" in images.parts else "val": test}, reason)
+        return
     count = 0 if labels is None else len(labels.unique())
     if count < 2:
         return  # nothing is split, or `split_classes` says why it cannot be
@@ -86,6 +93,18 @@ def check_classes(settings: ImageSettings, source: Images | Clustered, *, train:
         reason=reason,
         remedy="ask for fewer ways (--ways) or give images of more classes",
     )
+
+
+def _check_parts(images: Images, needed: Mapping[str, int], reason: str) -> None:
+    """Raise ValueError where a part of divided images has too few classes."""
+    assert images.labels is not None
+    for part, least in needed.items():
+        count = len(images.labels[images.rows_of(part)].unique())
+        if count < least:
+            raise ValueError(
+                f"the {part} part of {images.title} has {count} classes by {images.divided_by}, but {reason} need "
+                f"{least}: ask for fewer ways (--ways), or move classes into this part"
+            )
 
 
 def label_tests(settings: ImageSettings, source: Images | Clustered, device: torch.device) -> dict[str, TaskFamily]:

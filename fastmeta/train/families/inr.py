@@ -60,12 +60,12 @@ class InrFamily(Family[InrSettings, Images]):
 
     def train(self, settings: InrSettings, source: Images, device: torch.device) -> Pixels:
         """Images to learn from."""
-        images = source.split(settings.held_out)[0] if settings.held_out else source
+        images = source.split(settings.held_out)[0] if settings.held_out or source.part is not None else source
         return self._pixels(settings, images, device, settings.queries)
 
     def tests(self, settings: InrSettings, source: Images, device: torch.device) -> dict[str, TaskFamily]:
         """Images that training has not seen, scored on all pixels."""
-        unseen = source.split(settings.held_out)[1] if settings.held_out else source
+        unseen = source.split(settings.held_out)[1] if settings.held_out or source.part is not None else source
         return {"unseen images": self._pixels(settings, unseen, device, None)}
 
     def example(self, settings: InrSettings, device: torch.device) -> Episodes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
@@ -83,10 +83,17 @@ class PretextFamily(ImageFamily[PretextSettings]):
 
     def probe(self, settings: PretextSettings, source: Images) -> tuple[Images, Images] | None:
         """Halves where the run has seen none of the images."""
-        return None if source.labels is None else source.split(settings.held_out or 0.5)
+        if source.labels is None:
+            return None
+        if source.part is None:
+            return source.split(settings.held_out or 0.5)
+        unseen = replace(split_by_image(settings, source)[1], part=None)  # whose classes the other part may lack
+        return unseen.split(0.5)
 
     @staticmethod
     def _check(settings: PretextSettings, source: Images) -> None:
+        if source.part is not None:
+            return  # nothing is kept apart that the data does not keep apart itself
         count, ways = len(source), settings.ways
 
         def counts(held_out: float) -> tuple[int, int]:

@@ -9,6 +9,7 @@ from .cactus import CACTUS
 from .clusters import CLUSTER
 from .glyphs import GLYPHS
 from .inr import INR
+from .labelled import LABELLED
 from .omniglot import OMNIGLOT
 from .pretexts import SSL_IMAGES
 from .series import SSL_SERIES
@@ -22,6 +23,7 @@ FAMILIES: dict[str, Family[Any, Any]] = {
         SINUSOID,
         OMNIGLOT,
         GLYPHS,
+        LABELLED,
         UMTRA_IMAGES,
         CACTUS,
         CLUSTER,
