@@ -40,3 +40,4 @@ from .series import Forecast as Forecast
 from .sinusoid import Sinusoid as Sinusoid
 from .text import MaskedText as MaskedText
 from .umtra import UMTRA as UMTRA
+from .varied import VariedEpisodes as VariedEpisodes

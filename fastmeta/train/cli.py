@@ -188,6 +188,7 @@ def _changed(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
         ValueError: for an option that has no meaning for the run's task or algorithm, or a value out of range.
     """
     algorithm = changes.get("algorithm", config.algorithm.algorithm)
+    changes = _with_ranges(config, changes)
     for name in sorted(changes):
         for kind, chosen, known in (("task", config.tasks.task, FAMILIES), ("algorithm", algorithm, METHODS)):
             owners = [title for title, entry in known.items() if name in entry.settings]
@@ -196,6 +197,26 @@ def _changed(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
                     f"--{name.replace('_', '-')} has no meaning for {kind} {chosen}; it belongs to {', '.join(owners)}"
                 )
     return config.replace(changes)
+
+
+def _with_ranges(config: RunConfig, changes: dict[str, Any]) -> dict[str, Any]:
+    """What a range of ways or shots changes beside: a single number ends one, and padding needs a network for it."""
+    known = config.family.settings
+    changes = dict(changes)
+    for name in ("ways", "shots"):
+        fewest = f"fewest_{name}"
+        if fewest in changes and fewest not in known:
+            able = ", ".join(task for task, family in FAMILIES.items() if fewest in family.settings)
+            raise ValueError(
+                f"--{name} must be one number for task {config.tasks.task}, got the range {changes[fewest]}:"
+                f"{changes[name]}; ranges belong to {able}"
+            )
+        if name in changes and fewest in known:
+            changes.setdefault(fewest, None)
+    varied = any(changes.get(f"fewest_{name}") is not None for name in ("ways", "shots"))
+    if (varied or changes.get("imbalance")) and config.tasks.model == "conv4":
+        changes.setdefault("model", "conv4-padded")
+    return changes
 
 
 def _list(_: argparse.Namespace, __: Sequence[str]) -> int:
@@ -234,8 +255,7 @@ def _evaluate(arguments: argparse.Namespace, _: Sequence[str]) -> int:
         for statistics in _statistics(arguments, config):
             algorithm = make_algorithm(config, model, execution, evaluation=True, bn_statistics=statistics)
             algorithm.load_state_dict(state["algorithm"])
-            prefix = f"  bn_statistics={statistics:<8} " if config.method.bn_statistics else "  "
-            prefix = prefix if config.family.batch_norm else "  "
+            prefix = f"  bn_statistics={statistics:<8} " if len(config.bn_statistics) > 1 else "  "
             scores = evaluate_episodes(
                 algorithm, batches(), steps=steps, measure=config.family.score, worst=config.family.worst
             )
@@ -309,9 +329,11 @@ def _statistics(arguments: argparse.Namespace, config: RunConfig) -> Sequence[Li
     """The settings of `bn_statistics` to score; one where the network has no batch norm."""
     if arguments.bn_statistics == "support" and not config.method.bn_statistics:
         raise ValueError(f"--bn-statistics support has no meaning for algorithm {config.algorithm.algorithm}")
-    if not (config.family.batch_norm and config.method.bn_statistics):
-        return ("batch",)
-    return ("batch", "support") if arguments.bn_statistics == "both" else (arguments.bn_statistics,)
+    if arguments.bn_statistics == "support" and config.tasks.model == "conv4-padded":
+        raise ValueError("--bn-statistics support has no meaning for network conv4-padded, whose batch norm is its own")
+    if arguments.bn_statistics == "both" or len(config.bn_statistics) == 1:
+        return config.bn_statistics
+    return (arguments.bn_statistics,)
 
 
 def _explain(arguments: argparse.Namespace, _: Sequence[str]) -> int:

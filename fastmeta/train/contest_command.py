@@ -50,6 +50,11 @@ def compare(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
         raise ValueError(f"{', '.join(unfit)} classify, and the tasks of {arguments.task} have no classes")
     vary: Mapping[str, Any] = {name: values for name in _VARIED if (values := getattr(arguments, name))}
     changes = given(arguments, family.settings_type, *PARTS.values())
+    if "fewest_ways" in changes:
+        raise ValueError(
+            f"--ways must be one number here, got the range {changes['fewest_ways']}:{changes['ways']}: algorithms are "
+            "compared on tasks of one size"
+        )
     contest = Contest(
         entries(names, arguments.task, changes={n: v for n, v in changes.items() if n not in vary}, vary=vary),
         folder=Path(arguments.out or f"runs/compare-{arguments.task}"),

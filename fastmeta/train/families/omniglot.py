@@ -13,14 +13,15 @@ from typing import ClassVar
 
 import torch
 
-from fastmeta.tasks import Characters, Episodes, FewShot, TaskFamily, load_omniglot
+from fastmeta.tasks import Characters, ClassTable, Episodes, FewShot, TaskFamily, load_omniglot
+from fastmeta.tasks.few_shot import character_table
 
 from .base import Family, PresetSettings, random_images
-from .settings import AugmentedClasses, ClassifierSettings, TrainShots
+from .settings import AugmentedClasses, ClassifierSettings, TrainShots, Varied
 
 
 @dataclass(frozen=True, kw_only=True)
-class OmniglotSettings(ClassifierSettings, TrainShots, AugmentedClasses):
+class OmniglotSettings(ClassifierSettings, Varied, TrainShots, AugmentedClasses):
     """Settings of `omniglot`."""
 
     task: ClassVar[str] = "omniglot"
@@ -52,8 +53,13 @@ class OmniglotFamily(Family[OmniglotSettings, Characters]):
         """The same without data."""
         return (1, 28, 28)
 
-    def train(self, settings: OmniglotSettings, source: Characters, device: torch.device) -> FewShot:
+    def train(self, settings: OmniglotSettings, source: Characters, device: torch.device) -> TaskFamily:
         """Characters turned, mirrored and distorted as the run says."""
+        if settings.varied:
+            table = _table(settings, source, device, rotations=settings.rotations, mirrored=settings.mirrored)
+            return settings.varied_episodes(
+                table, device, augment=settings.augment, augment_classes=settings.augment_classes
+            )
         return FewShot(
             source,
             ways=settings.ways,
@@ -69,7 +75,14 @@ class OmniglotFamily(Family[OmniglotSettings, Characters]):
 
     def tests(self, settings: OmniglotSettings, source: Characters, device: torch.device) -> dict[str, TaskFamily]:
         """Characters as they are."""
-        episodes = FewShot(
+        return {"new episodes of the characters trained on": self._upright(settings, source, device)}
+
+    @staticmethod
+    def _upright(settings: OmniglotSettings, source: Characters, device: torch.device) -> TaskFamily:
+        """Neither turned nor distorted."""
+        if settings.varied:
+            return settings.varied_episodes(_table(settings, source, device), device)
+        return FewShot(
             source,
             ways=settings.ways,
             shots=settings.shots,
@@ -77,11 +90,21 @@ class OmniglotFamily(Family[OmniglotSettings, Characters]):
             within_alphabet=settings.within_alphabet,
             device=device,
         )
-        return {"new episodes of the characters trained on": episodes}
 
     def example(self, settings: OmniglotSettings, device: torch.device) -> Episodes:
         """Random images."""
         return random_images(settings.ways, settings.training_shots, settings.queries, settings.shape, device)
+
+
+def _table(
+    settings: OmniglotSettings, source: Characters, device: torch.device, *, rotations: bool = False,
+    mirrored: bool = False,
+) -> ClassTable:  # fmt: skip
+    fewest = settings.ways if settings.fewest_ways is None else settings.fewest_ways
+    return character_table(
+        source, ways=fewest, within_alphabet=settings.within_alphabet, rotations=rotations, mirrored=mirrored,
+        device=device,
+    )  # fmt: skip
 
 
 _FEW_SHOT = {"ways": 5, "shots": 1, "rotations": True}
