@@ -27,6 +27,7 @@ from .datasets.text import load_text as load_text
 from .few_shot import FewShot as FewShot
 from .glyphs import Glyphs as Glyphs
 from .glyphs import draw_glyphs as draw_glyphs
+from .mixture import Mixture as Mixture
 from .navigation import Journeys as Journeys
 from .navigation import Navigation as Navigation
 from .pixels import Pixels as Pixels

@@ -21,12 +21,13 @@ from .build import load_source, make_algorithm, make_family, make_model
 from .checkpoint import load_checkpoint
 from .config import PARTS, AlgorithmConfig, EvaluationConfig, Execution, RunConfig, from_checkpoint
 from .contest_command import add_compare, compare
+from .cross_domain import other_images
 from .families.registry import FAMILIES
 from .flags import add_options, given
 from .methods.registry import METHODS
 from .pipeline import Pipeline, prepare
 from .presets import PRESETS, start_of
-from .results import describe, print_scores, show_results
+from .results import describe, print_scores, show_cross_domain, show_results
 from .run_config import from_values
 from .scores.evaluate import TEST_SEED, draw, evaluate_episodes
 
@@ -42,6 +43,7 @@ _EPILOG = """examples:
   fastmeta train umtra --data my_images/
   fastmeta list
   fastmeta evaluate runs/maml-5w1s/checkpoint.pt --data images_evaluation.zip
+  fastmeta evaluate runs/maml-5w1s/checkpoint.pt --data cifar-10-batches-bin/
   fastmeta evaluate runs/within/checkpoint.pt --runs all_runs.zip
   fastmeta compare omniglot --data images_background.zip --test-data images_evaluation.zip --algorithms maml fomaml
   fastmeta explain conv4
@@ -123,7 +125,8 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--data", nargs="+", metavar="PATH", default=(), help="what the task reads, see fastmeta list")
+    data = "what the task reads, see fastmeta list; of a few-shot classifier any images with labels"
+    parser.add_argument("--data", nargs="+", metavar="PATH", default=(), help=data)
     parser.add_argument("--runs", metavar="PATH", help="official one-shot runs: all_runs.zip or its folder")
     parser.add_argument("--steps", type=int, nargs="+", metavar="N", help="inner steps; default: the run's")
     parser.add_argument(
@@ -238,19 +241,28 @@ def _list(_: argparse.Namespace, __: Sequence[str]) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace, _: Sequence[str]) -> int:
-    """Score a checkpoint on new tasks: mean and 95 % confidence interval."""
+    """Score a checkpoint on new tasks: mean and 95 % confidence interval.
+
+    A few-shot classifier can be scored on any images with labels: their channels and size are matched to its network.
+    """
     state = load_checkpoint(arguments.checkpoint)
     trained = _trained_config(state, arguments.checkpoint)
-    everything = {name: () for name in ("alphabets", "exclude_alphabets") if name in trained.family.settings}
+    chosen = ("alphabets", "exclude_alphabets", "weights")  # of the training data
+    everything = {name: () for name in chosen if name in trained.family.settings}
     config = _changed(trained, everything | given(arguments, *TASKS, EvaluationConfig))
     execution = _execution(arguments)
     print(f"{arguments.checkpoint}, iteration {state['iteration']:,}")
+    others = None if arguments.runs else other_images(config, arguments.data)
+    if others is not None:
+        steps, statistics = _steps(arguments, config), _statistics(arguments, config)
+        show_cross_domain(config, others, state, execution, steps=steps, statistics=statistics, seed=arguments.seed)
+        return 0
     if config.family.evaluation != "trained network":
         _compare(arguments, config, execution, state)
         return 0
     steps = _steps(arguments, config)
     model = make_model(config).to(execution.torch_device())
-    for title, batches in _test_sets(arguments, config, execution.torch_device()):
+    for title, batches in _test_sets(arguments, config, execution.torch_device(), state):
         print(title)
         for statistics in _statistics(arguments, config):
             algorithm = make_algorithm(config, model, execution, evaluation=True, bn_statistics=statistics)
@@ -268,7 +280,7 @@ def _compare(arguments: argparse.Namespace, config: RunConfig, execution: Execut
     if arguments.runs:
         raise ValueError(f"--runs has no meaning for task {config.tasks.task}; leave it out")
     source = load_source(config, arguments.data)
-    if source is not None and source.fingerprint() != state["configuration"].get("data"):
+    if source is not None and source.fingerprint() != _data_of(state):
         config = config.replace({"held_out": 0.0})
     shape = config.family.shape(config.tasks, source)
     if shape != config.tasks.shape:
@@ -276,6 +288,11 @@ def _compare(arguments: argparse.Namespace, config: RunConfig, execution: Execut
     print(describe(config, source))
     pipeline = Pipeline(config, source, folder=arguments.checkpoint.parent, execution=execution)
     show_results(pipeline, steps=arguments.steps, seed=arguments.seed, picture="evaluation")
+
+
+def _data_of(state: dict[str, Any]) -> str | None:
+    """The fingerprint of the data that a checkpoint was trained on."""
+    return state["configuration"].get("data")
 
 
 def _trained_config(state: dict[str, Any], path: Path) -> RunConfig:
@@ -288,7 +305,7 @@ def _trained_config(state: dict[str, Any], path: Path) -> RunConfig:
 
 
 def _test_sets(
-    arguments: argparse.Namespace, config: RunConfig, device: torch.device
+    arguments: argparse.Namespace, config: RunConfig, device: torch.device, state: dict[str, Any]
 ) -> Iterator[tuple[str, Callable[[], Iterable[Episodes]]]]:
     """What to score: a title, and the episodes, which every setting of `bn_statistics` draws anew."""
     family = config.family
@@ -308,12 +325,16 @@ def _test_sets(
         )
     if arguments.data or not arguments.runs:
         source = load_source(config, arguments.data)
-        tasks = make_family(config, source, device, evaluation=True)
-        episodes = config.evaluation.episodes
-        yield (
-            f"{describe(config, source)}\n{family.metric} over {episodes} episodes, 95 % confidence",
-            partial(draw, tasks, episodes=episodes, meta_batch=25, seed=arguments.seed),
-        )
+        if source is not None and "held_out" in family.settings and source.fingerprint() != _data_of(state):
+            config = config.replace({"held_out": 0.0})  # nothing of these was trained on
+        make_family(config, source, device, evaluation=True)
+        episodes, about = config.evaluation.episodes, describe(config, source) + "\n"
+        tests = family.tests(config.tasks, source, device)
+        for title, tasks in tests.items():
+            of = f" of {title}" if len(tests) > 1 else ""
+            heading = f"{about}{family.metric} over {episodes} episodes{of}, 95 % confidence"
+            yield heading, partial(draw, tasks, episodes=episodes, meta_batch=25, seed=arguments.seed)
+            about = ""
 
 
 def _steps(arguments: argparse.Namespace, config: RunConfig) -> list[int]:

@@ -9,6 +9,7 @@ from .cactus import CACTUS
 from .clusters import CLUSTER
 from .glyphs import GLYPHS
 from .inr import INR
+from .mixed import MIXED
 from .omniglot import OMNIGLOT
 from .pretexts import SSL_IMAGES
 from .series import SSL_SERIES
@@ -29,6 +30,7 @@ FAMILIES: dict[str, Family[Any, Any]] = {
         SSL_SERIES,
         SSL_TEXT,
         INR,
+        MIXED,
     )
 }
 """By the name that `fastmeta train` takes."""
