@@ -24,6 +24,8 @@ from .datasets.series import load_series as load_series
 from .datasets.text import Text as Text
 from .datasets.text import as_text as as_text
 from .datasets.text import load_text as load_text
+from .drift import AlphabetStream as AlphabetStream
+from .drift import DriftingSinusoids as DriftingSinusoids
 from .few_shot import FewShot as FewShot
 from .glyphs import Glyphs as Glyphs
 from .glyphs import draw_glyphs as draw_glyphs

@@ -1,4 +1,4 @@
-"""The command `fastmeta`: train, evaluate, compare, explain, list."""
+"""The command `fastmeta`: train, evaluate, compare, drift, explain, list."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from .checkpoint import load_checkpoint
 from .config import PARTS, AlgorithmConfig, EvaluationConfig, Execution, RunConfig, from_checkpoint
 from .contest_command import add_compare, compare
 from .cross_domain import other_images
+from .drift_command import add_drift, drift
 from .families.registry import FAMILIES
 from .flags import add_options, given
 from .methods.registry import METHODS
@@ -76,6 +77,7 @@ def _parser() -> argparse.ArgumentParser:
         "train": ("meta-train a network", _train, _add_train),
         "evaluate": ("score a checkpoint on new tasks", _evaluate, _add_evaluate),
         "compare": ("train several algorithms for the same time, and compare them", compare, add_compare),
+        "drift": ("learn along streams whose task changes", drift, add_drift),
         "list": ("name all task families, networks, presets and algorithms", _list, lambda _: None),
         "explain": ("say how a network runs, and why", _explain, _add_explain),
     }
