@@ -32,6 +32,8 @@ from .glyphs import draw_glyphs as draw_glyphs
 from .mixture import Mixture as Mixture
 from .navigation import Journeys as Journeys
 from .navigation import Navigation as Navigation
+from .omniglot_splits import Parts as Parts
+from .omniglot_splits import split_omniglot as split_omniglot
 from .pixels import Pixels as Pixels
 from .pretexts import PRETEXTS as PRETEXTS
 from .pretexts import Pretext as Pretext

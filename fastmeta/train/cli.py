@@ -327,14 +327,15 @@ def _test_sets(
         )
     if arguments.data or not arguments.runs:
         source = load_source(config, arguments.data)
-        if source is not None and "held_out" in family.settings and source.fingerprint() != _data_of(state):
-            config = config.replace({"held_out": 0.0})  # nothing of these was trained on
+        if source is not None and source.fingerprint() != _data_of(state):  # nothing of these was kept from training
+            whole = {"held_out": 0.0, "split": None}
+            config = config.replace({name: value for name, value in whole.items() if name in family.settings})
         make_family(config, source, device, evaluation=True)
         episodes, about = config.evaluation.episodes, describe(config, source) + "\n"
         tests = family.tests(config.tasks, source, device)
         for title, tasks in tests.items():
-            of = f" of {title}" if len(tests) > 1 else ""
-            heading = f"{about}{family.metric} over {episodes} episodes{of}, 95 % confidence"
+            what = title if len(tests) > 1 else "episodes"
+            heading = f"{about}{family.metric} over {episodes} {what}, 95 % confidence"
             yield heading, partial(draw, tasks, episodes=episodes, meta_batch=25, seed=arguments.seed)
             about = ""
 

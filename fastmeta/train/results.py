@@ -71,6 +71,9 @@ def _show_clusters(pipeline: Pipeline, comparisons: Sequence[Comparison], seed: 
 def _show_scores(pipeline: Pipeline, seed: int) -> None:
     """Of the trained network alone, and what its family draws of it."""
     config = pipeline.config
+    if config.flat().get("split") is not None:
+        _show_protocol(pipeline, seed)
+        return
     learner = make_algorithm(config, make_model(config).to(pipeline.device), pipeline.execution, evaluation=True)
     learner.load_state_dict(pipeline.trained()["algorithm"])
     for title, family in config.family.tests(config.tasks, pipeline.source, pipeline.device).items():
@@ -86,6 +89,24 @@ def _show_scores(pipeline: Pipeline, seed: int) -> None:
                 path,
                 partial(config.family.draw, learner, family, path, [step for step in config.steps_to_score if step]),
             )
+
+
+def _show_protocol(pipeline: Pipeline, seed: int) -> None:
+    """Of a published split, as papers report it: transductive (statistics of the query batch) and inductive."""
+    config, state = pipeline.config, pipeline.trained()["algorithm"]
+    tests = config.family.tests(config.tasks, pipeline.source, pipeline.device)
+    names = {"batch": "transductive", "support": "inductive"}
+    for title, family in tests.items():
+        print(f"{config.family.metric} over {config.evaluation.episodes} {title}, 95 % confidence:")
+        for choice in config.bn_statistics:
+            model = make_model(config).to(pipeline.device)
+            learner = make_algorithm(config, model, pipeline.execution, evaluation=True, bn_statistics=choice)
+            learner.load_state_dict(state)
+            scores = evaluate(
+                learner, family, steps=config.steps_to_score, episodes=config.evaluation.episodes, seed=seed,
+                measure=config.family.score, worst=config.family.worst,
+            )  # fmt: skip
+            print_scores(config, scores, prefix=f"  {names[choice]:<13}" if len(config.bn_statistics) > 1 else "  ")
 
 
 def show_cross_domain(

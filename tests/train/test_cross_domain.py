@@ -75,7 +75,7 @@ def test_several_sources_in_one_run(tmp_path, monkeypatch, capsys):
     out = capsys.readouterr().out
     assert "photos: 24 grey images of 28 × 28, from colour to grey (luminance), 20 × 20 to 28 × 28 pixels" in out
     for name in ("letters.zip", "photos"):
-        assert f"accuracy over 4 unseen classes of {name}, 3-way 1-shot, 95 % confidence:" in out
+        assert f"accuracy over 4 episodes of unseen classes of {name}, 3-way 1-shot, 95 % confidence:" in out
     assert main([*command[:-1], "2"]) == 2
     assert "weights: ('3', '1') -> ('3', '2')" in capsys.readouterr().err
     assert main([*command[:-1]]) == 2

@@ -104,7 +104,7 @@ class MixedFamily(Family[MixedSettings, Sources]):
 
     def tests(self, settings: MixedSettings, source: Sources, device: torch.device) -> dict[str, TaskFamily]:
         """Unseen classes, source by source."""
-        what = "unseen classes" if settings.held_out else "new episodes"
+        what = "episodes of unseen classes" if settings.held_out else "new episodes"
         return {
             f"{what} of {part.title}, {settings.size}": _episodes(
                 settings, _split(settings, part)[1], settings.shots, device
