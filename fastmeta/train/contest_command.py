@@ -22,7 +22,8 @@ _VARIED = ("shots", "unlabelled")
 
 def add_compare(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    tasks = [name for name, family in FAMILIES.items() if family.evaluation == "trained network"]
+    # a contest has one score an entry, mixed one a source
+    tasks = [n for n, family in FAMILIES.items() if family.evaluation == "trained network" and n != "mixed"]
     parser.add_argument("task", choices=tasks)
     parser.add_argument("--algorithms", nargs="+", choices=tuple(METHODS), metavar="NAME", default=tuple(METHODS),
                         help=f"of {', '.join(METHODS)}; default: all that fit the task")  # fmt: skip
