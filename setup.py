@@ -35,7 +35,7 @@ setup(
     python_requires=">=3.11",
     package_dir={"fastmeta": "fastmeta", "fastmeta.kernels": "kernels"},
     packages=[*find_packages(include=["fastmeta", "fastmeta.*"]), "fastmeta.kernels"],
-    package_data={"fastmeta": ["py.typed", "tasks/datasets/splits/*.txt"]},
+    package_data={"fastmeta": ["py.typed", "tasks/splits/*.txt", "tasks/datasets/splits/*.txt"]},
     install_requires=["torch>=2.11", 'triton>=3.6.0; sys_platform == "linux"', "numpy"],
     extras_require={"train": TRAIN, "bench": BENCH, "hub": HUB, "dev": DEV},
     entry_points={"console_scripts": ["fastmeta = fastmeta.train.cli:main"]},

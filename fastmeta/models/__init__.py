@@ -14,6 +14,8 @@ from .forecast import forecast_mlp as forecast_mlp
 from .gaussian import Gaussian as Gaussian
 from .generator import ImageGenerator as ImageGenerator
 from .modulated_siren import ModulatedSiren as ModulatedSiren
+from .padded import PaddedBatchNorm2d as PaddedBatchNorm2d
+from .padded import PaddedConv4 as PaddedConv4
 from .per_step_norm import PerStepBatchNorm as PerStepBatchNorm
 from .per_step_norm import per_step_batch_norm as per_step_batch_norm
 from .policies import CategoricalPolicy as CategoricalPolicy

@@ -12,6 +12,7 @@ from .autoencoder import ClusteringAutoencoder
 from .few_shot import conv4, sinusoid_mlp
 from .forecast import ForecastLSTM, forecast_mlp
 from .modulated_siren import ModulatedSiren
+from .padded import PaddedConv4
 from .resnet import resnet18
 from .transformer import MaskedTransformer
 
@@ -48,6 +49,10 @@ NETWORKS: dict[str, Network] = {
     "conv4-pooled": Network(
         "four convolutions with max-pooling (Vinyals et al. 2016)",
         lambda size: conv4(size.ways, channels=size.channels, pooled=True, shape=size.shape),
+    ),
+    "conv4-padded": Network(
+        "conv4 for tasks of different sizes: its batch norm leaves padding out",
+        lambda size: PaddedConv4(size.ways, channels=size.channels, shape=size.shape),
     ),
     "resnet18": Network(
         "ResNet-18 in its CIFAR form (He et al. 2016): 3 × 3 stem, no pooling before the blocks",

@@ -24,11 +24,16 @@ from .datasets.series import load_series as load_series
 from .datasets.text import Text as Text
 from .datasets.text import as_text as as_text
 from .datasets.text import load_text as load_text
+from .drift import AlphabetStream as AlphabetStream
+from .drift import DriftingSinusoids as DriftingSinusoids
 from .few_shot import FewShot as FewShot
 from .glyphs import Glyphs as Glyphs
 from .glyphs import draw_glyphs as draw_glyphs
+from .mixture import Mixture as Mixture
 from .navigation import Journeys as Journeys
 from .navigation import Navigation as Navigation
+from .omniglot_splits import Parts as Parts
+from .omniglot_splits import split_omniglot as split_omniglot
 from .pixels import Pixels as Pixels
 from .pretexts import PRETEXTS as PRETEXTS
 from .pretexts import Pretext as Pretext
@@ -40,3 +45,4 @@ from .series import Forecast as Forecast
 from .sinusoid import Sinusoid as Sinusoid
 from .text import MaskedText as MaskedText
 from .umtra import UMTRA as UMTRA
+from .varied import VariedEpisodes as VariedEpisodes

@@ -106,10 +106,13 @@ class ClassEpisodes(Sampler):
 
     def _sample_classes(self, tasks: int, generator: torch.Generator) -> Tensor:
         """[tasks, ways], without replacement within a task."""
-        group = torch.randint(len(self._groups), (tasks,), generator=generator, device=self.device)
-        groups = self._groups[group]
+        groups = self._groups[self._draw_groups(tasks, generator)]
         keys = torch.rand(groups.shape, generator=generator, device=self.device)
         return groups.gather(1, keys.masked_fill_(groups < 0, -1.0).topk(self.ways, dim=1).indices)
+
+    def _draw_groups(self, tasks: int, generator: torch.Generator) -> Tensor:
+        """Which group each task is of, [tasks]."""
+        return torch.randint(len(self._groups), (tasks,), generator=generator, device=self.device)
 
     def _sample_rows(self, classes: Tensor, generator: torch.Generator) -> Tensor:
         """Rows of the images, [tasks, shots + queries, ways], without replacement within a class."""

@@ -46,14 +46,15 @@ class FewShot(ClassEpisodes):
         device: torch.device | str = "cpu",
     ) -> None:
         _check_drawers(characters, Shots(ways, shots, queries))
-        copies = (4 if rotations else 1) * (2 if mirrored else 1)
-        table = ClassTable(
-            _symmetries(characters.images.to(device), rotations, mirrored).flatten(0, 1).unsqueeze(1),
-            _members(characters, copies),
-            _groups(characters, ways, copies, within_alphabet),
-        )
         super().__init__(
-            table,
+            character_table(
+                characters,
+                ways=ways,
+                within_alphabet=within_alphabet,
+                rotations=rotations,
+                mirrored=mirrored,
+                device=device,
+            ),
             ways=ways,
             shots=shots,
             queries=queries,
@@ -61,6 +62,23 @@ class FewShot(ClassEpisodes):
             augment_classes=augment_classes,
             device=device,
         )
+
+
+def character_table(
+    characters: Characters, *, ways: int, within_alphabet: bool = False, rotations: bool = False,
+    mirrored: bool = False, device: torch.device | str = "cpu",
+) -> ClassTable:  # fmt: skip
+    """Characters as classes; the arguments are those of `FewShot`.
+
+    Raises:
+        ValueError: where characters, or those of an alphabet, are fewer than `ways`.
+    """
+    copies = (4 if rotations else 1) * (2 if mirrored else 1)
+    return ClassTable(
+        _symmetries(characters.images.to(device), rotations, mirrored).flatten(0, 1).unsqueeze(1),
+        _members(characters, copies),
+        _groups(characters, ways, copies, within_alphabet),
+    )
 
 
 def _members(characters: Characters, copies: int) -> Tensor:

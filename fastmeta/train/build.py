@@ -14,7 +14,7 @@ from fastmeta.algorithms.base import MetaLearner
 from fastmeta.models import build_model
 from fastmeta.optim.adam import Adam
 from fastmeta.optim.sgd import SGD
-from fastmeta.tasks import TaskFamily
+from fastmeta.tasks import TaskFamily, VariedEpisodes
 
 from .config import Execution, RunConfig
 from .families.base import Source
@@ -112,5 +112,10 @@ def make_family(
     family = config.family
     family.check_source(source)
     if evaluation:
-        return next(iter(family.tests(config.tasks, source, device).values()))
-    return config.method.episodes(family.train(config.tasks, source, device), config.own, config.tasks)
+        tasks = next(iter(family.tests(config.tasks, source, device).values()))
+    else:
+        tasks = config.method.episodes(family.train(config.tasks, source, device), config.own, config.tasks)
+    if isinstance(tasks, VariedEpisodes):
+        with torch.random.fork_rng(devices=[]):  # whose state a run's checkpoint holds
+            tasks.check(make_model(config))
+    return tasks

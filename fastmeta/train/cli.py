@@ -1,4 +1,4 @@
-"""The command `fastmeta`: train, evaluate, compare, explain, list, doctor."""
+"""The command `fastmeta`: train, evaluate, compare, drift, explain, list, doctor."""
 
 from __future__ import annotations
 
@@ -21,13 +21,15 @@ from .build import load_source, make_algorithm, make_family, make_model
 from .checkpoint import load_checkpoint
 from .config import PARTS, AlgorithmConfig, EvaluationConfig, Execution, RunConfig, from_checkpoint
 from .contest_command import add_compare, compare
+from .cross_domain import other_images
 from .doctor_command import add_doctor, doctor
+from .drift_command import add_drift, drift
 from .families.registry import FAMILIES
 from .flags import add_options, given
 from .methods.registry import METHODS
 from .pipeline import Pipeline, prepare
 from .presets import PRESETS, start_of
-from .results import describe, print_scores, show_results
+from .results import describe, print_scores, show_cross_domain, show_results
 from .run_config import from_values
 from .scores.evaluate import TEST_SEED, draw, evaluate_episodes
 
@@ -43,6 +45,7 @@ _EPILOG = """examples:
   fastmeta train umtra --data my_images/
   fastmeta list
   fastmeta evaluate runs/maml-5w1s/checkpoint.pt --data images_evaluation.zip
+  fastmeta evaluate runs/maml-5w1s/checkpoint.pt --data cifar-10-batches-bin/
   fastmeta evaluate runs/within/checkpoint.pt --runs all_runs.zip
   fastmeta compare omniglot --data images_background.zip --test-data images_evaluation.zip --algorithms maml fomaml
   fastmeta explain conv4
@@ -76,6 +79,7 @@ def _parser() -> argparse.ArgumentParser:
         "train": ("meta-train a network", _train, _add_train),
         "evaluate": ("score a checkpoint on new tasks", _evaluate, _add_evaluate),
         "compare": ("train several algorithms for the same time, and compare them", compare, add_compare),
+        "drift": ("learn along streams whose task changes", drift, add_drift),
         "list": ("name all task families, networks, presets and algorithms", _list, lambda _: None),
         "explain": ("say how a network runs, and why", _explain, _add_explain),
         "doctor": ("say what this machine runs, and what is missing", doctor, add_doctor),
@@ -126,7 +130,8 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("checkpoint", type=Path)
-    parser.add_argument("--data", nargs="+", metavar="PATH", default=(), help="what the task reads, see fastmeta list")
+    data = "what the task reads, see fastmeta list; of a few-shot classifier any images with labels"
+    parser.add_argument("--data", nargs="+", metavar="PATH", default=(), help=data)
     parser.add_argument("--runs", metavar="PATH", help="official one-shot runs: all_runs.zip or its folder")
     parser.add_argument("--steps", type=int, nargs="+", metavar="N", help="inner steps; default: the run's")
     parser.add_argument(
@@ -191,6 +196,7 @@ def _changed(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
         ValueError: for an option that has no meaning for the run's task or algorithm, or a value out of range.
     """
     algorithm = changes.get("algorithm", config.algorithm.algorithm)
+    changes = _with_ranges(config, changes)
     for name in sorted(changes):
         for kind, chosen, known in (("task", config.tasks.task, FAMILIES), ("algorithm", algorithm, METHODS)):
             owners = [title for title, entry in known.items() if name in entry.settings]
@@ -199,6 +205,26 @@ def _changed(config: RunConfig, changes: dict[str, Any]) -> RunConfig:
                     f"--{name.replace('_', '-')} has no meaning for {kind} {chosen}; it belongs to {', '.join(owners)}"
                 )
     return config.replace(changes)
+
+
+def _with_ranges(config: RunConfig, changes: dict[str, Any]) -> dict[str, Any]:
+    """What a range of ways or shots changes beside: a single number ends one, and padding needs a network for it."""
+    known = config.family.settings
+    changes = dict(changes)
+    for name in ("ways", "shots"):
+        fewest = f"fewest_{name}"
+        if fewest in changes and fewest not in known:
+            able = ", ".join(task for task, family in FAMILIES.items() if fewest in family.settings)
+            raise ValueError(
+                f"--{name} must be one number for task {config.tasks.task}, got the range {changes[fewest]}:"
+                f"{changes[name]}; ranges belong to {able}"
+            )
+        if name in changes and fewest in known:
+            changes.setdefault(fewest, None)
+    varied = any(changes.get(f"fewest_{name}") is not None for name in ("ways", "shots"))
+    if (varied or changes.get("imbalance")) and config.tasks.model == "conv4":
+        changes.setdefault("model", "conv4-padded")
+    return changes
 
 
 def _list(_: argparse.Namespace, __: Sequence[str]) -> int:
@@ -220,25 +246,33 @@ def _list(_: argparse.Namespace, __: Sequence[str]) -> int:
 
 
 def _evaluate(arguments: argparse.Namespace, _: Sequence[str]) -> int:
-    """Score a checkpoint on new tasks: mean and 95 % confidence interval."""
+    """Score a checkpoint on new tasks: mean and 95 % confidence interval.
+
+    A few-shot classifier can be scored on any images with labels: their channels and size are matched to its network.
+    """
     state = load_checkpoint(arguments.checkpoint)
     trained = _trained_config(state, arguments.checkpoint)
-    everything = {name: () for name in ("alphabets", "exclude_alphabets") if name in trained.family.settings}
+    chosen = ("alphabets", "exclude_alphabets", "weights")  # of the training data
+    everything = {name: () for name in chosen if name in trained.family.settings}
     config = _changed(trained, everything | given(arguments, *TASKS, EvaluationConfig))
     execution = _execution(arguments)
     print(f"{arguments.checkpoint}, iteration {state['iteration']:,}")
+    others = None if arguments.runs else other_images(config, arguments.data)
+    if others is not None:
+        steps, statistics = _steps(arguments, config), _statistics(arguments, config)
+        show_cross_domain(config, others, state, execution, steps=steps, statistics=statistics, seed=arguments.seed)
+        return 0
     if config.family.evaluation != "trained network":
         _compare(arguments, config, execution, state)
         return 0
     steps = _steps(arguments, config)
     model = make_model(config).to(execution.torch_device())
-    for title, batches in _test_sets(arguments, config, execution.torch_device()):
+    for title, batches in _test_sets(arguments, config, execution.torch_device(), state):
         print(title)
         for statistics in _statistics(arguments, config):
             algorithm = make_algorithm(config, model, execution, evaluation=True, bn_statistics=statistics)
             algorithm.load_state_dict(state["algorithm"])
-            prefix = f"  bn_statistics={statistics:<8} " if config.method.bn_statistics else "  "
-            prefix = prefix if config.family.batch_norm else "  "
+            prefix = f"  bn_statistics={statistics:<8} " if len(config.bn_statistics) > 1 else "  "
             scores = evaluate_episodes(
                 algorithm, batches(), steps=steps, measure=config.family.score, worst=config.family.worst
             )
@@ -251,7 +285,7 @@ def _compare(arguments: argparse.Namespace, config: RunConfig, execution: Execut
     if arguments.runs:
         raise ValueError(f"--runs has no meaning for task {config.tasks.task}; leave it out")
     source = load_source(config, arguments.data)
-    if source is not None and source.fingerprint() != state["configuration"].get("data"):
+    if source is not None and source.fingerprint() != _data_of(state):
         config = config.replace({"held_out": 0.0})
     shape = config.family.shape(config.tasks, source)
     if shape != config.tasks.shape:
@@ -259,6 +293,11 @@ def _compare(arguments: argparse.Namespace, config: RunConfig, execution: Execut
     print(describe(config, source))
     pipeline = Pipeline(config, source, folder=arguments.checkpoint.parent, execution=execution)
     show_results(pipeline, steps=arguments.steps, seed=arguments.seed, picture="evaluation")
+
+
+def _data_of(state: dict[str, Any]) -> str | None:
+    """The fingerprint of the data that a checkpoint was trained on."""
+    return state["configuration"].get("data")
 
 
 def _trained_config(state: dict[str, Any], path: Path) -> RunConfig:
@@ -271,7 +310,7 @@ def _trained_config(state: dict[str, Any], path: Path) -> RunConfig:
 
 
 def _test_sets(
-    arguments: argparse.Namespace, config: RunConfig, device: torch.device
+    arguments: argparse.Namespace, config: RunConfig, device: torch.device, state: dict[str, Any]
 ) -> Iterator[tuple[str, Callable[[], Iterable[Episodes]]]]:
     """What to score: a title, and the episodes, which every setting of `bn_statistics` draws anew."""
     family = config.family
@@ -291,12 +330,17 @@ def _test_sets(
         )
     if arguments.data or not arguments.runs:
         source = load_source(config, arguments.data)
-        tasks = make_family(config, source, device, evaluation=True)
-        episodes = config.evaluation.episodes
-        yield (
-            f"{describe(config, source)}\n{family.metric} over {episodes} episodes, 95 % confidence",
-            partial(draw, tasks, episodes=episodes, meta_batch=25, seed=arguments.seed),
-        )
+        if source is not None and source.fingerprint() != _data_of(state):  # nothing of these was kept from training
+            whole = {"held_out": 0.0, "split": None}
+            config = config.replace({name: value for name, value in whole.items() if name in family.settings})
+        make_family(config, source, device, evaluation=True)
+        episodes, about = config.evaluation.episodes, describe(config, source) + "\n"
+        tests = family.tests(config.tasks, source, device)
+        for title, tasks in tests.items():
+            what = title if len(tests) > 1 else "episodes"
+            heading = f"{about}{family.metric} over {episodes} {what}, 95 % confidence"
+            yield heading, partial(draw, tasks, episodes=episodes, meta_batch=25, seed=arguments.seed)
+            about = ""
 
 
 def _steps(arguments: argparse.Namespace, config: RunConfig) -> list[int]:
@@ -312,9 +356,11 @@ def _statistics(arguments: argparse.Namespace, config: RunConfig) -> Sequence[Li
     """The settings of `bn_statistics` to score; one where the network has no batch norm."""
     if arguments.bn_statistics == "support" and not config.method.bn_statistics:
         raise ValueError(f"--bn-statistics support has no meaning for algorithm {config.algorithm.algorithm}")
-    if not (config.family.batch_norm and config.method.bn_statistics):
-        return ("batch",)
-    return ("batch", "support") if arguments.bn_statistics == "both" else (arguments.bn_statistics,)
+    if arguments.bn_statistics == "support" and config.tasks.model == "conv4-padded":
+        raise ValueError("--bn-statistics support has no meaning for network conv4-padded, whose batch norm is its own")
+    if arguments.bn_statistics == "both" or len(config.bn_statistics) == 1:
+        return config.bn_statistics
+    return (arguments.bn_statistics,)
 
 
 def _explain(arguments: argparse.Namespace, _: Sequence[str]) -> int:

@@ -162,11 +162,28 @@ class RunConfig:
             raise ValueError(
                 f"bn_statistics has no meaning for algorithm {name}, got {self.algorithm.bn_statistics!r}; leave it out"
             )
+        if self.algorithm.bn_statistics == "support" and self.tasks.model == "conv4-padded":
+            raise ValueError("bn_statistics support is not for conv4-padded, whose batch norm is its own; leave it out")
+        if getattr(self.tasks, "varied", False):
+            self._check_padded()
         if self.eval_steps > self.algorithm.inner_steps and not method.longer:
             raise ValueError(
                 f"algorithm {name} learns something for each inner step, of which it has inner_steps="
                 f"{self.algorithm.inner_steps}, and eval_steps={self.eval_steps} are asked for; take no more"
             )
+
+    def _check_padded(self) -> None:
+        """Tasks of different sizes are padded, which not everything can be told from samples."""
+        name = self.algorithm.algorithm
+        if not self.method.padded:
+            raise ValueError(f"algorithm {name} takes tasks of one size; ask for no range of ways or shots")
+        if self.algorithm.inner_batch_size is not None:
+            raise ValueError(
+                f"inner_batch_size={self.algorithm.inner_batch_size} would cut tasks of different sizes into slices of "
+                "which some hold padding alone; leave it out (--inner-batch-size 0), or ask for tasks of one size"
+            )
+        if getattr(self.tasks, "train_shots", None) is not None:
+            raise ValueError("train_shots is for tasks of one size; leave it out (--train-shots 0), or the ranges")
 
     def flat(self) -> dict[str, Any]:
         """All settings by name."""
@@ -204,6 +221,12 @@ class RunConfig:
     def family(self) -> Family[Any, Any]:
         """What the tasks are."""
         return FAMILIES[self.tasks.task]
+
+    @property
+    def bn_statistics(self) -> tuple[Literal["batch", "support"], ...]:
+        """Whose statistics may normalise query samples; "batch" alone where there is nothing to choose."""
+        choice = self.family.batch_norm and self.method.bn_statistics and self.tasks.model != "conv4-padded"
+        return ("batch", "support") if choice else ("batch",)
 
     @property
     def steps_to_score(self) -> list[int]:

@@ -22,7 +22,8 @@ _VARIED = ("shots", "unlabelled")
 
 def add_compare(parser: argparse.ArgumentParser) -> None:
     """The command's options."""
-    tasks = [name for name, family in FAMILIES.items() if family.evaluation == "trained network"]
+    # a contest has one score an entry, mixed one a source
+    tasks = [n for n, family in FAMILIES.items() if family.evaluation == "trained network" and n != "mixed"]
     parser.add_argument("task", choices=tasks)
     parser.add_argument("--algorithms", nargs="+", choices=tuple(METHODS), metavar="NAME", default=tuple(METHODS),
                         help=f"of {', '.join(METHODS)}; default: all that fit the task")  # fmt: skip
@@ -50,6 +51,11 @@ def compare(arguments: argparse.Namespace, argv: Sequence[str]) -> int:
         raise ValueError(f"{', '.join(unfit)} classify, and the tasks of {arguments.task} have no classes")
     vary: Mapping[str, Any] = {name: values for name in _VARIED if (values := getattr(arguments, name))}
     changes = given(arguments, family.settings_type, *PARTS.values())
+    if "fewest_ways" in changes:
+        raise ValueError(
+            f"--ways must be one number here, got the range {changes['fewest_ways']}:{changes['ways']}: algorithms are "
+            "compared on tasks of one size"
+        )
     contest = Contest(
         entries(names, arguments.task, changes={n: v for n, v in changes.items() if n not in vary}, vary=vary),
         folder=Path(arguments.out or f"runs/compare-{arguments.task}"),

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from fastmeta.algorithms.base import MetaLearner
+from fastmeta.tasks import VariedEpisodes
 from fastmeta.tasks.base import TaskFamily
 from fastmeta.train.scores.evaluate import counted_divergence, score
 
@@ -83,6 +84,8 @@ class Trainer:
     ) -> None:
         if time_limit is not None and not time_limit > 0:
             raise ValueError(f"time_limit must be a positive number of minutes or None, got {time_limit!r}")
+        if isinstance(family, VariedEpisodes):
+            family.check(algorithm.module)
         self.algorithm, self.family, self.config = algorithm, family, config
         self.folder = Path(folder)
         self.settings = {**(settings or {}), **asdict(config)}

@@ -47,6 +47,10 @@ def data_of(name: str, tmp_path):
         return load_omniglot([write_zip(tmp_path / "small.zip", background({"Greek": 4, "Latin": 4}))])
     if name == "ssl-text":
         return as_text("what is past is prologue, " * 400)
+    if name == "mixed":
+        parts = {"a.zip": "Greek", "b.zip": "Latin"}
+        paths = [write_zip(tmp_path / path, background({alphabet: 6})) for path, alphabet in parts.items()]
+        return family.load(config.tasks, [str(path) for path in paths])
     source = family.load(config.tasks, ())
     if family.clustered:
         images = family.training_images(config.tasks, source)

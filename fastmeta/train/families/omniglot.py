@@ -13,14 +13,16 @@ from typing import ClassVar
 
 import torch
 
-from fastmeta.tasks import Characters, Episodes, FewShot, TaskFamily, load_omniglot
+from fastmeta.tasks import Characters, ClassTable, Episodes, FewShot, TaskFamily, load_omniglot
+from fastmeta.tasks.few_shot import character_table
+from fastmeta.tasks.omniglot_splits import SPLITS, split_omniglot
 
 from .base import Family, PresetSettings, random_images
-from .settings import AugmentedClasses, ClassifierSettings, TrainShots
+from .settings import AugmentedClasses, ClassifierSettings, TrainShots, Varied
 
 
 @dataclass(frozen=True, kw_only=True)
-class OmniglotSettings(ClassifierSettings, TrainShots, AugmentedClasses):
+class OmniglotSettings(ClassifierSettings, Varied, TrainShots, AugmentedClasses):
     """Settings of `omniglot`."""
 
     task: ClassVar[str] = "omniglot"
@@ -30,6 +32,21 @@ class OmniglotSettings(ClassifierSettings, TrainShots, AugmentedClasses):
     mirrored: bool = field(default=False, metadata={"help": "train on mirrored characters too"})
     alphabets: tuple[str, ...] = field(default=(), metadata={"help": "use these alphabets only"})
     exclude_alphabets: tuple[str, ...] = field(default=(), metadata={"help": "leave these alphabets out"})
+
+    split: str | None = field(
+        default=None,
+        metadata={
+            "help": "finn: 1,200 and 423 random characters; alphabets: background and evaluation; default: none",
+            "automatic": True,
+        },
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.split is not None and self.split not in SPLITS:
+            raise ValueError(f"split must be one of {', '.join(SPLITS)}, got {self.split!r}")
+        if self.split is not None and (self.alphabets or self.exclude_alphabets):
+            raise ValueError(f"split {self.split} is of all alphabets; leave alphabets and exclude_alphabets out")
 
     @property
     def size(self) -> str:
@@ -52,8 +69,14 @@ class OmniglotFamily(Family[OmniglotSettings, Characters]):
         """The same without data."""
         return (1, 28, 28)
 
-    def train(self, settings: OmniglotSettings, source: Characters, device: torch.device) -> FewShot:
-        """Characters turned, mirrored and distorted as the run says."""
+    def train(self, settings: OmniglotSettings, source: Characters, device: torch.device) -> TaskFamily:
+        """Characters turned, mirrored and distorted as the run says; those to train on, where there is a split."""
+        source = source if settings.split is None else split_omniglot(source, settings.split).train
+        if settings.varied:
+            table = _table(settings, source, device, rotations=settings.rotations, mirrored=settings.mirrored)
+            return settings.varied_episodes(
+                table, device, augment=settings.augment, augment_classes=settings.augment_classes
+            )
         return FewShot(
             source,
             ways=settings.ways,
@@ -68,8 +91,21 @@ class OmniglotFamily(Family[OmniglotSettings, Characters]):
         )
 
     def tests(self, settings: OmniglotSettings, source: Characters, device: torch.device) -> dict[str, TaskFamily]:
-        """Characters as they are."""
-        episodes = FewShot(
+        """Characters as they are; of a split those to test on, and those to validate on."""
+        if settings.split is not None:
+            parts = split_omniglot(source, settings.split)
+            unseen = {"episodes of the test characters": parts.test}
+            if parts.validation is not None:
+                unseen["episodes of the validation characters"] = parts.validation
+            return {title: self._upright(settings, part, device) for title, part in unseen.items()}
+        return {"new episodes of the characters trained on": self._upright(settings, source, device)}
+
+    @staticmethod
+    def _upright(settings: OmniglotSettings, source: Characters, device: torch.device) -> TaskFamily:
+        """Neither turned nor distorted."""
+        if settings.varied:
+            return settings.varied_episodes(_table(settings, source, device), device)
+        return FewShot(
             source,
             ways=settings.ways,
             shots=settings.shots,
@@ -77,14 +113,34 @@ class OmniglotFamily(Family[OmniglotSettings, Characters]):
             within_alphabet=settings.within_alphabet,
             device=device,
         )
-        return {"new episodes of the characters trained on": episodes}
 
     def example(self, settings: OmniglotSettings, device: torch.device) -> Episodes:
         """Random images."""
         return random_images(settings.ways, settings.training_shots, settings.queries, settings.shape, device)
 
 
+def _table(
+    settings: OmniglotSettings, source: Characters, device: torch.device, *, rotations: bool = False,
+    mirrored: bool = False,
+) -> ClassTable:  # fmt: skip
+    fewest = settings.ways if settings.fewest_ways is None else settings.fewest_ways
+    return character_table(
+        source, ways=fewest, within_alphabet=settings.within_alphabet, rotations=rotations, mirrored=mirrored,
+        device=device,
+    )  # fmt: skip
+
+
 _FEW_SHOT = {"ways": 5, "shots": 1, "rotations": True}
+
+_MAML_5W1S = {
+    **_FEW_SHOT,
+    "queries": 1,
+    "inner_lr": 2.0,
+    "inner_steps": 1,
+    "iterations": 60_000,
+    "meta_batch": 32,
+    "eval_steps": 10,
+}
 
 OMNIGLOT = OmniglotFamily(
     settings_type=OmniglotSettings,
@@ -134,17 +190,19 @@ OMNIGLOT = OmniglotFamily(
             "Settings chosen on Sanskrit, left out of small2.",
         ),
         "maml-5w1s": PresetSettings(
-            {
-                **_FEW_SHOT,
-                "queries": 1,
-                "inner_lr": 2.0,
-                "inner_steps": 1,
-                "iterations": 60_000,
-                "meta_batch": 32,
-                "eval_steps": 10,
-            },
+            _MAML_5W1S,
             "cbfinn/maml, main.py: 5 ways, 1 shot, meta-batch 32, 60,000 iterations, one step of 0.4 (2.0 here, "
             "where a loss is a mean), strided convolutions, 10 steps in evaluation.",
+        ),
+        "maml-5w1s-finn": PresetSettings(
+            {**_MAML_5W1S, "split": "finn"},
+            "cbfinn/maml, main.py, as maml-5w1s: trained on 1,100 of 1,200 random characters and their turns, 100 to "
+            "validate on, 423 to test on. --data names both of Omniglot's zip files.",
+        ),
+        "maml-5w1s-alphabets": PresetSettings(
+            {**_MAML_5W1S, "split": "alphabets"},
+            "Lake et al. 2015 for the split, cbfinn/maml for the rest, as maml-5w1s: trained on the 30 background "
+            "alphabets, tested on the 20 evaluation alphabets. --data names both of Omniglot's zip files.",
         ),
         "maml-20w1s": PresetSettings(
             {

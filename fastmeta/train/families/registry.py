@@ -10,6 +10,7 @@ from .clusters import CLUSTER
 from .glyphs import GLYPHS
 from .inr import INR
 from .labelled import LABELLED
+from .mixed import MIXED
 from .omniglot import OMNIGLOT
 from .pretexts import SSL_IMAGES
 from .series import SSL_SERIES
@@ -31,6 +32,7 @@ FAMILIES: dict[str, Family[Any, Any]] = {
         SSL_SERIES,
         SSL_TEXT,
         INR,
+        MIXED,
     )
 }
 """By the name that `fastmeta train` takes."""

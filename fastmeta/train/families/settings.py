@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
+
 from fastmeta.models import MODELS
+from fastmeta.tasks import ClassTable, VariedEpisodes
 from fastmeta.tasks.base import check_count
 from fastmeta.train.run_config import check_fields
 
@@ -29,7 +32,10 @@ class TaskSettings:
     models: ClassVar[tuple[str, ...]]
 
     model: str = network("")
-    shots: int = field(default=10, metadata={"help": "support samples of a task, per class where there are classes"})
+    shots: int = field(
+        default=10,
+        metadata={"help": "support samples of a task, per class where there are classes", "fewest": "fewest_shots"},
+    )
     queries: int = field(default=10, metadata={"help": "query samples of a task, per class where there are classes"})
     shape: tuple[int, ...] = field(default=(), metadata={"flag": False})
 
@@ -62,7 +68,7 @@ class ClassSettings(TaskSettings):
     """Tasks of classes of images."""
 
     channels: int = field(default=64, metadata={"help": "filters of each convolution"})
-    ways: int = field(default=5, metadata={"help": "classes of a task"})
+    ways: int = field(default=5, metadata={"help": "classes of a task", "fewest": "fewest_ways"})
 
     @property
     def size(self) -> str:
@@ -74,7 +80,7 @@ class ClassSettings(TaskSettings):
 class ClassifierSettings(ClassSettings):
     """Few-shot classification of images."""
 
-    models: ClassVar[tuple[str, ...]] = ("conv4", "conv4-flat", "conv4-pooled", "resnet18")
+    models: ClassVar[tuple[str, ...]] = ("conv4", "conv4-flat", "conv4-pooled", "conv4-padded", "resnet18")
 
     model: str = network("conv4")
     zero_head: bool = field(default=False, metadata={"help": "start a classifier's last layer at zero"})
@@ -83,6 +89,63 @@ class ClassifierSettings(ClassSettings):
     def head_starts_at_zero(self) -> bool:
         """Whether the network ends in a linear layer whose weights start at zero."""
         return self.zero_head
+
+
+@dataclass(frozen=True, kw_only=True)
+class Varied(ClassSettings):
+    """Tasks whose ways and shots may differ, up to `ways` and `shots`."""
+
+    fewest_ways: int | None = field(default=None, metadata={"flag": False, "automatic": True})
+    fewest_shots: int | None = field(default=None, metadata={"flag": False, "automatic": True})
+    imbalance: float | None = field(
+        default=None,
+        metadata={
+            "help": "how uneven the classes of a task are in support samples; 0: all even, 2: as in Meta-Dataset",
+            "automatic": True,
+        },
+    )
+    support_limit: int | None = field(
+        default=None, metadata={"help": "most support samples of tasks whose sizes vary; 0: none", "automatic": True}
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.support_limit is not None and not self.varied:
+            raise ValueError(
+                "support_limit is for tasks whose sizes vary; ask for a range of ways or shots (--shots 1:10), or "
+                "leave it out"
+            )
+
+    @property
+    def varied(self) -> bool:
+        """Whether tasks differ in size, so that they are padded."""
+        return self.fewest_ways is not None or self.fewest_shots is not None or self.imbalance is not None
+
+    def varied_episodes(
+        self, table: ClassTable, device: torch.device, *, augment: float = 0.0, augment_classes: float = 0.0
+    ) -> VariedEpisodes:
+        """Tasks of these sizes, of the classes of a table."""
+        return VariedEpisodes(
+            table,
+            ways=(self.ways if self.fewest_ways is None else self.fewest_ways, self.ways),
+            shots=(self.shots if self.fewest_shots is None else self.fewest_shots, self.shots),
+            queries=self.queries,
+            imbalance=1.0 if self.imbalance is None else self.imbalance,
+            support_limit=self.support_limit,
+            device=device,
+            augment=augment,
+            augment_classes=augment_classes,
+        )
+
+    @property
+    def size(self) -> str:
+        """A task's samples in words."""
+        ways, shots = (
+            str(most) if fewest is None else f"{fewest}:{most}"
+            for fewest, most in ((self.fewest_ways, self.ways), (self.fewest_shots, self.shots))
+        )
+        uneven = f", imbalance {self.imbalance:g}" if self.imbalance is not None else ""
+        return f"{ways}-way {shots}-shot{uneven}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -99,6 +99,7 @@ class Method(Generic[S]):
         inner_loop: tasks are adapted to by inner steps; else their number means nothing.
         bn_statistics: it offers the choice of this name.
         classifies: it needs tasks of classes.
+        padded: tasks may be of different sizes, so that some samples are padding without a label.
         longer: more inner steps can be taken in evaluation than in training.
         presets: by task family: what differs from the family's own preset, and where it comes from.
         published: figures to print beside measured ones.
@@ -112,6 +113,7 @@ class Method(Generic[S]):
     inner_loop: bool = True
     bn_statistics: bool = True
     classifies: bool = False
+    padded: bool = True
     longer: bool = True
     presets: Mapping[str, PresetSettings] = field(default_factory=dict)
     published: Mapping[Setting, Published] = field(default_factory=dict)

@@ -65,6 +65,7 @@ METAGAN = Method(
     episodes=_episodes,
     bn_statistics=False,
     classifies=True,
+    padded=False,
     presets={
         "omniglot": PresetSettings(
             {"inner_lr": 0.4, "inner_steps": 3, "eval_steps": 3},

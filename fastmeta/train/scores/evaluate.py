@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fastmeta.algorithms.base import MetaLearner
+from fastmeta.tasks import VariedEpisodes
 from fastmeta.tasks.base import Episodes, TaskFamily, check_count
 
 TEST_SEED = 1729
@@ -105,6 +106,8 @@ def evaluate(
     Raises:
         ValueError: for a count below 1, or negative steps.
     """
+    if isinstance(family, VariedEpisodes):
+        family.check(algorithm.module)
     drawn = draw(family, episodes=episodes, meta_batch=meta_batch, seed=seed)
     return evaluate_episodes(algorithm, drawn, steps=steps, measure=measure, worst=worst)
 
