@@ -27,10 +27,10 @@ Run = Callable[[Any, str, tuple[int, ...], tuple[Any, ...], dict[str, Any]], Any
 
 def _on_device(kernel: Any, label: str, grid: tuple[int, ...], args: tuple[Any, ...], options: dict[str, Any]) -> Any:
     """What Triton compiled; None in the interpreter."""
-    if not isinstance(kernel, JITFunction):
-        with np.errstate(all="ignore"):  # the interpreter is NumPy, and NaN a result like any other
-            return kernel[grid](*args, **options)
     try:
+        if not isinstance(kernel, JITFunction):
+            with np.errstate(all="ignore"):  # the interpreter is NumPy, and NaN a result like any other
+                return kernel[grid](*args, **options)
         with on_card(args[0]):
             return kernel[grid](*args, **options)
     except OutOfResources as error:

@@ -71,7 +71,7 @@ SLOW: dict[str, tuple[str, ...]] = {
     "tests/kernels/test_kernels_races.py::test_convolutions": ("adam",),
     "tests/kernels/test_kernels_races.py::test_shapes_of_convolutions": ("stride 2, odd sides",),
     "tests/kernels/test_kernels_races.py::test_a_barrier_that_is_taken_out_leaves_a_race": (
-        "all have read*of this bias",
+        "as in *",
         "the next layer*",
         "total.*",
     ),

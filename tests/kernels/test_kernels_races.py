@@ -188,7 +188,7 @@ def rows_by_several_programs():
 
 BARRIERS = {
     "adjoint_kernel": ("registers", lambda: perceptron("sinusoid")),
-    "all have read λ, of which `forward_dot` and this made v": ("registers", lambda: perceptron("sinusoid")),
+    "as in `weight_back`": ("registers", lambda: perceptron("sinusoid")),
     "v is read below": ("scratch", lambda: perceptron("adam")),
     "mlp_scratch.layer_forward:": ("scratch", lambda: perceptron("sinusoid")),
     "mlp_scratch.layer_backward:": ("scratch", lambda: perceptron("sinusoid")),
