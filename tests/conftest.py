@@ -75,6 +75,17 @@ SLOW: dict[str, tuple[str, ...]] = {
         "the next layer*",
         "total.*",
     ),
+    "tests/kernels/test_kernels_mlp_tiles.py::test_classification_by_one_warp": ("one sample of width 1",),
+    "tests/kernels/test_kernels_mlp_tiles.py::test_regression_by_one_warp": ("adam", "nesterov"),
+    "tests/kernels/test_kernels_mlp_tiles.py::test_three_products_of_tf32_are_as_good_as_float32": ("momentum",),
+    "tests/engine/backends/test_taped.py::test_launches_made_again_train_as_new_ones_do": (
+        "rates, first order, chunked",
+    ),
+    "tests/engine/backends/test_taped.py::test_parameters_in_other_memory_and_of_other_strides_are_read": (),
+    "tests/engine/backends/test_taped.py::test_evaluation_has_a_tape_of_its_own_in_any_mode": (),
+    "tests/engine/backends/test_taped.py::test_threads_take_turns": (),
+    "tests/engine/backends/test_taped.py::test_without_memory_for_it_there_is_no_tape": (),
+    "tests/algorithms/test_accumulate.py::test_kernels": ("fomaml", "reptile"),
     "tests/kernels/test_kernels_matrix.py::test_a_meta_step_and_learners": (
         "*-mlp_loop",
         "maml-*-linear",

@@ -21,9 +21,9 @@ class StandIn(TorchBackend):
         super().__init__(engine, tasks, chunk=options.task_chunk, compiled=False)
         self.runs_by, self.machine = "kernels", machine
 
-    def meta_step(self, at, support, query, context, *, keep):
+    def meta_step(self, at, support, query, context, *, keep, shares=True):
         self.machine.calls += 1
-        return self.machine.spoil(super().meta_step(at, support, query, context, keep=keep))
+        return self.machine.spoil(super().meta_step(at, support, query, context, keep=keep, shares=shares))
 
     def adapt(self, at, support, context, *, keep):
         self.machine.calls += 1

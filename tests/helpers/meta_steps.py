@@ -62,9 +62,11 @@ def step(learner, batch):
     out.loss.backward()
     grads = {name: p.grad.clone() for name, p in learner.module.named_parameters() if p.grad is not None}
     learned = learner.learned
-    if isinstance(learned, fastmeta.PerParameter):  # whose row is padded as its dtype wants it
+    if (
+        isinstance(learned, fastmeta.PerParameter) and learned.values.grad is not None
+    ):  # whose row is padded as its dtype wants it
         grads |= {f"learned.{name}": g.clone() for name, g in learned.named(learned.values.grad).items()}
-    elif learned is not None:
+    elif learned is not None and not isinstance(learned, fastmeta.PerParameter):
         grads |= {f"learned.{name}": p.grad.clone() for name, p in learned.named_parameters() if p.grad is not None}
     return Results(out.task_losses.detach(), grads, out.outputs)
 
