@@ -41,7 +41,7 @@ def compiled(target: str, workloads: Sequence[str], precisions: Sequence[str]) -
 
 LOOP = ("adapt_kernel", "apply_kernel", "adjoint_kernel")
 SPILLS = {("sm_80", "float32", kernel) for kernel in ("adapt_kernel", "apply_kernel")}
-"""Known, up to the committed rows' 400 bytes (Triton 3.9): three products of tf32 hold more than sm_80 has registers."""
+"""Known, 400 bytes in the committed rows (Triton 3.9): three products of tf32 hold more than there are registers."""
 
 
 def problems(rows: Sequence[Row]) -> list[str]:

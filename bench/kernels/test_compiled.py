@@ -99,7 +99,7 @@ def test_no_kernel_of_conv4_spills_or_gets_worse():
 
 
 def test_committed_rows_of_convolutions_hold_what_they_must():
-    """No spill; warp-group products on sm_90, but for gradients of filters in tf32 or of fewer than a group's 64 rows."""
+    """No spill; warp-group products on sm_90, but for filters' gradients in tf32 or of fewer than a group's 64 rows."""
     rows = [row for row in known_rows().values() if row["workload"] in CONVOLUTIONAL]
     if not rows:
         pytest.skip("there are no rows of this Triton")
