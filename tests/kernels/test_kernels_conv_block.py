@@ -241,6 +241,13 @@ def test_images_beyond_84_are_refused():
 
 
 @pytest.mark.usefixtures("wide_tiles")
-@pytest.mark.golden("conv4*")
+@pytest.mark.golden("conv4*k[12]")
 def test_golden(golden):
+    check_golden(golden)
+
+
+@pytest.mark.nightly  # minutes of the interpreter's
+@pytest.mark.usefixtures("wide_tiles")
+@pytest.mark.golden("conv4*k3")
+def test_golden_of_three_steps(golden):
     check_golden(golden)
