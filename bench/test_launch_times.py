@@ -131,8 +131,9 @@ def test_a_sweep_compiles_all_pairs_first_and_measures_each_code_once(monkeypatc
         assert limit_s == 60
         assert preload
         for place, job in reversed([*enumerate(jobs)]):
-            asked.append((job.args[0].name, job.keywords["forced"], job.keywords["share"]))
-            warps, share = job.keywords["forced"].get("num_warps", 8), job.keywords["share"]
+            name, config, _ = job.args
+            asked.append((name, config, job.keywords["share"]))
+            warps, share = config.forced.get("num_warps", 8), job.keywords["share"]
             if (warps, share) == (16, 2):
                 yield Done(place, None, "its process ended with status 1")
             else:
