@@ -85,12 +85,16 @@ def test_bytes_of_images_are_distinguished_from_those_of_parameters():
 
 
 def test_blocks_move_little_more_than_fused_layers_must():
-    """Conv4 with a quarter of the channels, as nothing an image depends on their number but in proportion."""
+    """Conv4 with a quarter of the channels, as nothing an image depends on their number but in proportion.
+
+    A filter's gradient reads again what the image's has read: in one launch they moved 1.23 times the least, but could
+    not be pipelined (kernels/README.md).
+    """
     narrow = replace(WORKLOADS["omniglot-5w1s"], width=16, tasks=32, support=20, query=20, steps=5)
     found = per_image(narrow, images=2)
     least = {GRADIENT: found.fused.gradient, QUERY: found.fused.gradient, PRODUCT: found.fused.hessian_product}
     for name, fused in least.items():
-        assert fused < found.phases[name].image_bytes < 1.3 * fused
+        assert fused < found.phases[name].image_bytes < 1.4 * fused
 
 
 def test_fused_bytes_are_what_the_floors_of_the_workloads_were_made_of():
