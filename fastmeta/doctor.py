@@ -16,11 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastmeta import MAML, SGD, __version__
+from fastmeta.cache import PLACE
 from fastmeta.engine.auto import machine_of
 from fastmeta.engine.backends import choose
 from fastmeta.engine.backends.base import Planned
 from fastmeta.engine.backends.perceptron import NotTaken
-from fastmeta.engine.backends.verdicts import PLACE, VerdictStore
+from fastmeta.engine.backends.verdicts import VerdictStore
 from fastmeta.engine.batch import TaskBatch
 from fastmeta.models.few_shot import sinusoid_mlp
 from fastmeta.models.siren import siren

@@ -83,7 +83,7 @@ def loop_warps(dims: tuple[int, ...], samples: int, tasks: int) -> int:
     useful = rows * widest // 128
     held = rows // 16 * sum(-(-width // 16) for width in dims[1:] if width > 1)
     warps = 8 if tasks <= PROCESSORS or held > MOST_TILES else 4 if tasks <= 2 * PROCESSORS else 1
-    return min(max(warps, FEWEST_WARPS), useful) if warps > 1 or FEWEST_WARPS > 1 else 1
+    return min(max(warps, FEWEST_WARPS), useful)
 
 
 FEWEST_WARPS = 8

@@ -16,6 +16,7 @@ FOLDERS = ("fastmeta", "kernels", "bench", "tests")
 # without a module.
 LAYERS: dict[str, tuple[str, ...]] = {
     "fastmeta.internals": (),
+    "fastmeta.cache": (),
     "fastmeta.inner_step": (),
     "fastmeta.stateless": ("fastmeta.inner_step",),
     "fastmeta.trajectories": (),
@@ -28,7 +29,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "fastmeta.ops": (),
     "fastmeta.optim": (),
     "fastmeta.models": (),
-    "fastmeta.tasks": ("fastmeta.trajectories",),
+    "fastmeta.tasks": ("fastmeta.trajectories", "fastmeta.cache"),
     "fastmeta.program": ("fastmeta.ops", "fastmeta.stateless", "fastmeta.inner_step"),
     "fastmeta.engine": (
         "fastmeta.program",
@@ -39,7 +40,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "fastmeta.engine.backends": (
         *("fastmeta.engine", "fastmeta.program", "fastmeta.ops", "fastmeta.optim"),
-        *("fastmeta.kernels", "fastmeta.reference", "fastmeta.stateless", "fastmeta.implicit"),
+        *("fastmeta.kernels", "fastmeta.reference", "fastmeta.stateless", "fastmeta.implicit", "fastmeta.cache"),
     ),
     "fastmeta.engine.planning": (
         *("fastmeta.engine", "fastmeta.engine.backends", "fastmeta.program", "fastmeta.reference"),
@@ -80,6 +81,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "fastmeta": ("fastmeta.algorithms", "fastmeta.optim", "fastmeta.trajectories"),
     "fastmeta.doctor": (  # looks at what runs a program
         *("fastmeta", "fastmeta.engine", "fastmeta.engine.auto", "fastmeta.engine.backends", "fastmeta.models"),
+        "fastmeta.cache",
     ),
     "fastmeta.train": (
         *("fastmeta", "fastmeta.algorithms", "fastmeta.optim", "fastmeta.tasks", "fastmeta.models"),

@@ -19,8 +19,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-PLACE = "FASTMETA_CACHE"
-"""The environment variable that names the folder."""
+from fastmeta.cache import cache_folder
 
 FORMAT = 1
 MOST_FILES = 512
@@ -143,20 +142,6 @@ def _number(x: Any) -> float:
     if isinstance(x, bool) or not isinstance(x, int | float):
         raise TypeError(f"a number was expected, got {x!r}")
     return float(x)
-
-
-def cache_folder() -> Path:
-    """Where fastmeta keeps what it found: `FASTMETA_CACHE`, or `fastmeta` in `XDG_CACHE_HOME` or `~/.cache`.
-
-    Raises:
-        RuntimeError: there is no home folder.
-    """
-    if place := os.environ.get(PLACE):
-        return Path(place).expanduser().absolute()
-    base = os.environ.get("XDG_CACHE_HOME", "")
-    if base and Path(base).is_absolute():  # the specification has a relative one ignored
-        return Path(base) / "fastmeta"
-    return Path.home() / ".cache" / "fastmeta"
 
 
 class VerdictStore:

@@ -12,16 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fastmeta.cache import PLACE, cache_folder
+
 FROM_BYTES = 64 * 2**20
 """Sets of images that take less are decoded anew each time, and kept in memory."""
-
-
-def folder() -> Path:
-    """Where decoded images are kept: `FASTMETA_CACHE`, else `fastmeta` in the user's cache folder."""
-    named = os.environ.get("FASTMETA_CACHE")
-    if named:
-        return Path(named)
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "fastmeta"
 
 
 def mapped(path: Path) -> Tensor:
@@ -56,7 +50,7 @@ def stored(pictures: Iterable[np.ndarray], shape: tuple[int, ...], fingerprint: 
         for row, picture in enumerate(pictures):
             pixels[row] = picture
         return torch.from_numpy(pixels), False
-    path = folder() / f"images-{fingerprint}.npy"
+    path = cache_folder() / f"images-{fingerprint}.npy"
     if not path.exists():
         _write(path, pictures, shape)
     return mapped(path), True
@@ -78,7 +72,7 @@ def _write(path: Path, pictures: Iterable[np.ndarray], shape: tuple[int, ...]) -
         raise OSError(
             error.errno,
             f"{error.strerror} while {np.prod(shape, dtype=np.int64) / 2**20:,.0f} MiB of decoded images were written; "
-            "make room, or name another folder by FASTMETA_CACHE",
+            f"make room, or name another folder by {PLACE}",
             str(path),
         ) from error
     finally:
@@ -89,7 +83,7 @@ def spooled(shape: tuple[int, ...]) -> Tensor:
     """Room for images that are about to be read: in memory, or, where they are many, in a file that goes with it."""
     if np.prod(shape, dtype=np.int64) < FROM_BYTES:
         return torch.empty(shape, dtype=torch.uint8)
-    place = folder()
+    place = cache_folder()
     place.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=place) as file:
         return torch.from_numpy(np.memmap(file, dtype=np.uint8, mode="w+", shape=shape))

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from fastmeta.cache import PLACE, cache_folder
 from fastmeta.engine.backends import verdicts
-from fastmeta.engine.backends.verdicts import Compared, KernelVerdict, VerdictStore, cache_folder
+from fastmeta.engine.backends.verdicts import Compared, KernelVerdict, VerdictStore
 
 FACTS = {"device": {"name": "a GPU"}, "shapes": [[[3, 7, 2], "torch.float32"]], "rates": [(1, 1)]}
 VERDICT = KernelVerdict(
@@ -27,7 +28,7 @@ VERDICT = KernelVerdict(
 @pytest.fixture
 def place(tmp_path, monkeypatch) -> Path:
     """Where the cache is: a folder that is not there yet."""
-    monkeypatch.setenv(verdicts.PLACE, str(tmp_path / "a" / "cache"))
+    monkeypatch.setenv(PLACE, str(tmp_path / "a" / "cache"))
     return tmp_path / "a" / "cache"
 
 
@@ -148,10 +149,13 @@ def test_the_folder_stays_small(monkeypatch):
     assert fresh.exists()
 
 
-# The module by itself, which starts in a tenth of a second.
+# The module by itself, without torch: it starts in a tenth of a second.
 PROCESS = """
-import importlib.util, sys
+import importlib.util, sys, types
+from pathlib import Path
 path, mine, start = sys.argv[1], int(sys.argv[2]), float(sys.argv[3])
+sys.modules["fastmeta"] = package = types.ModuleType("fastmeta")
+package.__path__ = [str(Path(path).parents[2])]
 spec = importlib.util.spec_from_file_location("verdicts", path)
 verdicts = sys.modules["verdicts"] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(verdicts)
@@ -190,14 +194,14 @@ def test_many_processes_at_once(place):
 
 def test_the_place(monkeypatch, tmp_path):
     monkeypatch.setenv("HOME", str(tmp_path))
-    for name in (verdicts.PLACE, "XDG_CACHE_HOME"):
+    for name in (PLACE, "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     assert cache_folder() == tmp_path / ".cache" / "fastmeta"
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
     assert cache_folder() == tmp_path / ".cache" / "fastmeta"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
     assert cache_folder() == tmp_path / "xdg" / "fastmeta"
-    monkeypatch.setenv(verdicts.PLACE, "~/mine")
+    monkeypatch.setenv(PLACE, "~/mine")
     assert cache_folder() == tmp_path / "mine"
 
 
@@ -206,7 +210,7 @@ def test_without_a_home_nothing_is_kept(monkeypatch):
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.setattr(Path, "home", no_home)
-    for name in (verdicts.PLACE, "XDG_CACHE_HOME"):
+    for name in (PLACE, "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
     store = VerdictStore()
     store.put(FACTS, VERDICT)
