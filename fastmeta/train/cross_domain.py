@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from fastmeta.tasks import ClassEpisodes, Images, TaskFamily, load_images
+from fastmeta.tasks import Images, TaskFamily, load_images
 from fastmeta.tasks.datasets.omniglot import holds_omniglot
 
 from .config import RunConfig
@@ -42,9 +42,7 @@ def episodes_of(config: RunConfig, images: Images, device: torch.device) -> Task
     assert isinstance(settings, ClassifierSettings)
     if isinstance(settings, Varied) and settings.varied:
         return settings.varied_episodes(images.table(), device)
-    return ClassEpisodes(
-        images.table(), ways=settings.ways, shots=settings.shots, queries=settings.queries, device=device
-    )
+    return settings.episodes(images.table(), device)
 
 
 def _may_be_omniglot(path: Path) -> bool:

@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 
 import torch
 
-from fastmeta.tasks import UMTRA, ClassEpisodes, Episodes, Images, TaskFamily, draw_glyphs, load_images
+from fastmeta.tasks import UMTRA, Episodes, Images, TaskFamily, draw_glyphs, load_images
 from fastmeta.tasks.base import split_count
 from fastmeta.tasks.cactus import Clustered
 
@@ -115,11 +115,4 @@ def label_tests(settings: ImageSettings, source: Images | Clustered, device: tor
         return {"tasks of its own, as the images have no labels": UMTRA(images, ways=ways, device=device)}
     check_classes(settings, source, train=1, test=ways, reason=f"{ways} ways")
     title = "labelled episodes" if unseen is images else "labelled episodes of unseen classes"
-    return {f"{title}, {settings.size}": labelled_episodes(settings, unseen, device)}
-
-
-def labelled_episodes(settings: ImageSettings, images: Images, device: torch.device) -> ClassEpisodes:
-    """Episodes of labelled images as they are."""
-    return ClassEpisodes(
-        images.table(), ways=settings.ways, shots=settings.shots, queries=settings.queries, device=device
-    )
+    return {f"{title}, {settings.size}": settings.episodes(unseen.table(), device)}

@@ -59,9 +59,7 @@ class LabelledFamily(ImageFamily[LabelledSettings]):
         """Episodes of the classes kept for evaluation; where the data is divided, of its test and validation parts."""
         self._check(settings, source)
         return {
-            title: ClassEpisodes(
-                source.table(rows), ways=settings.ways, shots=settings.shots, queries=settings.queries, device=device
-            )
+            title: settings.episodes(source.table(rows), device)
             for title, rows in self._scored(settings, source).items()
         }
 

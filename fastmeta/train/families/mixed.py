@@ -10,7 +10,7 @@ from typing import ClassVar
 
 import torch
 
-from fastmeta.tasks import ClassEpisodes, Episodes, Images, Mixture, TaskFamily, load_images
+from fastmeta.tasks import Episodes, Images, Mixture, TaskFamily, load_images
 from fastmeta.tasks.base import split_count
 from fastmeta.tasks.cross_domain import difference, matched
 from fastmeta.tasks.mixture import check_weights
@@ -98,7 +98,8 @@ class MixedFamily(Family[MixedSettings, Sources]):
         """Tasks of each source's classes to learn from, by weight."""
         weights = None if settings.weights is None else [float(weight) for weight in settings.weights]
         tasks = [
-            _episodes(settings, _split(settings, part)[0], settings.training_shots, device) for part in source.parts
+            settings.episodes(_split(settings, part)[0].table(), device, shots=settings.training_shots)
+            for part in source.parts
         ]
         return Mixture(tasks, weights=weights)
 
@@ -106,9 +107,7 @@ class MixedFamily(Family[MixedSettings, Sources]):
         """Unseen classes, source by source."""
         what = "episodes of unseen classes" if settings.held_out else "new episodes"
         return {
-            f"{what} of {part.title}, {settings.size}": _episodes(
-                settings, _split(settings, part)[1], settings.shots, device
-            )
+            f"{what} of {part.title}, {settings.size}": settings.episodes(_split(settings, part)[1].table(), device)
             for part in source.parts
         }
 
@@ -132,10 +131,6 @@ def _split(settings: MixedSettings, images: Images) -> tuple[Images, Images]:
         reason=f"{settings.ways} ways", remedy="ask for fewer ways (--ways) or give images of more classes",
     )  # fmt: skip
     return images.split_classes(settings.held_out)
-
-
-def _episodes(settings: MixedSettings, images: Images, shots: int, device: torch.device) -> ClassEpisodes:
-    return ClassEpisodes(images.table(), ways=settings.ways, shots=shots, queries=settings.queries, device=device)
 
 
 MIXED = MixedFamily(

@@ -12,7 +12,7 @@ from fastmeta.tasks.base import split_count
 
 from .base import PresetSettings
 from .held_out import check_left
-from .images import IMAGE_DATA, ImageFamily, ImageSettings, labelled_episodes, split_by_image
+from .images import IMAGE_DATA, ImageFamily, ImageSettings, split_by_image
 from .settings import Augmented, ClassifierSettings, TrainShots
 
 
@@ -78,7 +78,7 @@ class PretextFamily(ImageFamily[PretextSettings]):
         }
         labelled = _of_large_classes(unseen, shots + queries)
         if labelled.labels is not None and len(labelled.labels.unique()) >= ways:
-            tests[f"labels, {settings.size}"] = labelled_episodes(settings, labelled, device)
+            tests[f"labels, {settings.size}"] = settings.episodes(labelled.table(), device)
         return tests
 
     def probe(self, settings: PretextSettings, source: Images) -> tuple[Images, Images] | None:

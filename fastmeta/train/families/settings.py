@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from fastmeta.models import MODELS
-from fastmeta.tasks import ClassTable, VariedEpisodes
+from fastmeta.tasks import ClassEpisodes, ClassTable, VariedEpisodes
 from fastmeta.tasks.base import check_count
 from fastmeta.train.run_config import check_fields
 
@@ -69,6 +69,11 @@ class ClassSettings(TaskSettings):
 
     channels: int = field(default=64, metadata={"help": "filters of each convolution"})
     ways: int = field(default=5, metadata={"help": "classes of a task", "fewest": "fewest_ways"})
+
+    def episodes(self, table: ClassTable, device: torch.device, *, shots: int | None = None) -> ClassEpisodes:
+        """Tasks of the classes of a table, its images as they are; `shots` of None are those that are scored on."""
+        shots = self.shots if shots is None else shots
+        return ClassEpisodes(table, ways=self.ways, shots=shots, queries=self.queries, device=device)
 
     @property
     def size(self) -> str:
